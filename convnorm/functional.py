@@ -1,0 +1,265 @@
+"""The mathematics of ConvNorm as pure functions of a convolution kernel.
+
+Liu, Li, Zhai, You, Zhu, Fernandez-Granda, Qu: "Convolutional Normalization: Improving Deep
+Convolutional Network Robustness and Training", NeurIPS 2021 (arXiv 2103.00673). With c_o the
+convolution by the kernels W_o1 ... W_oI of output channel o, and hats for the DFT on a grid:
+
+    P_o(w) = sum_i |W^_oi(w)|^2                       spectral energy
+    G_o(w) = (P_o(w) + eps * |W_o|^2)^(-1/2)          gain; |W_o|^2 is the mean of P_o over w
+    y_o    = irfft2(G_o * rfft2(c_o))                 circular filter
+
+P_o is the DFT of the kernel's autocorrelation, which has only (2k-1)^2 numbers; so no kernel is
+ever padded to the grid. All of it runs in float32 or float64, whatever the autocast state.
+"""
+
+import math
+from collections.abc import Callable
+from functools import lru_cache, wraps
+
+import torch
+import torch.nn.functional as F
+
+# Up to this many grid points the filter is one matrix per channel, beyond it a pair of FFTs.
+# Measured on a CPU (scripts/bench_speed.py layer): even at 10 x 10, the matrix ahead below.
+MATRIX_MAX_POINTS = 128
+
+Pair = tuple[int, int]
+GRIDS = ("full", "native")
+
+
+def _table(build: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Keep the constant tensors that `build` makes; no inference tensors, which autograd refuses.
+
+    A compiler traces `build` itself: it takes caches for a hazard and fuses what is built.
+    """
+    cached = lru_cache(maxsize=256)(torch.inference_mode(False)(build))
+
+    @wraps(build)
+    def table(*key) -> torch.Tensor:
+        return build(*key) if torch.compiler.is_compiling() else cached(*key)
+
+    return table
+
+
+@_table
+def _offset_indicator(kernel: Pair, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """0/1 matrix that sums the entries of a Gram matrix over taps p, q by their offset q - p.
+
+    Shape (K * K, (2 k_h - 1)(2 k_w - 1)) with K = k_h * k_w taps; offset zero is in the middle.
+    """
+    height, width = kernel
+    y = torch.arange(height).repeat_interleave(width)
+    x = torch.arange(width).repeat(height)
+    dy = (y[None, :] - y[:, None]) + height - 1
+    dx = (x[None, :] - x[:, None]) + width - 1
+    offset = (dy * (2 * width - 1) + dx).flatten()
+    return F.one_hot(offset, (2 * height - 1) * (2 * width - 1)).to(device, dtype)
+
+
+@_table
+def _cosines(
+    kernel: Pair, grid: Pair, dilation: Pair, stride: Pair, device: torch.device, dtype: torch.dtype
+) -> torch.Tensor:
+    """cos(w . d / s) for all offsets d of the dilated kernel and all w of the half grid.
+
+    Shape ((2 k_h - 1)(2 k_w - 1), n * (m // 2 + 1)). Rows of offsets that the stride does not
+    divide are zero: subsampling an output keeps its autocorrelation at multiples of the stride.
+    """
+    n, m = grid
+    dy = torch.arange(-(kernel[0] - 1), kernel[0]) * dilation[0]
+    dx = torch.arange(-(kernel[1] - 1), kernel[1]) * dilation[1]
+    kept = (dy % stride[0] == 0)[:, None] & (dx % stride[1] == 0)[None, :]
+    # Phases as exact fractions of a turn: products are reduced as integers before the division.
+    turn_y = ((dy // stride[0])[:, None] * torch.arange(n) % n).double() / n
+    turn_x = ((dx // stride[1])[:, None] * torch.arange(m // 2 + 1) % m).double() / m
+    turns = turn_y[:, None, :, None] + turn_x[None, :, None, :]
+    cosines = torch.cos(2 * math.pi * turns) * kept[:, :, None, None]
+    return cosines.reshape(kept.numel(), -1).to(device, dtype)
+
+
+@_table
+def _circulant_index(
+    grid: Pair, rows: tuple[int, ...], columns: tuple[int, ...], device: torch.device
+) -> torch.Tensor:
+    """Indices into a flattened impulse response (n * m) that make the filter's matrix.
+
+    Shape (kept outputs, n * m): entry (p, q) is the offset p - q on the ring, for the outputs
+    p in `rows` x `columns` and every input q of the grid.
+    """
+    n, m = grid
+    dy = (torch.tensor(rows)[:, None] - torch.arange(n)) % n
+    dx = (torch.tensor(columns)[:, None] - torch.arange(m)) % m
+    index = dy[:, None, :, None] * m + dx[None, :, None, :]
+    return index.reshape(len(rows) * len(columns), n * m).to(device)
+
+
+def autocorrelation(weight: torch.Tensor) -> torch.Tensor:
+    """Sum over input channels of each kernel's autocorrelation.
+
+    weight: (O, I, k_h, k_w). Returns R: (O, 2 k_h - 1, 2 k_w - 1) with
+    R_o[d] = sum_i sum_p W_oi[p] W_oi[p + d]; the middle entry R_o[0] is |W_o|^2.
+    """
+    out_channels, _, height, width = weight.shape
+    taps = weight.flatten(2)
+    gram = torch.bmm(taps.transpose(1, 2), taps).flatten(1)  # (O, K * K)
+    summed = gram @ _offset_indicator((height, width), weight.device, weight.dtype)
+    return summed.view(out_channels, 2 * height - 1, 2 * width - 1)
+
+
+def spectral_energy(
+    weight: torch.Tensor, grid: Pair, dilation: Pair = (1, 1), stride: Pair = (1, 1)
+) -> torch.Tensor:
+    """P of the module docstring on an n x m ring of outputs: (O, n, m // 2 + 1), >= 0.
+
+    With a stride s, the energy that the strided layer has on its own, coarser grid: the mean of
+    the s_h * s_w aliases of P on the fine grid.
+    """
+    correlation = autocorrelation(weight)
+    kernel = (weight.shape[2], weight.shape[3])
+    cosines = _cosines(kernel, grid, dilation, stride, weight.device, weight.dtype)
+    # Rounding can take a zero of the spectrum below zero.
+    return (correlation.flatten(1) @ cosines).clamp(min=0).view(-1, grid[0], grid[1] // 2 + 1)
+
+
+def spectral_gain(
+    weight: torch.Tensor,
+    grid: Pair,
+    dilation: Pair = (1, 1),
+    stride: Pair = (1, 1),
+    eps: float = 1e-6,
+) -> torch.Tensor:
+    """G of the module docstring, real and even: (O, n, m // 2 + 1).
+
+    eps is relative to the mean energy, so the gain of c * W is that of W divided by c, and at
+    most eps**-0.5 / |W_o|. A channel whose kernel is zero has gain 1: its output is zero in any
+    case, and its gradient stays finite.
+    """
+    energy = spectral_energy(weight, grid, dilation, stride)
+    mean = weight.square().sum((1, 2, 3))[:, None, None]
+    tiny = torch.finfo(weight.dtype).tiny
+    energy = torch.where(mean > tiny, energy + eps * mean, 1.0)
+    return energy.clamp(min=tiny).rsqrt()
+
+
+class _FilterFFT(torch.autograd.Function):
+    """irfft2(gain * rfft2(x)) for a gain that takes no gradient.
+
+    The filter is self-adjoint, so its gradient is the same filter: only the gain is saved, and
+    the backward pass avoids the full complex transforms that autograd takes through rfft2.
+    """
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(gain)
+        return torch.fft.irfft2(gain * torch.fft.rfft2(x), s=x.shape[-2:])
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):
+        (gain,) = ctx.saved_tensors
+        return _FilterFFT.apply(grad.contiguous(), gain), None
+
+
+def circular_filter(
+    x: torch.Tensor, gain: torch.Tensor, rows: range | None = None, columns: range | None = None
+) -> torch.Tensor:
+    """Filter each channel on the ring of its own map, and keep some of the outputs.
+
+    x: (N, C, n, m) float32 or float64; gain: (C, n, m // 2 + 1), real and even. Returns
+    (N, C, len(rows), len(columns)); None keeps all.
+    """
+    n, m = x.shape[-2:]
+    rows = range(n) if rows is None else rows
+    columns = range(m) if columns is None else columns
+    if n * m <= MATRIX_MAX_POINTS:
+        response = torch.fft.irfft2(gain, s=(n, m)).flatten(1)  # (C, n * m)
+        index = _circulant_index((n, m), tuple(rows), tuple(columns), x.device)
+        matrix = response[:, index]  # (C, kept, n * m)
+        y = torch.bmm(x.flatten(2).transpose(0, 1), matrix.transpose(1, 2))
+        return y.transpose(0, 1).reshape(*x.shape[:2], len(rows), len(columns))
+    x = x.contiguous()  # channels_last input has failed in compiled FFTs
+    if gain.requires_grad:
+        y = torch.fft.irfft2(gain * torch.fft.rfft2(x), s=(n, m))
+    else:
+        y = _FilterFFT.apply(x, gain)
+    return y[..., rows.start : rows.stop : rows.step, columns.start : columns.stop : columns.step]
+
+
+def check_ring(padding: tuple[int, int, int, int], kernel: Pair, dilation: Pair) -> None:
+    """Raise ValueError if circular padding goes more than once around the map (grid="full")."""
+    left, right, top, bottom = padding
+    reach = tuple(d * (k - 1) for d, k in zip(dilation, kernel, strict=True))
+    if top + bottom > reach[0] or left + right > reach[1]:
+        raise ValueError(
+            f"circular padding of {(top + bottom, left + right)} pixels in all with grid='full' "
+            f"asks for more than one turn of the ring; at most {reach} fits this kernel"
+        )
+
+
+def conv_norm2d(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    stride: Pair = (1, 1),
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0),
+    dilation: Pair = (1, 1),
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    *,
+    grid: str = "full",
+    eps: float = 1e-6,
+    gradient_through_gain: bool = False,
+) -> torch.Tensor:
+    """Convolve, then divide every output channel by its spectrum.
+
+    x: (N, I, H, W); weight: (O, I / groups, k_h, k_w); padding: (left, right, top, bottom), as
+    torch.nn.functional.pad counts; the rest as torch.nn.functional.conv2d. Returns what conv2d
+    would, (N, O, H', W'), in the same dtype. `grid` and the padding modes: see ConvNorm2d.
+    """
+    if grid not in GRIDS:
+        raise ValueError(f"grid must be one of {GRIDS}, not {grid!r}")
+    if x.dim() != 4:
+        raise ValueError(f"the input must be (N, I, H, W), not {tuple(x.shape)}")
+    mode = "constant" if padding_mode == "zeros" else padding_mode
+    extent = [d * (k - 1) + 1 for d, k in zip(dilation, weight.shape[2:], strict=True)]
+    left, right, top, bottom = padding
+    kept = (
+        (x.shape[2] + top + bottom - extent[0]) // stride[0] + 1,
+        (x.shape[3] + left + right - extent[1]) // stride[1] + 1,
+    )
+    if min(kept) < 1:
+        raise ValueError(
+            f"the kernel covers {tuple(extent)} pixels, more than the padded input "
+            f"({x.shape[2] + top + bottom}, {x.shape[3] + left + right})"
+        )
+    if grid == "native":
+        inside = (0, 0)
+        if padding_mode == "zeros" and (left, top) == (right, bottom):
+            inside = (top, left)  # conv2d pads without a copy of the map
+        else:
+            x = F.pad(x, padding, mode)
+        c = F.conv2d(x, weight, None, stride, inside, dilation, groups)
+        first, step, gain_stride = (0, 0), (1, 1), stride
+    elif padding_mode == "circular":
+        # The map is a ring already: one turn of it, started where `padding` says.
+        check_ring(padding, (weight.shape[2], weight.shape[3]), dilation)
+        ring = (left, extent[1] - 1 - left, top, extent[0] - 1 - top)
+        c = F.conv2d(F.pad(x, ring, mode), weight, None, 1, 0, dilation, groups)
+        first, step, gain_stride = (0, 0), stride, (1, 1)
+    else:
+        if padding_mode != "zeros":  # the padded map is the layer's input
+            x = F.pad(x, padding, mode)
+            left = right = top = bottom = 0
+        margin = (max(extent[0] - 1, top, bottom), max(extent[1] - 1, left, right))
+        c = F.conv2d(x, weight, None, 1, margin, dilation, groups)
+        first, step, gain_stride = (margin[0] - top, margin[1] - left), stride, (1, 1)
+    rows, columns = (
+        range(start, start + s * (count - 1) + 1, s)
+        for start, s, count in zip(first, step, kept, strict=True)
+    )
+    with (
+        torch.autocast(x.device.type, enabled=False),
+        torch.set_grad_enabled(torch.is_grad_enabled() and gradient_through_gain),
+    ):
+        kernel = weight if weight.dtype == torch.float64 else weight.float()
+        gain = spectral_gain(kernel, tuple(c.shape[2:]), dilation, gain_stride, eps)
+    with torch.autocast(x.device.type, enabled=False):
+        return circular_filter(c.to(gain.dtype), gain, rows, columns).to(c.dtype)

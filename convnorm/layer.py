@@ -1,0 +1,181 @@
+"""ConvNorm2d: a drop-in nn.Conv2d whose output channels are normalized by their spectrum."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import nn
+
+from convnorm.functional import GRIDS, check_ring, conv_norm2d, spectral_gain
+
+AFFINE_INITS = ("default", "dirac")
+
+
+class ConvNorm2d(nn.Conv2d):
+    """Convolution, spectral normalization of each output channel, then affine and BatchNorm.
+
+    Liu et al., NeurIPS 2021 (arXiv 2103.00673); the formulas are in convnorm.functional. Under
+    circular padding every output channel A_o is an isometry, A_o A_o^T = I, and the layer's
+    operator norm lies in [max(1, sqrt(O/I)), sqrt(O)] for O output and I input channels. It is
+    not 1-Lipschitz, and with other paddings A_o A_o^T = I fails near the border.
+
+    The first arguments are those of nn.Conv2d. Input (N, I, H, W), output as nn.Conv2d's.
+
+    grid: where the filter lives.
+        "full": the published method. The map is convolved with stride 1 and zero padding
+            k_eff - 1, filtered on that (H + k_eff - 1)-grid, then cropped to what `padding`
+            asks for and subsampled by `stride`; k_eff = dilation * (k - 1) + 1. Equal to the
+            reference implementation in training mode (with eps=0).
+        "native": the ordinary, strided convolution, filtered on its own output grid with the
+            energy that a strided layer has there. The same isometry where the stride divides
+            a circular map, at about half the multiplications, but not the same function.
+    affine: a learned depthwise convolution with bias after the filter, of the kernel's size
+        rounded down to odd ("same" padding, so a 4x4 kernel does not shrink the map).
+    affine_init: "default" as nn.Conv2d (published), or "dirac", which starts as the identity.
+    batch_norm: BatchNorm2d at the end.
+    gradient_through_gain: let gradients flow through the gain (published: no).
+    eps: added to the energy, relative to its mean over frequencies; bounds the gain.
+    bias: added after the filter, where it is a plain offset of the channel.
+
+    padding_mode: "zeros" as above. "circular": the map itself is the ring (padding may not
+    exceed k_eff - 1 in all with grid="full": one turn of the ring). "reflect" and "replicate":
+    the padded map is taken as the layer's input.
+
+    The gain is computed from the weight in every forward pass. It is never kept: writes
+    through `weight.data` leave no trace that a cache could check, and it costs little. So the
+    state is the parameters alone, and any input size works at any time.
+
+    Raises ValueError for options that contradict each other.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | Literal["same", "valid"] = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = False,
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        grid: Literal["full", "native"] = "full",
+        affine: bool = True,
+        affine_init: Literal["default", "dirac"] = "default",
+        batch_norm: bool = True,
+        gradient_through_gain: bool = False,
+        eps: float = 1e-6,
+    ):
+        if grid not in GRIDS:
+            raise ValueError(f"grid must be one of {GRIDS}, not {grid!r}")
+        if affine_init not in AFFINE_INITS:
+            raise ValueError(f"affine_init must be one of {AFFINE_INITS}, not {affine_init!r}")
+        if eps < 0:
+            raise ValueError(f"eps must be 0 or more, not {eps}")
+        factory = {"device": device, "dtype": dtype}
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            **factory,
+        )
+        self.grid = grid
+        self.gradient_through_gain = gradient_through_gain
+        self.eps = eps
+        if grid == "full" and padding_mode == "circular":
+            check_ring(self._pads(), self.kernel_size, self.dilation)
+        self.affine = self._depthwise_affine(affine_init, factory) if affine else None
+        self.batch_norm = nn.BatchNorm2d(out_channels, **factory) if batch_norm else None
+
+    @classmethod
+    def from_conv(cls, conv: nn.Conv2d, **options) -> "ConvNorm2d":
+        """Return a ConvNorm2d with the geometry of `conv` and its very parameters."""
+        layer = cls(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,
+            conv.stride,
+            conv.padding,
+            conv.dilation,
+            conv.groups,
+            conv.bias is not None,
+            conv.padding_mode,
+            conv.weight.device,
+            conv.weight.dtype,
+            **options,
+        )
+        layer.weight, layer.bias = conv.weight, conv.bias
+        return layer
+
+    def _depthwise_affine(self, init: str, factory: dict) -> nn.Conv2d:
+        affine = nn.Conv2d(
+            self.out_channels,
+            self.out_channels,
+            tuple(k - 1 + k % 2 for k in self.kernel_size),
+            padding="same",
+            groups=self.out_channels,
+            padding_mode="circular" if self.padding_mode == "circular" else "zeros",
+            **factory,
+        )
+        if init == "dirac":
+            nn.init.dirac_(affine.weight, groups=self.out_channels)
+            nn.init.zeros_(affine.bias)
+        return affine
+
+    def _pads(self) -> tuple[int, int, int, int]:
+        """(left, right, top, bottom); "same" puts an odd pixel right and below, as nn.Conv2d."""
+        return tuple(self._reversed_padding_repeated_twice)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = conv_norm2d(
+            x,
+            self.weight,
+            self.stride,
+            self._pads(),
+            self.dilation,
+            self.groups,
+            self.padding_mode,
+            grid=self.grid,
+            eps=self.eps,
+            gradient_through_gain=self.gradient_through_gain,
+        )
+        if self.bias is not None:
+            y = y + self.bias.to(y.dtype)[:, None, None]
+        if self.affine is not None:
+            y = self.affine(y)
+        if self.batch_norm is not None:
+            y = self.batch_norm(y)
+        return y
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, grid={self.grid!r}, eps={self.eps:g}"
+
+
+def from_reference(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Translate a state dict of the reference implementation, of a layer or a whole model.
+
+    `bpconv` becomes `affine`, `batch_norm` stays, `running_V` is dropped: the gain comes from
+    the weight. The reference adds a convolution's bias before the filter, which multiplies it
+    by the gain at frequency zero; that factor is moved into the bias here (with eps=0).
+    """
+    prefixes = {key.removesuffix("running_V") for key in state_dict if key.endswith("running_V")}
+    translated = {}
+    for key, value in state_dict.items():
+        prefix, _, name = key.rpartition(".")
+        prefix = f"{prefix}." if prefix else ""
+        if name == "running_V":
+            continue
+        if name == "bias" and prefix in prefixes:
+            gain = spectral_gain(state_dict[f"{prefix}weight"].double(), (1, 1), eps=0.0)
+            value = (value * gain.flatten()).to(value.dtype)
+        translated[key.replace("bpconv.", "affine.")] = value
+    return translated

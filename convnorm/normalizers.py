@@ -1,0 +1,203 @@
+"""The catalogue of normalizers: name -> how to build a normalized layer out of a plain one.
+
+Networks build plain convolutions and pass each one through a `Normalizer`; they never name a
+kind. To add a kind, write one function and add one line to `CATALOGUE`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize
+
+from convnorm.layer import ConvNorm2d
+
+
+class Normalized(nn.Sequential):
+    """A convolution followed by what normalizes its output."""
+
+
+class UnitRows(nn.Module):
+    """Parametrization: every row of the reshaped weight (O, I * k_h * k_w) has norm 1."""
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return F.normalize(weight.flatten(1), dim=1).view_as(weight)
+
+
+class InFloat32(nn.Module):
+    """Run a parametrization outside autocast.
+
+    Autocast would hand the matrix-vector products of a power iteration to half precision.
+    """
+
+    def __init__(self, parametrization: nn.Module):
+        super().__init__()
+        self.parametrization = parametrization
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(weight.device.type, enabled=False):
+            return self.parametrization(weight)
+
+
+class UnitOperatorNorm(nn.Module):
+    """A layer divided by its operator norm, which a power iteration tracks.
+
+    What spectral norm does with the reshaped weight matrix (Miyato et al., 2018), done with the
+    linear map that the layer really computes on a `size` x `size` map: one iteration in every
+    training forward pass, none in evaluation; gradients flow through the norm.
+    """
+
+    def __init__(self, layer: nn.Conv2d, size: int = 16):
+        super().__init__()
+        self.layer = layer
+        u = torch.randn(1, layer.in_channels, size, size, device=layer.weight.device)
+        self.register_buffer("u", u / u.norm())
+        for _ in range(15):  # as torch's spectral_norm: start close to the fixed point
+            self._iterate()
+
+    def _linear(self, u: torch.Tensor) -> torch.Tensor:
+        """The layer without its offset, on u: (1, I, size, size)."""
+        return self.layer(u) - self.layer(torch.zeros_like(u))
+
+    def _iterate(self) -> None:
+        with torch.enable_grad():
+            u = self.u.clone().requires_grad_()
+            half_square = self._linear(u).square().sum() / 2
+            (u,) = torch.autograd.grad(half_square, u)  # A^T A u
+        self.u.copy_(F.normalize(u.flatten(), dim=0).view_as(u))
+
+    def operator_norm(self) -> torch.Tensor:
+        """The largest singular value of the layer, a scalar with gradient."""
+        with torch.autocast(self.u.device.type, enabled=False):
+            if self.training:
+                self._iterate()
+            return self._linear(self.u.clone()).norm()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        norm = self.operator_norm().clamp(min=1e-12)
+        y = self.layer(x)
+        return y / norm.to(y.dtype)
+
+
+Layer = nn.Conv2d | nn.Linear
+
+
+def none(layer: Layer, options: "Normalizer", at_input: bool) -> nn.Module:
+    """Really nothing."""
+    return layer
+
+
+def batch(layer: Layer, options: "Normalizer", at_input: bool) -> nn.Module:
+    """BatchNorm (Ioffe & Szegedy, 2015), not on the layer that sees the image (Radford et al.)."""
+    if isinstance(layer, nn.Linear) or at_input:
+        return layer
+    return Normalized(layer, nn.BatchNorm2d(layer.out_channels, affine=options.multiplier))
+
+
+def layer(layer: Layer, options: "Normalizer", at_input: bool) -> nn.Module:
+    """Layer normalization over (C, H, W) of each sample (Ba et al., 2016)."""
+    if isinstance(layer, nn.Linear):
+        return layer
+    return Normalized(layer, nn.GroupNorm(1, layer.out_channels, affine=options.multiplier))
+
+
+def weight(layer: Layer, options: "Normalizer", at_input: bool) -> nn.Module:
+    """Weight normalization (Salimans & Kingma, 2016); without a multiplier rows have norm 1."""
+    if options.multiplier:
+        return parametrizations.weight_norm(layer)
+    parametrize.register_parametrization(layer, "weight", UnitRows())
+    return layer
+
+
+def spectral(layer: Layer, options: "Normalizer", at_input: bool) -> nn.Module:
+    """Spectral normalization of the reshaped weight (Miyato et al., 2018), torch's own."""
+    parametrizations.spectral_norm(layer)
+    norms = layer.parametrizations.weight
+    norms[0] = InFloat32(norms[0])
+    return layer
+
+
+def _convnorm(conv: nn.Conv2d, options: "Normalizer", batch_norm: bool) -> ConvNorm2d:
+    return ConvNorm2d.from_conv(
+        conv,
+        grid=options.grid,
+        affine=options.affine,
+        affine_init=options.affine_init,
+        batch_norm=batch_norm,
+        gradient_through_gain=options.gradient_through_gain,
+        eps=options.eps,
+    )
+
+
+def convnorm(layer: Layer, options: "Normalizer", at_input: bool) -> nn.Module:
+    """ConvNorm (Liu et al., 2021)."""
+    if isinstance(layer, nn.Linear):
+        return layer
+    return _convnorm(layer, options, options.batch_norm)
+
+
+def spectral_convnorm(layer: Layer, options: "Normalizer", at_input: bool) -> nn.Module:
+    """ConvNorm divided by its own operator norm; the last, linear layer gets spectral norm.
+
+    ConvNorm does not see the scale of a weight, so spectral norm of the weight before it would
+    change nothing. After it, the layer is 1-Lipschitz with equalized channels.
+    """
+    if isinstance(layer, nn.Linear):
+        return spectral(layer, options, at_input)
+    normalized = UnitOperatorNorm(_convnorm(layer, options, batch_norm=False))
+    if not options.batch_norm:
+        return normalized
+    return Normalized(normalized, nn.BatchNorm2d(layer.out_channels))
+
+
+def affine(layer: Layer, options: "Normalizer", at_input: bool) -> nn.Module:
+    """The control for convnorm: its depthwise affine and BatchNorm, without the filter."""
+    if isinstance(layer, nn.Linear):
+        return layer
+    reference = ConvNorm2d.from_conv(layer, affine_init=options.affine_init)
+    return Normalized(layer, reference.affine, reference.batch_norm)
+
+
+CATALOGUE: dict[str, Callable[[Layer, "Normalizer", bool], nn.Module]] = {
+    "none": none,
+    "batch": batch,
+    "layer": layer,
+    "weight": weight,
+    "spectral": spectral,
+    "convnorm": convnorm,
+    "spectral_convnorm": spectral_convnorm,
+    "affine": affine,
+}
+
+
+@dataclass(frozen=True)
+class Normalizer:
+    """A kind of the catalogue with its options; call it on a plain layer to normalize it.
+
+    kind: a key of CATALOGUE.
+    multiplier: batch, layer, weight: with the learned scale (and shift), without in a
+        discriminator by Miyato et al. (2018).
+    grid, affine, affine_init, batch_norm, gradient_through_gain, eps: convnorm and
+        spectral_convnorm, as ConvNorm2d; affine_init: also kind `affine`.
+    """
+
+    kind: Literal[tuple(CATALOGUE)]
+    multiplier: bool = False
+    grid: Literal["full", "native"] = "full"
+    affine: bool = False
+    affine_init: Literal["default", "dirac"] = "dirac"
+    batch_norm: bool = False
+    gradient_through_gain: bool = False
+    eps: float = 1e-6
+
+    def __call__(self, layer: Layer, *, at_input: bool = False) -> nn.Module:
+        """Return the normalized layer; `layer` itself may be changed and is part of it.
+
+        at_input: the layer sees the image itself. The global random state is left as it was
+        found, so that all kinds build the rest of a network from the same random numbers.
+        """
+        with torch.random.fork_rng(devices=[]):
+            return CATALOGUE[self.kind](layer, self, at_input)

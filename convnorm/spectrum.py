@@ -1,0 +1,97 @@
+"""Singular values of what the layers of a network compute."""
+
+import torch
+from torch import nn
+
+from convnorm.normalizers import Normalized, UnitOperatorNorm
+
+
+def matrix_norm(weight: torch.Tensor) -> torch.Tensor:
+    """Largest singular value of a kernel (O, I, k_h, k_w) reshaped to (O, I * k_h * k_w).
+
+    The number that spectral norm controls (Miyato et al., 2018); not the convolution's own.
+    """
+    return torch.linalg.matrix_norm(weight.detach().flatten(1).float(), ord=2)
+
+
+def operator_norm(layer: nn.Module, input_size: torch.Size, steps: int = 24) -> torch.Tensor:
+    """Largest singular value of the affine map that `layer` computes on (1, I, H, W) inputs.
+
+    Lanczos' method on A^T A, with A applied by the layer itself and A^T by autograd: exact for
+    any stride, padding and normalizer, without a dense matrix. From below, and converged to
+    about three digits in 24 steps. The layer must be in evaluation mode.
+    """
+    parameter = next(layer.parameters())
+    zero = torch.zeros(input_size, device=parameter.device, dtype=parameter.dtype)
+    random = torch.Generator(zero.device).manual_seed(0)
+    start = torch.empty_like(zero).normal_(generator=random).flatten()
+    basis = [start / start.norm()]
+    with torch.no_grad():
+        offset = layer(zero)
+    diagonal, off_diagonal = [], []
+    for _ in range(min(steps, zero.numel())):
+        with torch.enable_grad():
+            v = basis[-1].view(input_size).requires_grad_()
+            (w,) = torch.autograd.grad((layer(v) - offset).square().sum() / 2, v)  # A^T A v
+        w = w.flatten()
+        diagonal.append(w @ basis[-1].detach())
+        previous = torch.stack([b.detach() for b in basis])
+        for _ in range(2):  # twice is enough (Kahan): the basis stays orthogonal
+            w = w - previous.T @ (previous @ w)
+        off_diagonal.append(w.norm())
+        basis.append(w / off_diagonal[-1].clamp(min=1e-30))
+    off_diagonal = torch.stack(off_diagonal[:-1]) if len(diagonal) > 1 else zero.new_zeros(0)
+    tridiagonal = torch.diag(torch.stack(diagonal))
+    tridiagonal += torch.diag(off_diagonal, 1) + torch.diag(off_diagonal, -1)
+    return torch.linalg.eigvalsh(tridiagonal)[-1].clamp(min=0).sqrt()
+
+
+def normalized_convolutions(network: nn.Module) -> dict[str, nn.Module]:
+    """The convolutions of a network by name, each with what normalizes it.
+
+    A layer whose output is normalized by its own statistics (GroupNorm) is not an affine map:
+    there the convolution alone stands for it.
+    """
+    found: dict[str, nn.Module] = {}
+    inside: set[nn.Module] = set()
+    for name, module in network.named_modules():
+        if module in inside:
+            continue
+        if isinstance(module, Normalized) and isinstance(module[-1], nn.GroupNorm):
+            module = module[0]
+        if isinstance(module, Normalized | UnitOperatorNorm | nn.Conv2d):
+            found[name] = module
+            inside.update(module.modules())
+    return found
+
+
+def layer_norms(network: nn.Module, image_size: torch.Size) -> dict[str, tuple[float, float]]:
+    """name -> (matrix norm of the kernel, operator norm of the layer) for each convolution.
+
+    image_size: (C, H, W) of the network's input, which fixes the size of every map. The
+    network's training state (modes, buffers, random numbers) is left as it was found.
+    """
+    layers = normalized_convolutions(network)
+    sizes: dict[str, torch.Size] = {}
+    names = {module: name for name, module in layers.items()}
+
+    def record(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        sizes[names[module]] = inputs[0].shape
+
+    hooks = [module.register_forward_pre_hook(record) for module in names]
+    modes = {module: module.training for module in network.modules()}
+    device = next(network.parameters()).device
+    network.eval()
+    try:
+        with torch.no_grad():
+            network(torch.zeros(1, *image_size, device=device))
+        norms = {}
+        for name, module in layers.items():
+            conv = next(m for m in module.modules() if isinstance(m, nn.Conv2d))
+            norms[name] = (matrix_norm(conv.weight), operator_norm(module, sizes[name]))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, training in modes.items():
+            module.training = training
+    return {name: (sigma.item(), norm.item()) for name, (sigma, norm) in norms.items()}

@@ -1,0 +1,1 @@
+"""What any run needs, whatever it trains: configuration, data, checkpoints, logs, processes."""

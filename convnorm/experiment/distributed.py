@@ -1,0 +1,91 @@
+"""One process per device: torchrun's environment, shares of a batch, averages over processes."""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from convnorm.experiment.errors import InputError
+
+
+@dataclass(frozen=True)
+class Process:
+    """This process among those of the run."""
+
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """The process that writes files and scores."""
+        return self.rank == 0
+
+    def share(self, size: int, key: str) -> slice:
+        """This process's part of a global batch of `size`; `key` names it in the error."""
+        if size % self.world_size:
+            raise InputError(f"{key}: {size} does not divide by {self.world_size} processes")
+        part = size // self.world_size
+        return slice(self.rank * part, (self.rank + 1) * part)
+
+    def average_(self, tensors: list[torch.Tensor]) -> None:
+        """Replace floating-point tensors by their mean over the processes, in one message.
+
+        Called on gradients, where DistributedDataParallel does the same; its wrapper is of no
+        use here, as a discriminator runs forward twice before each backward pass.
+        """
+        if self.world_size == 1 or not tensors:
+            return
+        flat = torch.cat([tensor.flatten().float() for tensor in tensors])
+        dist.all_reduce(flat)
+        flat /= self.world_size
+        parts = flat.split([tensor.numel() for tensor in tensors])
+        for tensor, part in zip(tensors, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+    def any(self, flag: bool) -> bool:
+        """True where `flag` is true in at least one process."""
+        if self.world_size == 1:
+            return flag
+        votes = torch.tensor([float(flag)], device=self.device)
+        dist.all_reduce(votes)
+        return votes.item() > 0
+
+    def barrier(self) -> None:
+        """Wait until every process is here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+
+def pick_device(device: str) -> torch.device:
+    """`auto`, `cpu` or `cuda` as a device of this machine."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device: 'cuda' is not there; expected cpu, or auto to take what there is")
+    if device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    index = int(os.environ.get("LOCAL_RANK", "0"))
+    if index >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise InputError(f"device: process {index} of this machine has no GPU of its own ({count})")
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def start(device: str) -> Process:
+    """Join the other processes when started by torchrun; alone otherwise."""
+    picked = pick_device(device)
+    if "WORLD_SIZE" not in os.environ:
+        return Process(picked)
+    if not dist.is_initialized():
+        # The others wait while the main process scores, which can take long.
+        backend = "nccl" if picked.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(hours=4))
+    return Process(picked, dist.get_rank(), dist.get_world_size())
+
+
+def stop() -> None:
+    """Leave the group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,32 @@
+"""A script that cannot go on ends with one clear line and no traceback."""
+
+import sys
+from collections.abc import Callable
+
+
+class InputError(ValueError):
+    """What the user gave is wrong.
+
+    The message is one line that names the key or file, the value, and what was expected.
+    """
+
+
+class Stopped(Exception):
+    """A run ended early, with its state saved: the message says how it goes on."""
+
+    def __init__(self, message: str, code: int):
+        super().__init__(message)
+        self.code = code
+
+
+def exit_code(main: Callable[[], int | None]) -> int:
+    """Run a script's `main` and return its exit status: 2 for wrong input, `Stopped.code`, or 0."""
+    try:
+        return main() or 0
+    except (InputError, Stopped) as error:
+        kind = "error: " if isinstance(error, InputError) else ""
+        print(kind + " ".join(str(error).split()), file=sys.stderr)
+        return getattr(error, "code", 2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130

@@ -1,0 +1,20 @@
+"""Random numbers as pure functions of what they are for.
+
+A run that was killed and resumed, a run on two processes and a run with another normalizer
+all have to draw the same numbers. So no state is carried along: every draw names its seed,
+its purpose and its step.
+"""
+
+import hashlib
+
+import torch
+
+
+def generator(device: torch.device | str, *key: int | str) -> torch.Generator:
+    """Return a fresh generator on `device` whose seed is a hash of `key`.
+
+    Example: ``generator("cpu", seed, "latents", step)``. Different keys give independent streams.
+    """
+    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
+    seed = int.from_bytes(digest[:8], "little") >> 1  # 63 bits: manual_seed takes no more
+    return torch.Generator(device).manual_seed(seed)

@@ -1,0 +1,106 @@
+"""What a run writes while it trains: log lines, TensorBoard, pictures and a progress bar."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from torchvision.utils import make_grid
+from tqdm import tqdm
+
+from convnorm.experiment.checkpoint import write
+from convnorm.experiment.errors import InputError
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a .jsonl file; a last line that was cut by a kill is left out."""
+    if not path.is_file():
+        return []
+    records = []
+    for line in path.read_text().splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+def _rewind(path: Path, step: int) -> None:
+    """Drop the records after `step`: the resumed run writes them again."""
+    kept = [record for record in read_lines(path) if record["step"] <= step]
+    if path.is_file():
+        lines = "".join(json.dumps(record) + "\n" for record in kept)
+        write(path, lambda file: file.write(lines.encode()))
+
+
+class Tracker:
+    """The log of one run, from `step` on; everything a killed run wrote after it is dropped."""
+
+    def __init__(self, run_dir: Path, step: int, steps: int, config: str):
+        self.run_dir = run_dir
+        for name in ("log.jsonl", "metrics.jsonl"):
+            _rewind(run_dir / name, step)
+        (run_dir / "samples").mkdir(exist_ok=True)
+        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
+        if step == 0:
+            self._board.add_text("config", f"```yaml\n{config}```", 0)
+        self._bar = tqdm(total=steps, initial=step, unit="step", disable=None, file=sys.stderr)
+        self._since = (step, time.perf_counter())
+
+    def advance(self) -> None:
+        """One step is done."""
+        self._bar.update()
+
+    def _append(self, name: str, record: dict[str, Any]) -> None:
+        path = self.run_dir / name
+        try:
+            with path.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written ({error.strerror})") from None
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Write scalars of a step to log.jsonl, TensorBoard and the bar or, without one, a line."""
+        then, since = self._since
+        now = time.perf_counter()
+        self._since = (step, now)
+        speed = {"steps_per_second": (step - then) / (now - since)}
+        self._append("log.jsonl", {"step": step, **values, **speed})
+        for name, value in {**values, **speed}.items():
+            self._board.add_scalar(name, value, step)
+        shown = {name: f"{value:.3f}" for name, value in values.items() if "/" not in name}
+        if self._bar.disable:
+            left = (self._bar.total - step) / max(speed["steps_per_second"], 1e-9)
+            words = " ".join(f"{name} {value}" for name, value in shown.items())
+            print(f"step {step}/{self._bar.total} {words} ({left:.0f} s left)", file=sys.stderr)
+        else:
+            self._bar.set_postfix(shown, refresh=False)
+
+    def images(self, step: int, images: torch.Tensor) -> None:
+        """Write a grid of images (N, C, H, W) uint8 to samples/ and to TensorBoard."""
+        grid = make_grid(images, nrow=round(len(images) ** 0.5), padding=2, pad_value=128)
+        path = self.run_dir / "samples" / f"step{step:07d}.png"
+        save_png(path, grid)
+        self._board.add_image("samples", grid, step)
+
+    def score(self, step: int, record: dict[str, Any]) -> None:
+        """Write a score record to metrics.jsonl and its numbers to TensorBoard."""
+        self._append("metrics.jsonl", {"step": step, **record})
+        for name, value in record["scores"].items():
+            if isinstance(value, int | float):
+                self._board.add_scalar(f"score/{name}", value, step)
+
+    def close(self) -> None:
+        """Flush everything."""
+        self._bar.close()
+        self._board.close()
+
+
+def save_png(path: Path, image: torch.Tensor) -> None:
+    """Write an image (C, H, W) uint8 as PNG, atomically."""
+    from torchvision.io import encode_png
+
+    write(path, lambda file: file.write(encode_png(image.cpu()).numpy().tobytes()))

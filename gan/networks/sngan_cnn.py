@@ -1,0 +1,70 @@
+"""The standard CNN of spectral normalization (Miyato et al. 2018, arXiv 1802.05957, table 3).
+
+Published at 32x32 and 48x48; the dense layers alone depend on the size, so any multiple of 8
+works. The table leaves open, and the code of the same laboratory (pfnet-research/chainer-gan-lib)
+or the formula settles:
+
+- BatchNorm and ReLU follow the generator's dense layer. Without them the dense layer and the
+  first transposed convolution would be two linear maps in a row, that is one.
+- That BatchNorm is per channel, so it means the same at every image size.
+- Weights are drawn from N(0, 0.02), biases are on and start at 0.
+- BatchNorm has Chainer's eps of 2e-5 and momentum 0.1 (Chainer: decay 0.9).
+- The discriminator has two sets of widths under one name: the table's (2,935,873 parameters at
+  32x32) and that of the laboratory's code (5,860,865). The slope is 0.1 in both, as in the paper.
+"""
+
+from collections.abc import Callable
+from itertools import pairwise
+
+from torch import nn
+
+from gan.networks.dcgan import init_normal
+
+# Channels of the discriminator's seven convolutions in units of its width.
+TABLE_3 = (1, 1, 2, 2, 4, 4, 8)
+WIDE = (1, 2, 2, 4, 4, 8, 8)
+
+
+def generator(*, image_size: int, channels: int, z_dim: int, width: int) -> nn.Sequential:
+    """Return G: z (N, z_dim) -> (N, channels, image_size, image_size) in [-1, 1].
+
+    Dense to 8 `width` channels, then 4, 2 and 1 `width` after the three transposed convolutions.
+    """
+    bottom = image_size // 8
+    layers = [
+        init_normal(nn.Linear(z_dim, 8 * width * bottom**2)),
+        nn.Unflatten(1, (8 * width, bottom, bottom)),
+        nn.BatchNorm2d(8 * width, eps=2e-5),
+        nn.ReLU(),
+    ]
+    for in_channels, out_channels in pairwise((8 * width, 4 * width, 2 * width, width)):
+        layers += [
+            init_normal(nn.ConvTranspose2d(in_channels, out_channels, 4, 2, 1)),
+            nn.BatchNorm2d(out_channels, eps=2e-5),
+            nn.ReLU(),
+        ]
+    layers += [init_normal(nn.Conv2d(width, channels, 3, 1, 1)), nn.Tanh()]
+    return nn.Sequential(*layers)
+
+
+def discriminator(
+    normalize: Callable[..., nn.Module],
+    *,
+    image_size: int,
+    channels: int,
+    width: int,
+    factors: tuple[int, ...],
+) -> nn.Sequential:
+    """Return D: (N, channels, image_size, image_size) -> logits (N,).
+
+    `factors` are the channels in units of `width`. 3x3 convolutions keep the size and
+    4x4 convolutions halve it, in turn.
+    """
+    stages = [channels, *(width * factor for factor in factors)]
+    layers = []
+    for index, (in_channels, out_channels) in enumerate(pairwise(stages)):
+        kernel_size, stride = ((3, 1), (4, 2))[index % 2]
+        conv = init_normal(nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=1))
+        layers += [normalize(conv, at_input=index == 0), nn.LeakyReLU(0.1)]
+    head = init_normal(nn.Linear(stages[-1] * (image_size // 8) ** 2, 1))
+    return nn.Sequential(*layers, nn.Flatten(), normalize(head), nn.Flatten(0))

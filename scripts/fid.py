@@ -1,0 +1,191 @@
+"""Score generated images against real ones: FID, KID, IS, precision and recall.
+
+    python scripts/fid.py runs/cifar10_sngan/seed0 cifar10
+    python scripts/fid.py digits digits:test
+
+FAKE and REAL are each a run folder, a checkpoint (.pt), a folder of images, an .npz file with
+`images`, or digits, cifar10 or cifar100, with :train or :test if wanted. The value in the column
+`floor` is what two halves of REAL score against each other.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from convnorm.experiment.checkpoint import write_json
+from convnorm.experiment.data import IMAGE_SUFFIXES, DataConfig, load_images, resize
+from convnorm.experiment.errors import InputError, exit_code
+from gan.extractors import load_extractor
+from gan.models import load_generator
+from gan.protocols import PROTOCOLS, protocol_named
+from gan.scoring import Record, Sample, num_available, reference_of, score
+
+NATIVE_SIZES = {"digits": 8, "cifar10": 32, "cifar100": 32}
+SOURCES = (
+    "a run folder, a checkpoint .pt, a folder of images, an .npz file, or digits, cifar10, "
+    "cifar100, with :train or :test if wanted"
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images, (N, C, H, W) uint8, or a generator of them, with what a record says about it."""
+
+    images: Tensor | Sample
+    image_size: int
+    facts: Mapping[str, Any]
+
+
+def read_source(text: str, role: str, split: str, device: torch.device, root: str) -> Source:
+    """Read what the command line calls FAKE or REAL; `split` and `root` are for data sets."""
+    name, _, given_split = text.partition(":")
+    path = Path(text).expanduser()
+    if name in NATIVE_SIZES and given_split in ("", "train", "test"):
+        facts = {"source": name, "split": given_split or split}
+        data = DataConfig(name, root, NATIVE_SIZES[name])
+        return Source(load_images(data, facts["split"]).images, data.image_size, facts)
+    if path.suffix == ".pt" or any((path / file).exists() for file in ("last.pt", "config.yaml")):
+        loaded = load_generator(path, device)
+        facts = {
+            "source": text,
+            "split": None,
+            "step": loaded.step,
+            "ema": loaded.ema,
+            "sha256": loaded.sha256,
+        }
+        return Source(loaded.sample, loaded.config.data.image_size, facts)
+    if path.is_dir() or (path.is_file() and path.suffix == ".npz"):
+        kind = "folder" if path.is_dir() else "npz"
+        data = DataConfig(kind, str(path), native_size(path))
+        return Source(load_images(data).images, data.image_size, {"source": text, "split": None})
+    state = "neither of these" if path.exists() else "not found"
+    raise InputError(f"{role}: {text!r} is {state}: {SOURCES}")
+
+
+def native_size(path: Path) -> int:
+    """Return the height of the first image in a folder or .npz file, in pixels."""
+    with suppress(Exception):  # reading all of it comes next, and says what is wrong
+        if path.is_file():
+            return np.load(path)["images"].shape[1]
+        files = (file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+        with Image.open(next(files)) as image:
+            return image.height
+    return DataConfig.image_size
+
+
+def resized(source: Source, size: int) -> Source:
+    """Return the source with images of `size`, and say so in its facts."""
+    if source.image_size == size:
+        return source
+    images = source.images
+    if isinstance(images, Tensor):
+        new = resize(images, size)
+    else:
+
+        def new(num: int, seed: int) -> Tensor:
+            return resize(images(num, seed), size)
+
+    return Source(new, size, {**source.facts, "resized_from": source.image_size})
+
+
+def table(record: Record) -> str:
+    """Return the record's scores as aligned text under the lines that say what they are of."""
+    protocol, extractor = record["protocol"], record["extractor"]
+    rows = [
+        f"protocol   {protocol['name']}: {record['num_fake']} fake against "
+        f"{record['num_real']} real images",
+        f"extractor  {extractor['name']}, weights {extractor['weights_sha256'][:16]}",
+    ]
+    for side in ("fake", "real"):
+        split = record[side]["split"]
+        rows.append(f"{side:9}  {record[side]['source']}{f':{split}' if split else ''}")
+    rows.append("")
+    width = max(map(len, record["scores"]))
+    rows.append(f"{'score':{width}}  {'value':>10}  floor (two halves of {record['floor']['n']})")
+    rows += [
+        f"{label:{width}}  {value:10.5g}  {record['floor'][label]:.5g}"
+        for label, value in record["scores"].items()
+    ]
+    return "\n".join(rows)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("fake", metavar="FAKE", help=SOURCES)
+    parser.add_argument(
+        "real", metavar="REAL", help="likewise; a data set's split is the protocol's"
+    )
+    parser.add_argument(
+        "--protocol",
+        help=f"{', '.join(PROTOCOLS)}; by default digits for REAL digits, else fid50k_train",
+    )
+    parser.add_argument("--extractor", help="inception or digits, if not the protocol's")
+    parser.add_argument("--weights", type=Path, help="file of Inception weights")
+    parser.add_argument(
+        "--allow_unverified_weights",
+        action="store_true",
+        help="accept other Inception weights than those that define FID; no score is called FID",
+    )
+    parser.add_argument("--num_fake", type=int, help="if not the protocol's")
+    parser.add_argument("--num_real", type=int, help="if not the protocol's")
+    parser.add_argument("--seed", type=int, default=0, help="of the generated images (%(default)s)")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--data_root", default=DataConfig.root, help="the CIFAR archives' folder")
+    parser.add_argument("--json", type=Path, help="file to write the whole record to")
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device: got cuda, but PyTorch sees none; expected auto or cpu")
+    if args.json and not args.json.parent.is_dir():  # told before hours of work, not after them
+        raise InputError(
+            f"json: {args.json.parent} is not a folder, so nothing can be written there"
+        )
+    auto = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(auto if args.device == "auto" else args.device)
+
+    is_digits = args.real.partition(":")[0] == "digits"
+    base = protocol_named(args.protocol or ("digits" if is_digits else "fid50k_train"))
+
+    fake = read_source(args.fake, "FAKE", "train", device, args.data_root)
+    real = read_source(args.real, "REAL", base.split, device, args.data_root)
+    real = resized(real, fake.image_size)
+
+    wanted = {key: getattr(args, key) for key in ("extractor", "num_real", "num_fake")}
+    wanted = {key: value for key, value in wanted.items() if value is not None}
+    protocol = base.changed(**wanted, split=real.facts["split"])
+    protocol = protocol.fitted(num_available(real.images), num_available(fake.images))
+    extractor = load_extractor(
+        protocol.extractor,
+        device,
+        weights=args.weights,
+        allow_unverified=args.allow_unverified_weights,
+    )
+    # Another seed than the fakes': a generator against itself must not score the same images.
+    reference = reference_of(
+        real.images, protocol, extractor, source=real.facts, seed=args.seed + 1
+    )
+    record = score(fake.images, reference, extractor, seed=args.seed, source=fake.facts)
+    print(table(record))
+    if args.json:
+        write_json(args.json, record)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

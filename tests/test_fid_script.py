@@ -1,0 +1,173 @@
+"""scripts/fid.py as a user runs it: from another folder, with every kind of FAKE and REAL."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from convnorm.experiment.data import DataConfig, load_images, resize
+from convnorm.experiment.errors import InputError
+from gan.scoring import sha256_of
+
+SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "fid.py"
+SCORES = ["FD", "KID", "KID std", "precision", "recall", "CS", "CS std"]
+
+
+def run_script(folder: Path, *args: str) -> subprocess.CompletedProcess:
+    """Run the script in a process of its own, in `folder`; offline, with an empty cache."""
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "XDG_CACHE_HOME": str(folder / "cache"),
+        "TORCH_HOME": str(folder / "torch"),
+        "https_proxy": "http://127.0.0.1:9",  # nobody listens: a download fails at once
+    }
+    return subprocess.run(
+        [sys.executable, "-W", "error", str(SCRIPT), *args],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.fixture
+def fid(monkeypatch, tmp_path) -> ModuleType:
+    """The script as a module: its `main` in this process, where importing torch is paid for."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    spec = importlib.util.spec_from_file_location("fid_script", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "fid_script", module)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", None)  # no test asks the network
+    monkeypatch.chdir(tmp_path)
+    return module
+
+
+def record_of(fid: ModuleType, monkeypatch, *args: str) -> dict:
+    monkeypatch.setattr(sys, "argv", ["fid.py", *args, "--json", "record.json"])
+    assert fid.main() == 0
+    return json.loads(Path("record.json").read_text())
+
+
+def save_npz(file: Path, num: int = 40, size: int = 12) -> Tensor:
+    """Write `num` gray digits and return them as (N, 1, H, W)."""
+    images = load_images(DataConfig("digits", image_size=size), "test").images[:num]
+    np.savez(file, images=images.permute(0, 2, 3, 1).numpy())
+    return images
+
+
+def test_digits_against_held_out_digits_from_another_folder(tmp_path):
+    """Catches a script that runs only in the root, noise on stderr, and a table with no floor."""
+    done = run_script(tmp_path, "digits", "digits:test", "--json", "record.json")
+    assert (done.returncode, done.stderr) == (0, "")
+    for line in (
+        "digits[split=test]: 360 fake against 360 real",
+        "two halves of 180",
+        "FD (digits)",
+    ):
+        assert line in done.stdout
+    assert "FID" not in done.stdout
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert list(record["scores"]) == [f"{score} (digits)" for score in SCORES]
+    assert record["protocol"]["name"] == "digits[split=test]"
+    assert record["real"]["split"] == "test"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "record.json"]
+
+
+def test_error_is_one_line_and_exit_status_2(tmp_path):
+    """Catches a traceback, and a run that begins although Inception cannot be had."""
+    save_npz(tmp_path / "a.npz")
+    done = run_script(tmp_path, "a.npz", "a.npz", "--num_real", "40", "--num_fake", "40")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: weights-inception-2015-12-05-6726825d.pth is not in")
+    assert done.stderr.count("\n") == 1
+    assert "--weights FILE" in done.stderr
+
+
+def test_record_that_could_not_be_written_is_told_first(fid, monkeypatch):
+    """Catches hours of scoring whose result is lost at the end."""
+    monkeypatch.setattr(fid, "read_source", None)
+    monkeypatch.setattr(sys, "argv", ["fid.py", "digits", "digits", "--json", "absent/a.json"])
+    with pytest.raises(InputError, match="json: absent is not a folder"):
+        fid.main()
+
+
+def test_npz_is_scored_at_its_own_size(fid, monkeypatch, tmp_path):
+    """Catches a REAL of another size than FAKE's, and its hash before it was resized."""
+    save_npz(tmp_path / "fake.npz", num=40, size=12)
+    record = record_of(fid, monkeypatch, "fake.npz", "digits:test", "--num_fake", "40")
+    native = load_images(DataConfig("digits", image_size=8), "test").images
+    assert record["real"]["resized_from"] == 8
+    assert record["real"]["sha256"] == sha256_of(resize(native, 12))
+    assert record["protocol"]["name"] == "digits[split=test,fake=40]"
+
+
+def test_folder_and_npz_of_the_same_images_are_equal(fid, monkeypatch, tmp_path):
+    """Catches an order of files, a colour or a size that changes with the container."""
+    images = save_npz(tmp_path / "a.npz")
+    (tmp_path / "folder").mkdir()
+    for index, image in enumerate(images):
+        Image.fromarray(image[0].numpy()).save(tmp_path / "folder" / f"{index:03}.png")
+    record = record_of(fid, monkeypatch, "folder", "a.npz", "--protocol", "digits")
+    assert record["protocol"]["name"] == "digits[split=none]"
+    assert abs(record["scores"]["FD (digits)"]) < 1e-6
+    assert record["fake"]["sha256"] == record["real"]["sha256"] == sha256_of(images)
+
+
+def test_run_against_itself_is_another_sample(fid, monkeypatch, tmp_path):
+    """Catches a generator that is held against the very images it is scored with."""
+    images = load_images(DataConfig("digits", image_size=16)).images
+
+    def sample(num: int, seed: int) -> Tensor:
+        return images[torch.randperm(1437, generator=torch.Generator().manual_seed(seed))[:num]]
+
+    config = SimpleNamespace(data=DataConfig("digits", image_size=16))
+    loaded = SimpleNamespace(sample=sample, config=config, step=7, ema=True, sha256="c" * 64)
+    monkeypatch.setattr(fid, "load_generator", lambda path, device: loaded)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "last.pt").touch()
+    sizes = ["--protocol", "digits", "--num_real", "50"]
+    record = record_of(fid, monkeypatch, "run", "run/last.pt", *sizes, "--seed", "4")
+    assert record["scores"]["FD (digits)"] > 1e-3
+    facts = {"source": "run", "split": None, "step": 7, "ema": True, "sha256": "c" * 64}
+    assert record["fake"] == facts
+    assert record["real"] == {**facts, "source": "run/last.pt", "seed": 5}
+    assert record["protocol"]["name"] == "digits[split=none,real=50]"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["absent", "digits"], "FAKE: 'absent' is not found: a run folder, .* folder of images"),
+        (["digits", "text.txt"], "REAL: 'text.txt' is neither of these: a run folder"),
+        (["digits:valid", "digits"], "FAKE: 'digits:valid' is not found.*:train or :test"),
+        (["digits", "digits", "--protocol", "fid"], "protocol: got 'fid', expected one of"),
+        (["digits", "digits", "--extractor", "vgg"], "extractor: got 'vgg', expected inception"),
+        (["digits", "digits", "--weights", "w.pth"], "weights: got w.pth, but the digits"),
+        (["digits", "digits", "--num_real", "0"], "num_real: got 0, but digits needs at least 10"),
+        (["digits:test", "digits"], "needs 1437 generated images, got 360; .*--num_fake"),
+        (["digits", "digits", "--protocol", "fid10k_test"], "needs 10000 real .* has 360; "),
+        (["digits", "empty"], "empty: no images"),
+        (["junk.npz", "digits"], "junk.npz: not an .npz file"),
+    ],
+)
+def test_wrong_input_is_told_in_one_line(fid, monkeypatch, tmp_path, args, message):
+    (tmp_path / "text.txt").touch()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "junk.npz").write_bytes(b"junk")
+    with pytest.raises(InputError, match=message) as caught:
+        record_of(fid, monkeypatch, *args)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,408 @@
+"""The scores against closed forms, and their records against what could be mistaken."""
+
+import json
+import pickle
+import random
+import urllib.error
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from convnorm.experiment.data import DataConfig, load_images
+from convnorm.experiment.errors import InputError
+from gan import extractors, fidelity
+from gan.extractors import DIGITS_WEIGHTS, Extractor, Features, cached_features, load_extractor
+from gan.protocols import PROTOCOLS, Protocol, protocol_named
+from gan.scoring import Scorer, floor, reference_of, score, scores, sha256_of, subset
+
+SMALL = Protocol("small", "digits", "train", None, None, is_splits=2, kid_subsets=2)
+
+
+@pytest.fixture(scope="module")
+def digits_extractor() -> Extractor:
+    return load_extractor("digits", "cpu")
+
+
+@pytest.fixture(scope="module")
+def digits() -> Tensor:
+    return load_images(DataConfig("digits", image_size=16), "train").images
+
+
+def stub(sha256: str = "a" * 64, scale: float = 1.0, name: str = "digits") -> Extractor:
+    """An extractor whose features are a few pixels, and that counts the images it sees."""
+
+    def forward(images: Tensor) -> tuple[Tensor, Tensor]:
+        forward.num_seen += len(images)
+        pixels = images.float().flatten(1) / 255
+        return scale * pixels[:, :4], pixels[:, :3]
+
+    forward.num_seen = 0
+    return Extractor(name, sha256, True, forward, torch.device("cpu"))
+
+
+def noise(num: int, seed: int = 0, size: int = 4) -> Tensor:
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randint(256, (num, 1, size, size), generator=rng, dtype=torch.uint8)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+# The numbers
+
+
+def test_frechet_distance_has_its_closed_form():
+    """Catches a dropped mean or trace term: x, x + c and 3x have known distances."""
+    x = normal(500, 6) @ normal(6, 6, seed=1) + 2
+    c = torch.arange(6.0)
+    variance = x.double().var(dim=0).sum().item()
+    mean = x.double().mean(dim=0).square().sum().item()
+    assert fidelity.frechet_distance(x, x + c) == pytest.approx(55, rel=1e-5)
+    assert fidelity.frechet_distance(x, 3 * x) == pytest.approx(4 * (mean + variance), rel=1e-5)
+
+
+def test_kernel_distance_is_the_unbiased_mmd_with_the_cubic_kernel():
+    """Catches another kernel, another scale or the biased estimate; one subset holds all."""
+    x, y = normal(40, 5).double(), normal(40, 5, seed=1).double() + 1
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        return (a @ b.T / 5 + 1) ** 3
+
+    within = sum((kernel(a, a).sum() - kernel(a, a).trace()) / (40 * 39) for a in (x, y))
+    expected = (within - 2 * kernel(x, y).mean()).item()
+    assert fidelity.kernel_distance(x, y, 1, 40) == pytest.approx((expected, 0), rel=1e-6)
+
+
+def test_classifier_score_is_between_one_and_the_number_of_classes():
+    """Catches probabilities in the place of logits, and a missing exponential."""
+    sure = 100 * torch.eye(7).repeat(50, 1)
+    assert fidelity.classifier_score(sure, 1)[0] == pytest.approx(7)
+    assert fidelity.classifier_score(torch.ones(50, 7), 5) == pytest.approx((1, 0))
+
+
+def test_collapse_has_high_precision_and_low_recall():
+    """Catches swapped arguments: a generator with one good mode is precise and covers little."""
+    real = normal(300, 4)
+    collapsed = real[:1] + 0.01 * normal(300, 4, seed=1)
+    fake, real = (Features(side, normal(300, 3)) for side in (collapsed, real))
+    result = scores(fake, real, replace(SMALL, kid_subset_size=300), lambda name: name)
+    assert result["precision"] == 1
+    assert result["recall"] < 0.05
+
+
+def test_images_against_themselves_are_perfect(digits, digits_extractor):
+    features = digits_extractor(digits[:200])
+    result = scores(features, features, replace(SMALL, kid_subset_size=200), lambda name: name)
+    assert abs(result["FD"]) < 1e-6
+    assert result["precision"] == result["recall"] == 1
+    assert result["KID"] < 1e-6
+
+
+def test_scores_see_what_is_wrong_with_images(digits, digits_extractor):
+    """Catches features that say nothing: noise is far from digits, digits are at the floor."""
+    protocol = replace(SMALL, kid_subset_size=200)
+    real, fake = digits_extractor(digits[:400]), digits_extractor(digits[400:800])
+    bad = digits_extractor(noise(400, size=16))
+    at_floor, far = (scores(side, real, protocol, lambda name: name) for side in (fake, bad))
+    assert far["FD"] > 10 * at_floor["FD"]
+    assert far["KID"] > 10 * abs(at_floor["KID"])
+    assert far["precision"] < 0.1 < at_floor["precision"]
+    assert far["CS"] < at_floor["CS"]
+
+
+# The extractors
+
+
+def test_features_do_not_depend_on_the_batch_size(digits, digits_extractor):
+    """Catches a batch normalization left in training mode and images lost at the end."""
+    in_batches = [replace(digits_extractor, batch_size=size)(digits[:20]) for size in (7, 20)]
+    torch.testing.assert_close(*in_batches)
+    assert in_batches[0].features.shape == (20, 64)
+
+
+def test_digits_extractor_is_small_and_right_on_held_out_digits(digits_extractor):
+    """Catches shipped weights that are not those of the record beside them."""
+    facts = json.loads(DIGITS_WEIGHTS.with_suffix(".json").read_text())
+    test = load_images(DataConfig("digits", image_size=16), "test")
+    accuracy = (digits_extractor(test.images).logits.argmax(1) == test.labels).float().mean().item()
+    assert accuracy >= 0.97
+    assert accuracy == pytest.approx(facts["test_accuracy"], abs=1e-4)
+    assert len(test.labels) == facts["num_test"]
+    assert DIGITS_WEIGHTS.stat().st_size < 500_000
+
+
+def test_digits_extractor_takes_other_sizes_and_colours(digits, digits_extractor):
+    """Catches RGB digits that are scored as something else than their gray twins."""
+    gray = digits_extractor(digits[:20]).logits
+    rgb = digits_extractor(digits[:20].expand(-1, 3, -1, -1)).logits
+    large = load_images(DataConfig("digits", image_size=32), "train").images[:20]
+    torch.testing.assert_close(rgb, gray)
+    assert torch.equal(digits_extractor(large).logits.argmax(1), gray.argmax(1))
+
+
+def test_changed_digits_weights_are_refused(tmp_path, monkeypatch):
+    """Catches a scale of its own: features of other weights are not comparable."""
+    file = tmp_path / DIGITS_WEIGHTS.name
+    file.write_bytes(DIGITS_WEIGHTS.read_bytes() + b" ")
+    facts = DIGITS_WEIGHTS.with_suffix(".json").read_text()
+    file.with_suffix(".json").write_text(facts)
+    monkeypatch.setattr(extractors, "DIGITS_WEIGHTS", file)
+    with pytest.raises(InputError, match=r"digits_extractor\.pt: its SHA-256 is"):
+        load_extractor("digits", "cpu")
+
+
+class Hostile:
+    def __init__(self, victim: Path) -> None:
+        self.victim = victim
+
+    def __reduce__(self) -> tuple:
+        return (Path.touch, (self.victim,))
+
+
+@pytest.mark.parametrize("content", ["junk", "hostile", "empty", "tensor", "keys"])
+def test_wrong_inception_files_end_in_one_line_and_run_no_code(tmp_path, content):
+    """Catches torch-fidelity's own loading, which unpickles whatever it is given."""
+    file, victim = tmp_path / "weights.pth", tmp_path / "victim"
+    match content:
+        case "junk":
+            file.write_bytes(b"<html>404</html>")
+        case "hostile":
+            file.write_bytes(pickle.dumps(Hostile(victim)))
+        case "empty":
+            file.touch()
+        case "tensor":
+            torch.save(torch.zeros(1), file)
+        case "keys":
+            torch.save({"fc.weight": torch.zeros(1)}, file)
+    with pytest.raises(InputError, match=r"weights\.pth: its SHA-256 is"):
+        load_extractor("inception", "cpu", weights=file)
+    with pytest.raises(InputError, match=r"weights\.pth: not the Inception weights") as caught:
+        load_extractor("inception", "cpu", weights=file, allow_unverified=True)
+    assert "\n" not in str(caught.value)
+    assert not victim.exists()
+
+
+def test_missing_inception_offline_names_file_folder_and_way_out(tmp_path, monkeypatch):
+    def offline(*args: object, **kwargs: object) -> None:
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    with pytest.raises(InputError, match=r"6726825d\.pth is not in .*checkpoints.*--weights FILE"):
+        load_extractor("inception", "cpu")
+
+
+def test_file_planted_in_the_hub_folder_is_refused(tmp_path, monkeypatch):
+    """Catches trust in a file's name: torch-fidelity takes any content under the right one."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    planted = tmp_path / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
+    torch.save({}, planted)
+    with pytest.raises(InputError, match="expected 6726825d"):
+        load_extractor("inception", "cpu")
+
+
+@pytest.fixture(scope="module")
+def random_inception(tmp_path_factory) -> Path:
+    """A file of random weights; BatchNorm has seen images, or all features would collapse."""
+    from torch_fidelity import feature_extractor_inceptionv3 as module
+
+    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng():
+        torch.manual_seed(0)
+        patch.setattr(module, "load_state_dict_from_url", lambda *args, **kwargs: {})
+        patch.setattr(module.FeatureExtractorInceptionV3, "load_state_dict", lambda *args: None)
+        network = module.FeatureExtractorInceptionV3("random", ["2048"])
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.momentum = None
+    with torch.no_grad():
+        network.train()(noise(4, size=32).expand(-1, 3, -1, -1))
+    file = tmp_path_factory.mktemp("weights") / "random.pth"
+    torch.save(network.state_dict(), file)
+    return file
+
+
+def test_unverified_inception_runs_but_scores_no_fid(random_inception):
+    """Catches a "FID" of other weights, a file that is not loaded, and gray images refused."""
+    state = torch.get_rng_state()
+    extractor = load_extractor("inception", "cpu", weights=random_inception, allow_unverified=True)
+    gray = noise(2, size=32)
+    features, logits = replace(extractor, batch_size=1)(torch.cat([gray, gray.flip(0)]))
+    assert torch.equal(state, torch.get_rng_state())
+    assert features.shape == (4, 2048)
+    assert logits.shape == (4, 1008)
+    torch.testing.assert_close(features[0], features[3])
+    assert (features[0] - features[1]).abs().max() > 1e-3
+    labels = {extractor.label(score) for score in ("FD", "KID", "CS", "precision")}
+    assert all("unverified" in label for label in labels)
+    assert not any("FID" in label or "IS" in label for label in labels)
+
+
+def test_only_verified_inception_gives_fid_and_is():
+    verified = stub(name="inception")
+    wanted = ["FID", "KID", "KID std", "IS", "IS std", "precision", "recall"]
+    plain = ["FD", "KID", "KID std", "CS", "CS std", "precision", "recall"]
+    assert [verified.label(score) for score in plain] == wanted
+    assert stub().label("FD") == "FD (digits)"
+    assert replace(verified, verified=False).label("FD") == "FD (unverified inception)"
+
+
+# The cache
+
+
+def test_cache_gives_the_same_features_without_the_network(tmp_path):
+    first, second = stub(), stub()
+    features = cached_features(noise(20), first, tmp_path)
+    torch.testing.assert_close(cached_features(noise(20), second, tmp_path), features)
+    assert (first.forward.num_seen, second.forward.num_seen) == (20, 0)
+
+
+@pytest.mark.parametrize(
+    ("images", "extractor"),
+    [(noise(20, seed=1), stub()), (noise(19), stub()), (noise(20), stub(sha256="b" * 64))],
+    ids=["other images", "fewer images", "other weights"],
+)
+def test_cache_is_not_asked_about_other_things(tmp_path, images, extractor):
+    """Catches torch-fidelity's cache, which knows an input's name and nothing else."""
+    extractor = replace(extractor)
+    cached_features(noise(20), stub(), tmp_path)
+    features = cached_features(images, extractor, tmp_path)
+    torch.testing.assert_close(features, extractor(images))
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("damage", ["a flipped bit", "a truncated file", "an empty file"])
+def test_damaged_cache_is_computed_again(tmp_path, damage):
+    features = cached_features(noise(20), stub(), tmp_path)
+    (file,) = tmp_path.iterdir()
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    kept = {"a flipped bit": content, "a truncated file": content[:50], "an empty file": b""}
+    file.write_bytes(kept[damage])
+    again = stub()
+    torch.testing.assert_close(cached_features(noise(20), again, tmp_path), features)
+    assert again.forward.num_seen == 20
+
+
+def test_cache_folder_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot be made a folder"):
+        cached_features(noise(4), stub(), tmp_path / "file")
+
+
+# The protocols
+
+
+def test_protocols_of_other_sizes_have_other_names():
+    """Catches two records with one name whose numbers cannot be compared."""
+    base = PROTOCOLS["fid10k_test"]
+    assert base.changed(num_real=64, num_fake=32).name == "fid10k_test[real=64,fake=32]"
+    assert base.changed(num_real=10_000, split="test") == base
+    assert base.changed(split=None, extractor="digits").name == (
+        "fid10k_test[extractor=digits,split=none]"
+    )
+
+
+def test_fitted_protocol_records_the_numbers_it_is_used_with():
+    """Catches a KID subset larger than the data, and a None in a record."""
+    fitted = PROTOCOLS["digits"].changed(num_fake=40).fitted(200)
+    assert (fitted.num_real, fitted.num_fake, fitted.kid_subset_size) == (200, 40, 40)
+    assert PROTOCOLS["fid50k_train"].fitted(50_000) == PROTOCOLS["fid50k_train"]
+
+
+def test_wrong_numbers_are_told_with_the_way_out():
+    with pytest.raises(InputError, match=r"needs 10000 real images, .* has 360; .*--num_real"):
+        PROTOCOLS["fid10k_test"].fitted(360)
+    with pytest.raises(InputError, match="num_fake: got 3, but digits needs at least 10"):
+        PROTOCOLS["digits"].changed(num_fake=3)
+    with pytest.raises(InputError, match="--num_real"):
+        PROTOCOLS["digits"].fitted(None)
+    with pytest.raises(InputError, match="got 'fid', expected one of fid50k_train"):
+        protocol_named("fid")
+
+
+# The records
+
+
+def test_reference_is_a_random_subset_and_the_same_for_every_run(digits):
+    """Catches the first n of files that are sorted by class."""
+    images = torch.arange(1000).to(torch.uint8).view(-1, 1, 1, 1)
+    taken = subset(images, 100, "reference", "hash")
+    assert torch.equal(taken, subset(images, 100, "reference", "hash"))
+    assert not torch.equal(taken, subset(images, 100, "reference", "other"))
+    assert len(subset(torch.arange(1000), 100, 1).unique()) == 100
+    assert subset(torch.arange(1000), 100, 1).double().mean() > 300
+
+
+def test_floor_compares_disjoint_halves():
+    """Catches a floor of images against themselves, which is zero and tells nothing."""
+    features = Features(normal(101, 3), normal(101, 5))
+    result = floor(features, replace(SMALL, kid_subset_size=90), lambda name: name)
+    assert (result["n"], result["kid_subset_size"]) == (50, 50)
+    assert result["FD"] > 1e-3
+    assert result["precision"] < 1
+    assert result["CS"] == fidelity.classifier_score(features.logits, 2)[0]
+
+
+def test_record_says_all_that_the_numbers_depend_on(tmp_path):
+    extractor, images = stub(), noise(60)
+    source = {"source": "noise", "split": "train"}
+    reference = reference_of(images, SMALL, extractor, source=source, cache_dir=tmp_path)
+
+    def sample(num: int, seed: int) -> Tensor:
+        return noise(num, seed=seed)
+
+    fake = {"source": "run", "step": 5, "ema": True}
+    record = score(sample, reference, extractor, seed=3, source=fake)
+    assert json.loads(json.dumps(record)) == record
+    assert record["protocol"]["name"] == "small"
+    assert record["protocol"]["kid_subset_size"] == 60
+    assert record["extractor"] == {
+        "name": "digits",
+        "weights_sha256": "a" * 64,
+        "verified": True,
+    }
+    assert record["real"] == {**source, "sha256": sha256_of(images)}
+    assert record["fake"] == {**fake, "sha256": sha256_of(noise(60, seed=3))}
+    assert (record["num_fake"], record["num_real"], record["seed"]) == (60, 60, 3)
+    assert set(record["versions"]) == {"torch", "torch_fidelity", "python"}
+    direct = scores(extractor(noise(60, 3)), extractor(images), reference.protocol, extractor.label)
+    assert record["scores"] == direct
+    assert set(record["scores"]) <= set(record["floor"])
+
+
+def test_too_few_generated_images_are_told(tmp_path):
+    extractor = stub()
+    reference = reference_of(noise(60), SMALL, extractor, source={}, cache_dir=tmp_path)
+    with pytest.raises(InputError, match=r"needs 60 generated images, got 20; .*--num_fake"):
+        score(noise(20), reference, extractor, seed=0, source={})
+
+
+def test_scorer_leaves_the_random_state_alone(tmp_path, digits):
+    """Catches a training run that goes another way because it was scored."""
+
+    def states() -> tuple:
+        return torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state())
+
+    before = states()
+    scorer = Scorer(
+        "digits", DataConfig("digits", image_size=16), "cpu", cache_dir=tmp_path, num_fake=50
+    )
+    record = scorer(lambda num, seed: digits[:num], 0, step=100, ema=False)
+    assert states() == before
+    assert record["protocol"]["name"] == "digits[fake=50]"
+    assert (record["num_real"], record["num_fake"]) == (1437, 50)
+    assert record["fake"]["step"] == 100
+    assert record["real"]["sha256"] == sha256_of(digits)
+
+
+def test_scorer_finds_too_few_images_before_it_wants_weights(tmp_path, monkeypatch):
+    """Catches a download of 96 MB, or a lack of weights, that hides the real mistake."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(InputError, match="needs 50000 real images, the reference has 1437"):
+        Scorer("fid50k_train", DataConfig("digits"), "cpu")

@@ -1,0 +1,149 @@
+"""The configuration of a GAN run. The defaults are the published SNGAN recipe for CIFAR-10."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from convnorm.experiment.config import require
+from convnorm.experiment.data import DataConfig
+from convnorm.experiment.errors import InputError
+from convnorm.normalizers import Normalizer
+from gan.networks import ARCHITECTURES
+from gan.protocols import PROTOCOLS
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """arch: see gan.networks; a width of null is the published one."""
+
+    arch: Literal[tuple(ARCHITECTURES)] = "sngan_cnn"
+    z_dim: int = 128
+    generator_width: int | None = None
+    discriminator_width: int | None = None
+
+    def __post_init__(self):
+        require(self.z_dim >= 1, "model.z_dim", self.z_dim, "1 or more")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The loss and what is added to the discriminator's (0 is off).
+
+    gradient_penalty: weight of (|grad D| - 1)^2 between real and fake (Gulrajani et al., 2017).
+    r1: gamma of gamma / 2 * |grad D|^2 on real images (Mescheder et al., 2018).
+    weight_clip: the discriminator's weights stay in [-c, c] (Arjovsky et al., 2017).
+    """
+
+    name: Literal["hinge", "non_saturating", "least_squares", "wasserstein"] = "hinge"
+    gradient_penalty: float = 0.0
+    r1: float = 0.0
+    weight_clip: float = 0.0
+
+    def __post_init__(self):
+        for key in ("gradient_penalty", "r1", "weight_clip"):
+            require(getattr(self, key) >= 0, f"loss.{key}", getattr(self, key), "0 or more")
+        active = [k for k in ("gradient_penalty", "r1", "weight_clip") if getattr(self, k) > 0]
+        if len(active) > 1:
+            # One pulls |grad D| to 1, one to 0, and a clip bounds what they would shape.
+            raise InputError(
+                f"loss.{active[0]} and loss.{active[1]} contradict each other: set one"
+            )
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Adam for both networks; `linear` takes the learning rate to 0 at the last step."""
+
+    lr: float = 2e-4
+    beta1: float = 0.0
+    beta2: float = 0.9
+    decay: Literal["linear", "none"] = "linear"
+
+    def __post_init__(self):
+        require(self.lr > 0, "optim.lr", self.lr, "more than 0")
+        for key in ("beta1", "beta2"):
+            require(
+                0 <= getattr(self, key) < 1, f"optim.{key}", getattr(self, key), "0 <= beta < 1"
+            )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What happens in one step: n_dis updates of the discriminator, then one of the generator.
+
+    batch_size, generator_batch_size: over all processes together.
+    dequantize: uniform noise of one grey level on real images; flip: mirror half of them.
+    ema_decay: of the generator's weights and buffers, per step; 0 keeps no average.
+    precision: bfloat16 runs the networks under autocast.
+    """
+
+    batch_size: int = 64
+    generator_batch_size: int = 128
+    n_dis: int = 5
+    dequantize: bool = True
+    flip: bool = False
+    ema_decay: float = 0.0
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self):
+        for key in ("batch_size", "generator_batch_size", "n_dis"):
+            require(getattr(self, key) >= 1, f"train.{key}", getattr(self, key), "1 or more")
+        require(0 <= self.ema_decay < 1, "train.ema_decay", self.ema_decay, "0 <= decay < 1")
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """Steps between log lines, between grids of samples, and between spectral norms of layers."""
+
+    every: int = 100
+    samples_every: int = 1000
+    norms_every: int = 1000
+
+    def __post_init__(self):
+        for key in ("every", "samples_every", "norms_every"):
+            require(getattr(self, key) >= 1, f"log.{key}", getattr(self, key), "1 or more")
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """Scores during training: under `protocol` every `every` steps (0: at the end only).
+
+    protocol: see gan.protocols; `none` leaves it to scripts/fid.py.
+    weights: a file of Inception weights; empty looks them up or downloads them.
+    """
+
+    protocol: Literal[("none", *PROTOCOLS)] = "none"
+    every: int = 0
+    weights: str = ""
+
+    def __post_init__(self):
+        require(self.every >= 0, "score.every", self.every, "0 or more")
+
+
+@dataclass(frozen=True)
+class GanConfig:
+    """Everything that decides the result of a GAN run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    normalizer: Normalizer = field(default_factory=lambda: Normalizer("convnorm"))
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+    seed: int = 0
+    steps: int = 100_000
+
+    def __post_init__(self):
+        require(self.seed >= 0, "seed", self.seed, "0 or more")
+        require(self.steps >= 1, "steps", self.steps, "1 or more")
+        require(self.normalizer.eps >= 0, "normalizer.eps", self.normalizer.eps, "0 or more")
+        uses_batch_statistics = self.normalizer.kind in ("batch", "affine") or (
+            "convnorm" in self.normalizer.kind and self.normalizer.batch_norm
+        )
+        for key in ("gradient_penalty", "r1"):
+            if uses_batch_statistics and getattr(self.loss, key) > 0:
+                raise InputError(
+                    f"loss.{key}: needs the gradient of one image, and normalizer.kind "
+                    f"{self.normalizer.kind!r} mixes the images of a batch; expected another kind"
+                )

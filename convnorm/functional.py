@@ -19,11 +19,8 @@ from functools import lru_cache, wraps
 import torch
 import torch.nn.functional as F
 
-# Up to this many grid points the filter is one matrix per channel, beyond it a pair of FFTs.
-# Measured on a CPU (scripts/bench_speed.py layer): even at 10 x 10, the matrix ahead below.
-MATRIX_MAX_POINTS = 128
-
 Pair = tuple[int, int]
+Pads = tuple[int, int, int, int]  # left, right, top, bottom, as torch.nn.functional.pad counts
 GRIDS = ("full", "native")
 
 
@@ -45,7 +42,7 @@ def _table(build: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
 def _offset_indicator(kernel: Pair, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """0/1 matrix that sums the entries of a Gram matrix over taps p, q by their offset q - p.
 
-    Shape (K * K, (2 k_h - 1)(2 k_w - 1)) with K = k_h * k_w taps; offset zero is in the middle.
+    Shape (K * K, (2 k_h - 1)(2 k_w - 1)), K = k_h * k_w taps; offset zero is in the middle.
     """
     height, width = kernel
     y = torch.arange(height).repeat_interleave(width)
@@ -130,15 +127,17 @@ def spectral_gain(
 ) -> torch.Tensor:
     """G of the module docstring, real and even: (O, n, m // 2 + 1).
 
-    eps is relative to the mean energy, so the gain of c * W is that of W divided by c, and at
-    most eps**-0.5 / |W_o|. A channel whose kernel is zero has gain 1: its output is zero in any
-    case, and its gradient stays finite.
+    weight may have any floating dtype, the gain is float64 for float64 and else float32. eps is
+    relative to the mean energy, so the gain of c * W is that of W divided by c, and at most
+    eps**-0.5 / |W_o|. A channel whose kernel is zero has gain 1: its output is zero in any case,
+    and its gradient stays finite.
     """
-    energy = spectral_energy(weight, grid, dilation, stride)
-    mean = weight.square().sum((1, 2, 3))[:, None, None]
-    tiny = torch.finfo(weight.dtype).tiny
-    energy = torch.where(mean > tiny, energy + eps * mean, 1.0)
-    return energy.clamp(min=tiny).rsqrt()
+    with torch.autocast(weight.device.type, enabled=False):
+        weight = weight if weight.dtype == torch.float64 else weight.float()
+        energy = spectral_energy(weight, grid, dilation, stride)
+        mean = weight.square().sum((1, 2, 3))[:, None, None]
+        tiny = torch.finfo(weight.dtype).tiny
+        return torch.where(mean > tiny, energy + eps * mean, 1.0).clamp(min=tiny).rsqrt()
 
 
 class _FilterFFT(torch.autograd.Function):
@@ -155,8 +154,17 @@ class _FilterFFT(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor):
-        (gain,) = ctx.saved_tensors
-        return _FilterFFT.apply(grad.contiguous(), gain), None
+        return _FilterFFT.apply(grad.contiguous(), *ctx.saved_tensors), None
+
+
+def matrix_is_faster(num_outputs: int, batch_size: int) -> bool:
+    """Whether `num_outputs` of each map come cheaper from one matrix per channel than by FFT.
+
+    Measured on a CPU (scripts/bench_speed.py filter): per point of the grid the matrix costs as
+    many products as there are outputs, so the size of the grid does not matter; and making it
+    has to pay over the batch, which also bounds its memory by that of two batches of maps.
+    """
+    return num_outputs <= min(100, 2 * batch_size)
 
 
 def circular_filter(
@@ -164,27 +172,31 @@ def circular_filter(
 ) -> torch.Tensor:
     """Filter each channel on the ring of its own map, and keep some of the outputs.
 
-    x: (N, C, n, m) float32 or float64; gain: (C, n, m // 2 + 1), real and even. Returns
-    (N, C, len(rows), len(columns)); None keeps all.
+    x: (N, C, n, m) of any floating dtype, which the result has too; gain: (C, n, m // 2 + 1),
+    real and even, whose dtype is computed in. Returns (N, C, len(rows), len(columns)); None
+    keeps all.
     """
     n, m = x.shape[-2:]
     rows = range(n) if rows is None else rows
     columns = range(m) if columns is None else columns
-    if n * m <= MATRIX_MAX_POINTS:
-        response = torch.fft.irfft2(gain, s=(n, m)).flatten(1)  # (C, n * m)
-        index = _circulant_index((n, m), tuple(rows), tuple(columns), x.device)
-        matrix = response[:, index]  # (C, kept, n * m)
-        y = torch.bmm(x.flatten(2).transpose(0, 1), matrix.transpose(1, 2))
-        return y.transpose(0, 1).reshape(*x.shape[:2], len(rows), len(columns))
-    x = x.contiguous()  # channels_last input has failed in compiled FFTs
-    if gain.requires_grad:
-        y = torch.fft.irfft2(gain * torch.fft.rfft2(x), s=(n, m))
-    else:
-        y = _FilterFFT.apply(x, gain)
-    return y[..., rows.start : rows.stop : rows.step, columns.start : columns.stop : columns.step]
+    with torch.autocast(x.device.type, enabled=False):
+        maps = x.to(gain.dtype)
+        if matrix_is_faster(len(rows) * len(columns), len(x)):
+            response = torch.fft.irfft2(gain, s=(n, m)).flatten(1)  # (C, n * m)
+            index = _circulant_index((n, m), tuple(rows), tuple(columns), x.device)
+            matrix = response[:, index]  # (C, outputs, n * m)
+            y = torch.bmm(maps.flatten(2).transpose(0, 1), matrix.transpose(1, 2))
+            return y.transpose(0, 1).unflatten(2, (len(rows), len(columns))).to(x.dtype)
+        maps = maps.contiguous()  # channels_last input has failed in compiled FFTs
+        if gain.requires_grad:
+            y = torch.fft.irfft2(gain * torch.fft.rfft2(maps), s=(n, m))
+        else:
+            y = _FilterFFT.apply(maps, gain)
+    rows, columns = (slice(r.start, r.stop, r.step) for r in (rows, columns))
+    return y[..., rows, columns].to(x.dtype)
 
 
-def check_ring(padding: tuple[int, int, int, int], kernel: Pair, dilation: Pair) -> None:
+def check_ring(padding: Pads, kernel: Pair, dilation: Pair) -> None:
     """Raise ValueError if circular padding goes more than once around the map (grid="full")."""
     left, right, top, bottom = padding
     reach = tuple(d * (k - 1) for d, k in zip(dilation, kernel, strict=True))
@@ -195,11 +207,57 @@ def check_ring(padding: tuple[int, int, int, int], kernel: Pair, dilation: Pair)
         )
 
 
+def _output_size(
+    x: torch.Tensor, weight: torch.Tensor, stride: Pair, padding: Pads, dilation: Pair
+) -> Pair:
+    """(H', W') of a convolution."""
+    left, right, top, bottom = padding
+    padded = (x.shape[2] + top + bottom, x.shape[3] + left + right)
+    extent = tuple(d * (k - 1) + 1 for d, k in zip(dilation, weight.shape[2:], strict=True))
+    if extent[0] > padded[0] or extent[1] > padded[1]:
+        raise ValueError(f"the kernel covers {extent} pixels, more than the padded input {padded}")
+    return (padded[0] - extent[0]) // stride[0] + 1, (padded[1] - extent[1]) // stride[1] + 1
+
+
+def _convolve(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    stride: Pair,
+    padding: Pads,
+    dilation: Pair,
+    groups: int,
+    mode: str,
+) -> torch.Tensor:
+    """The plain convolution with any padding."""
+    left, right, top, bottom = padding
+    if mode == "zeros" and (left, top) == (right, bottom):  # needs no padded copy of the map
+        return F.conv2d(x, weight, None, stride, (top, left), dilation, groups)
+    x = F.pad(x, padding, "constant" if mode == "zeros" else mode)
+    return F.conv2d(x, weight, None, stride, 0, dilation, groups)
+
+
+def _convolve_everywhere(
+    x: torch.Tensor, weight: torch.Tensor, padding: Pads, dilation: Pair, groups: int, mode: str
+) -> tuple[torch.Tensor, Pair]:
+    """The stride-1 convolution on the whole ring, and where on it the first output lies."""
+    left, right, top, bottom = padding
+    reach = tuple(d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True))
+    if mode == "circular":  # the map is the ring: one turn of it, started where `padding` says
+        turn = (left, reach[1] - left, top, reach[0] - top)
+        return _convolve(x, weight, (1, 1), turn, dilation, groups, mode), (0, 0)
+    if mode != "zeros":  # the padded map is the layer's input
+        x = F.pad(x, padding, mode)
+        left = right = top = bottom = 0
+    margin = (max(reach[0], top, bottom), max(reach[1], left, right))
+    c = F.conv2d(x, weight, None, 1, margin, dilation, groups)
+    return c, (margin[0] - top, margin[1] - left)
+
+
 def conv_norm2d(
     x: torch.Tensor,
     weight: torch.Tensor,
     stride: Pair = (1, 1),
-    padding: tuple[int, int, int, int] = (0, 0, 0, 0),
+    padding: Pads = (0, 0, 0, 0),
     dilation: Pair = (1, 1),
     groups: int = 1,
     padding_mode: str = "zeros",
@@ -210,56 +268,32 @@ def conv_norm2d(
 ) -> torch.Tensor:
     """Convolve, then divide every output channel by its spectrum.
 
-    x: (N, I, H, W); weight: (O, I / groups, k_h, k_w); padding: (left, right, top, bottom), as
-    torch.nn.functional.pad counts; the rest as torch.nn.functional.conv2d. Returns what conv2d
-    would, (N, O, H', W'), in the same dtype. `grid` and the padding modes: see ConvNorm2d.
+    x: (N, I, H, W); weight: (O, I / groups, k_h, k_w); the rest as torch.nn.functional.conv2d.
+    Returns what conv2d would, (N, O, H', W'), in the same dtype. `grid` and the padding modes:
+    see ConvNorm2d. Raises ValueError for a grid that does not exist, an input that is not 4D or
+    smaller than the kernel, and circular padding that `check_ring` refuses.
     """
     if grid not in GRIDS:
         raise ValueError(f"grid must be one of {GRIDS}, not {grid!r}")
     if x.dim() != 4:
         raise ValueError(f"the input must be (N, I, H, W), not {tuple(x.shape)}")
-    mode = "constant" if padding_mode == "zeros" else padding_mode
-    extent = [d * (k - 1) + 1 for d, k in zip(dilation, weight.shape[2:], strict=True)]
-    left, right, top, bottom = padding
-    kept = (
-        (x.shape[2] + top + bottom - extent[0]) // stride[0] + 1,
-        (x.shape[3] + left + right - extent[1]) // stride[1] + 1,
-    )
-    if min(kept) < 1:
-        raise ValueError(
-            f"the kernel covers {tuple(extent)} pixels, more than the padded input "
-            f"({x.shape[2] + top + bottom}, {x.shape[3] + left + right})"
-        )
+    if grid == "full" and padding_mode == "circular":
+        check_ring(padding, tuple(weight.shape[2:]), dilation)
+    size = _output_size(x, weight, stride, padding, dilation)
+
+    def gain(ring: Pair, stride: Pair = (1, 1)) -> torch.Tensor:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and gradient_through_gain):
+            return spectral_gain(weight, ring, dilation, stride, eps)
+
+    if weight.shape[2:] == (1, 1):  # a flat spectrum: the filter is a factor of each channel
+        weight = (weight * gain((1, 1))[:, None]).to(weight.dtype)
+        return _convolve(x, weight, stride, padding, dilation, groups, padding_mode)
     if grid == "native":
-        inside = (0, 0)
-        if padding_mode == "zeros" and (left, top) == (right, bottom):
-            inside = (top, left)  # conv2d pads without a copy of the map
-        else:
-            x = F.pad(x, padding, mode)
-        c = F.conv2d(x, weight, None, stride, inside, dilation, groups)
-        first, step, gain_stride = (0, 0), (1, 1), stride
-    elif padding_mode == "circular":
-        # The map is a ring already: one turn of it, started where `padding` says.
-        check_ring(padding, (weight.shape[2], weight.shape[3]), dilation)
-        ring = (left, extent[1] - 1 - left, top, extent[0] - 1 - top)
-        c = F.conv2d(F.pad(x, ring, mode), weight, None, 1, 0, dilation, groups)
-        first, step, gain_stride = (0, 0), stride, (1, 1)
-    else:
-        if padding_mode != "zeros":  # the padded map is the layer's input
-            x = F.pad(x, padding, mode)
-            left = right = top = bottom = 0
-        margin = (max(extent[0] - 1, top, bottom), max(extent[1] - 1, left, right))
-        c = F.conv2d(x, weight, None, 1, margin, dilation, groups)
-        first, step, gain_stride = (margin[0] - top, margin[1] - left), stride, (1, 1)
+        c = _convolve(x, weight, stride, padding, dilation, groups, padding_mode)
+        return circular_filter(c, gain(tuple(c.shape[2:]), stride))
+    c, first = _convolve_everywhere(x, weight, padding, dilation, groups, padding_mode)
     rows, columns = (
-        range(start, start + s * (count - 1) + 1, s)
-        for start, s, count in zip(first, step, kept, strict=True)
+        range(start, start + step * (count - 1) + 1, step)
+        for start, step, count in zip(first, stride, size, strict=True)
     )
-    with (
-        torch.autocast(x.device.type, enabled=False),
-        torch.set_grad_enabled(torch.is_grad_enabled() and gradient_through_gain),
-    ):
-        kernel = weight if weight.dtype == torch.float64 else weight.float()
-        gain = spectral_gain(kernel, tuple(c.shape[2:]), dilation, gain_stride, eps)
-    with torch.autocast(x.device.type, enabled=False):
-        return circular_filter(c.to(gain.dtype), gain, rows, columns).to(c.dtype)
+    return circular_filter(c, gain(tuple(c.shape[2:])), rows, columns)

@@ -23,9 +23,10 @@ class ConvNorm2d(nn.Conv2d):
 
     grid: where the filter lives.
         "full": the published method. The map is convolved with stride 1 and zero padding
-            k_eff - 1, filtered on that (H + k_eff - 1)-grid, then cropped to what `padding`
-            asks for and subsampled by `stride`; k_eff = dilation * (k - 1) + 1. Equal to the
-            reference implementation in training mode (with eps=0).
+            k_eff - 1 (or `padding`, if larger), filtered on that (H + k_eff - 1)-grid, then
+            cropped to what `padding` asks for and subsampled by `stride`;
+            k_eff = dilation * (k - 1) + 1. Equal to the reference implementation in training
+            mode (with eps=0).
         "native": the ordinary, strided convolution, filtered on its own output grid with the
             energy that a strided layer has there. The same isometry where the stride divides
             a circular map, at about half the multiplications, but not the same function.

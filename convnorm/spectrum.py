@@ -1,25 +1,30 @@
 """Singular values of what the layers of a network compute."""
 
+import math
+
 import torch
 from torch import nn
 
 from convnorm.normalizers import Normalized, UnitOperatorNorm
 
 
-def matrix_norm(weight: torch.Tensor) -> torch.Tensor:
+def matrix_norm(weight: torch.Tensor) -> float:
     """Largest singular value of a kernel (O, I, k_h, k_w) reshaped to (O, I * k_h * k_w).
 
-    The number that spectral norm controls (Miyato et al., 2018); not the convolution's own.
+    The number that spectral norm controls (Miyato et al., 2018); not the convolution's own. NaN
+    if the weight is not finite.
     """
-    return torch.linalg.matrix_norm(weight.detach().flatten(1).float(), ord=2)
+    matrix = weight.detach().flatten(1).float()
+    return torch.linalg.matrix_norm(matrix, ord=2).item() if matrix.isfinite().all() else math.nan
 
 
-def operator_norm(layer: nn.Module, input_size: torch.Size, steps: int = 24) -> torch.Tensor:
+def operator_norm(layer: nn.Module, input_size: torch.Size, steps: int = 40) -> float:
     """Largest singular value of the affine map that `layer` computes on (1, I, H, W) inputs.
 
     Lanczos' method on A^T A, with A applied by the layer itself and A^T by autograd: exact for
-    any stride, padding and normalizer, without a dense matrix. From below, and converged to
-    about three digits in 24 steps. The layer must be in evaluation mode.
+    any stride, padding and normalizer, without a dense matrix. Never too large, and in 40 steps
+    within 0.1 % for layers as wide as 64 channels on 32 x 32, whose largest singular values lie
+    close together. NaN if the layer is not finite. The layer must be in evaluation mode.
     """
     parameter = next(layer.parameters())
     zero = torch.zeros(input_size, device=parameter.device, dtype=parameter.dtype)
@@ -34,16 +39,22 @@ def operator_norm(layer: nn.Module, input_size: torch.Size, steps: int = 24) -> 
             v = basis[-1].view(input_size).requires_grad_()
             (w,) = torch.autograd.grad((layer(v) - offset).square().sum() / 2, v)  # A^T A v
         w = w.flatten()
-        diagonal.append(w @ basis[-1].detach())
-        previous = torch.stack([b.detach() for b in basis])
+        basis[-1] = basis[-1].detach()
+        diagonal.append((w @ basis[-1]).item())
+        known = torch.stack(basis)
         for _ in range(2):  # twice is enough (Kahan): the basis stays orthogonal
-            w = w - previous.T @ (previous @ w)
-        off_diagonal.append(w.norm())
-        basis.append(w / off_diagonal[-1].clamp(min=1e-30))
-    off_diagonal = torch.stack(off_diagonal[:-1]) if len(diagonal) > 1 else zero.new_zeros(0)
-    tridiagonal = torch.diag(torch.stack(diagonal))
-    tridiagonal += torch.diag(off_diagonal, 1) + torch.diag(off_diagonal, -1)
-    return torch.linalg.eigvalsh(tridiagonal)[-1].clamp(min=0).sqrt()
+            w = w - known.T @ (known @ w)
+        residual = w.norm().item()
+        if not math.isfinite(residual):
+            return math.nan
+        if residual <= 1e-5 * max(diagonal):
+            break  # every direction that the start has a part in is known: the rest is rounding
+        off_diagonal.append(residual)
+        basis.append(w / residual)
+    beside = torch.tensor(off_diagonal[: len(diagonal) - 1], dtype=torch.float64)
+    tridiagonal = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
+    tridiagonal += torch.diag(beside, 1) + torch.diag(beside, -1)
+    return math.sqrt(max(0.0, torch.linalg.eigvalsh(tridiagonal)[-1].item()))
 
 
 def normalized_convolutions(network: nn.Module) -> dict[str, nn.Module]:
@@ -94,4 +105,4 @@ def layer_norms(network: nn.Module, image_size: torch.Size) -> dict[str, tuple[f
             hook.remove()
         for module, training in modes.items():
             module.training = training
-    return {name: (sigma.item(), norm.item()) for name, (sigma, norm) in norms.items()}
+    return norms

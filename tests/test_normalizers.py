@@ -1,0 +1,254 @@
+"""Every kind of the catalogue in small discriminators of every family."""
+
+import copy
+import dataclasses
+
+import pytest
+import reference
+import torch
+from torch import nn
+
+from convnorm import CATALOGUE, ConvNorm2d, Normalizer
+from convnorm.normalizers import UnitOperatorNorm
+from gan.networks import ARCHITECTURES, build_discriminator
+
+every_kind = pytest.mark.parametrize("kind", CATALOGUE)
+CONVNORM = ("convnorm", "spectral_convnorm")
+
+
+def discriminator(kind, arch="dcgan", seed=0, **options):
+    torch.manual_seed(seed)
+    normalize = Normalizer(kind, **options)
+    return build_discriminator(arch, normalize, image_size=16, channels=1, width=4)
+
+
+def images(batch_size=4):
+    return torch.rand(batch_size, 1, 16, 16, generator=torch.manual_seed(1)) * 2 - 1
+
+
+def train_step(network, optimizer):
+    optimizer.zero_grad()
+    real = images().requires_grad_()
+    logits = network(real)
+    (penalty,) = torch.autograd.grad(logits.sum(), real, create_graph=True)
+    loss = torch.relu(1 - logits).mean() + torch.relu(1 + network(-images())).mean()
+    (loss + penalty.square().mean()).backward()
+    optimizer.step()
+
+
+def test_none_adds_nothing():
+    network = discriminator("none")
+    assert {type(m) for m in network.modules() if not list(m.children())} <= {
+        nn.Conv2d,
+        nn.Linear,
+        nn.LeakyReLU,
+        nn.Flatten,
+    }
+    conv = nn.Conv2d(2, 3, 3)
+    assert Normalizer("none")(conv) is conv
+
+
+@every_kind
+@pytest.mark.parametrize("options", [{}, {"multiplier": True, "affine": True, "batch_norm": True}])
+def test_trains_copies_and_reloads(kind, options):
+    """A gradient that is missing or NaN, also under a gradient penalty; state outside the dict."""
+    network = discriminator(kind, **options)
+    optimizer = torch.optim.Adam(network.parameters(), 1e-3)
+    shapes = {name: buffer.shape for name, buffer in network.named_buffers()}
+    for _ in range(3):
+        train_step(network, optimizer)
+        for name, parameter in network.named_parameters():
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+    # Buffers that change shape or are replaced are lost to DDP's broadcast.
+    assert shapes == {name: buffer.shape for name, buffer in network.named_buffers()}
+    twin, fresh = copy.deepcopy(network), discriminator(kind, seed=5, **options)
+    fresh.load_state_dict(network.state_dict(), strict=True)
+    for training in (False, True):
+        outputs = [n.train(training)(images()) for n in (network, twin, fresh)]
+        assert torch.equal(outputs[0], outputs[1])
+        assert torch.equal(outputs[0], outputs[2])
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_all_kinds_start_from_the_same_weights_and_leave_the_random_state(arch):
+    """A kind that draws from the global generator changes every layer built after it."""
+
+    def drawn(kind):
+        network = discriminator(kind, arch)
+        after = torch.rand(4)
+        layers = []
+        for module in network.modules():
+            depthwise = getattr(module, "groups", 1) > 1  # an affine
+            if isinstance(module, nn.Linear | nn.Conv2d) and not depthwise:
+                parameters = dict(module.named_parameters())
+                names = ("weight", "parametrizations.weight.original")
+                layers += [parameters[name] for name in names if name in parameters]
+        return layers, after
+
+    expected, state = drawn("none")
+    for kind in CATALOGUE:
+        layers, after = drawn(kind)
+        assert torch.equal(after, state), kind
+        assert len(layers) == len(expected), kind
+        assert all(map(torch.equal, layers, expected)), kind
+
+
+@pytest.mark.parametrize("kind", ["batch", "layer", "weight"])
+def test_no_learned_multiplier_unless_asked(kind):
+    """Miyato's comparison: normalizers of a discriminator without their own scale and shift."""
+    plain = sum(p.numel() for p in discriminator("none").parameters())
+    channels = 4 + 8 + (1 if kind == "weight" else 0)
+    extra = {"batch": 2 * 8, "layer": 2 * channels, "weight": channels}[kind]
+    for multiplier, expected in ((False, 0), (True, extra)):
+        network = discriminator(kind, multiplier=multiplier)
+        assert sum(p.numel() for p in network.parameters()) == plain + expected
+
+
+def test_weight_rows_have_norm_one():
+    for layer in (nn.Conv2d(3, 5, 3), nn.Linear(6, 2)):
+        weight = Normalizer("weight")(layer).weight
+        torch.testing.assert_close(weight.flatten(1).norm(dim=1), torch.ones(len(weight)))
+
+
+def test_layer_normalizes_each_sample_over_its_whole_map():
+    """Per channel, as instance normalization, or over the batch."""
+    torch.manual_seed(0)
+    layer = Normalizer("layer")(nn.Conv2d(2, 6, 3))
+    x = torch.randn(3, 2, 9, 9) * torch.tensor([0.1, 1, 10]).view(3, 1, 1, 1)
+    c = layer[0](x)
+    variance, mean = torch.var_mean(c, (1, 2, 3), correction=0, keepdim=True)
+    torch.testing.assert_close(layer(x), (c - mean) / (variance + 1e-5).sqrt())
+
+
+@pytest.mark.parametrize(("arch", "count"), [("dcgan", 1), ("sngan_cnn", 6), ("sngan_resnet", 8)])
+def test_batch_norm_is_not_where_the_image_enters(arch, count):
+    network = discriminator("batch", arch)
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    convs = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+    assert len(norms) == len([c for c in convs if c.in_channels != 1]) == count
+
+
+def test_convnorm_brings_nothing_else_unless_asked():
+    """In a discriminator: no BatchNorm, no affine, or one that starts as the identity."""
+    bare = discriminator("convnorm")
+    assert [m for m in bare.modules() if isinstance(m, ConvNorm2d)]
+    assert not [m for m in bare.modules() if isinstance(m, nn.BatchNorm2d)]
+    affine = discriminator("convnorm", affine=True)
+    assert len(list(affine.parameters())) > len(list(bare.parameters()))
+    torch.testing.assert_close(affine(images()), bare(images()))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"grid": "native"},
+        {"affine": True, "affine_init": "default"},
+        {"batch_norm": True},
+        {"eps": 0.1},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", CONVNORM)
+def test_convnorm_options_have_an_effect(kind, options):
+    default = discriminator(kind)(images())
+    assert not torch.allclose(discriminator(kind, **options)(images()), default, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", CONVNORM)
+def test_gradient_through_gain_changes_the_gradient_and_not_the_output(kind):
+    first, second = (discriminator(kind, gradient_through_gain=t) for t in (False, True))
+    outputs = [network(images()) for network in (first, second)]
+    torch.testing.assert_close(*outputs)
+    for y in outputs:
+        y.sum().backward()
+    gradients = [next(network.parameters()).grad for network in (first, second)]
+    assert not torch.allclose(*gradients, rtol=1e-2)
+
+
+def test_affine_control_has_the_parameters_of_convnorm_with_affine_and_batch_norm():
+    options = {"affine": True, "batch_norm": True, "affine_init": "default"}
+    convnorm, control = discriminator("convnorm", **options), discriminator("affine", **options)
+    shapes = [sorted(tuple(p.shape) for p in n.parameters()) for n in (convnorm, control)]
+    assert shapes[0] == shapes[1]
+    assert not [m for m in control.modules() if isinstance(m, ConvNorm2d)]
+
+
+def test_spectral_divides_by_the_largest_singular_value_and_eval_is_frozen():
+    torch.manual_seed(0)
+    for plain in (nn.Conv2d(6, 8, 3), nn.Linear(10, 7)):
+        layer = Normalizer("spectral")(plain)
+        for _ in range(50):
+            layer.weight  # noqa: B018
+        assert torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item() == pytest.approx(1, 1e-3)
+        before = {name: b.clone() for name, b in layer.eval().named_buffers()}
+        with torch.no_grad():
+            layer.parametrizations.weight.original[0].mul_(5.0)
+        layer.weight  # noqa: B018
+        assert before
+        assert all(torch.equal(b, before[name]) for name, b in layer.named_buffers())
+
+
+@pytest.mark.parametrize("kind", ["spectral", "spectral_convnorm"])
+def test_power_iterations_stay_in_float32_under_autocast(monkeypatch, kind):
+    """Half precision would leave sigma wrong by a percent, and differently on every device."""
+    one, other = discriminator(kind), discriminator(kind)
+    one(images())
+    product, under_autocast = torch.mv, []
+
+    def recording(*args):
+        under_autocast.append(torch.is_autocast_enabled("cpu"))
+        return product(*args)
+
+    monkeypatch.setattr(torch, "mv", recording)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert other(images()).isfinite().all()
+    assert under_autocast
+    assert not any(under_autocast)
+    for expected, buffer in zip(one.buffers(), other.buffers(), strict=True):
+        assert buffer.dtype == torch.float32
+        torch.testing.assert_close(buffer, expected)
+
+
+@pytest.mark.parametrize("grid", ["full", "native"])
+@pytest.mark.parametrize("affine", [False, True])
+def test_spectral_convnorm_has_operator_norm_one(grid, affine):
+    """Against the dense matrix; convnorm alone is well above."""
+    torch.manual_seed(0)
+    options = {"grid": grid, "affine": affine, "affine_init": "default"}
+    conv = nn.Conv2d(3, 6, 3, padding=1, padding_mode="circular")
+    layer = UnitOperatorNorm(Normalizer("convnorm", **options)(conv), size=8)
+    x = torch.zeros(1, 3, 8, 8)
+    for _ in range(100):
+        layer(x)
+    layer.eval()
+    assert reference.sigma_max(layer, (3, 8, 8)) == pytest.approx(1.0, abs=5e-3)
+    if not affine:
+        assert reference.sigma_max(layer.layer, (3, 8, 8)) > 1.4
+    u = layer.u.clone()
+    layer(x)
+    assert torch.equal(layer.u, u)
+
+
+def test_spectral_convnorm_lets_the_gradient_through_its_norm():
+    """Without, the radial part of the gradient stays and the weights drift."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 4, 3, padding=1, bias=False)
+    layer = UnitOperatorNorm(conv, size=8).eval()
+    layer(torch.randn(2, 3, 8, 8)).square().sum().backward()
+    radial = (conv.weight.grad * conv.weight).sum() / conv.weight.grad.norm() / conv.weight.norm()
+    assert abs(radial) < 1e-5
+
+
+def test_linear_layers_pass_where_a_kind_is_about_maps():
+    for kind in CATALOGUE:
+        layer = nn.Linear(4, 1)
+        normalized = Normalizer(kind)(layer)
+        assert normalized is layer
+        parametrized = kind in ("weight", "spectral", "spectral_convnorm")
+        assert hasattr(layer, "parametrizations") == parametrized
+
+
+def test_catalogue_options_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Normalizer("none").kind = "batch"

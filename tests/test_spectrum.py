@@ -1,0 +1,130 @@
+"""Measured norms against dense singular values, and a network left as it was found."""
+
+import math
+
+import pytest
+import reference
+import torch
+from torch import nn
+
+from convnorm import CATALOGUE, ConvNorm2d, Normalizer
+from convnorm.spectrum import layer_norms, matrix_norm, normalized_convolutions, operator_norm
+from gan.networks import ARCHITECTURES, build_discriminator
+
+every_kind = pytest.mark.parametrize("kind", CATALOGUE)
+
+
+def network(kind, arch="sngan_cnn", **options):
+    torch.manual_seed(0)
+    normalize = Normalizer(kind, **options)
+    return build_discriminator(arch, normalize, image_size=16, channels=1, width=4)
+
+
+def assert_matches_dense(layer, size):
+    expected = reference.sigma_max(layer, size)
+    measured = operator_norm(layer, torch.Size((1, *size)))
+    assert measured == pytest.approx(expected, rel=1e-3)
+    assert measured <= expected * (1 + 1e-5)
+
+
+@every_kind
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("options", [{}, {"grid": "native", "affine": True, "batch_norm": True}])
+def test_operator_norm_is_the_largest_singular_value(kind, stride, options):
+    """Zero padding, biases, running statistics: the layer as it is in evaluation."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 8, 4, stride, padding=1)
+    layer = Normalizer(kind, affine_init="default", **options)(conv)
+    for _ in range(5):
+        layer(torch.randn(4, 3, 10, 9) * 2 + 1)
+    if kind == "layer":
+        layer = layer[0]
+    assert_matches_dense(layer.eval(), (3, 10, 9))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_operator_norm_of_small_and_clustered_spectra(dtype):
+    """More steps than dimensions, equal singular values, a zero map: NaN in a diverged run."""
+    torch.manual_seed(0)
+    assert_matches_dense(nn.Conv2d(1, 2, 2, dtype=dtype), (1, 2, 2))
+    isometry = ConvNorm2d(1, 4, 3, padding=1, padding_mode="circular", affine=False, dtype=dtype)
+    assert_matches_dense(isometry.eval(), (1, 6, 6))
+    zero = nn.Conv2d(2, 2, 3, dtype=dtype)
+    nn.init.zeros_(zero.weight)
+    assert operator_norm(zero, torch.Size((1, 2, 5, 5))) == 0.0
+    nn.init.constant_(zero.weight, math.nan)
+    assert math.isnan(operator_norm(zero, torch.Size((1, 2, 5, 5))))
+    assert math.isnan(matrix_norm(zero.weight))
+
+
+def test_operator_norm_converges_on_a_wide_layer():
+    """Too few steps: 64 x 64 channels put many singular values within a percent of the largest."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(64, 64, 3, padding=1, padding_mode="circular")
+    waves = reference.exponentials(torch.arange(32), torch.arange(3), 32)
+    symbol = torch.einsum("oihw,yh,xw->yxoi", conv.weight.to(waves.dtype), waves, waves)
+    expected = torch.linalg.matrix_norm(symbol[:17].to(torch.complex64), ord=2).max().item()
+    measured = operator_norm(conv, torch.Size((1, 64, 32, 32)))
+    assert measured == pytest.approx(expected, rel=1e-3)
+
+
+def test_matrix_norm_is_not_the_convolutions():
+    """The number that spectral norm controls; an all-ones kernel of k x k differs most."""
+    weight = torch.ones(1, 1, 3, 3)
+    assert matrix_norm(weight) == pytest.approx(3.0)
+    conv = nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular", bias=False)
+    conv.weight.data.copy_(weight)
+    assert operator_norm(conv, torch.Size((1, 1, 6, 6))) == pytest.approx(9.0, rel=1e-3)
+
+
+@every_kind
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("extras", [False, True])
+def test_every_convolution_is_found_once(kind, arch, extras):
+    """An affine counted as a convolution, a normalized layer counted twice or left out."""
+    D = network(kind, arch, affine=extras, batch_norm=extras, multiplier=extras)
+    found = normalized_convolutions(D)
+    convs = [m for m in D.modules() if isinstance(m, nn.Conv2d) and m.groups == 1]
+    inside = [
+        m
+        for layer in found.values()
+        for m in layer.modules()
+        if isinstance(m, nn.Conv2d) and m.groups == 1
+    ]
+    assert len(found) == len(convs)
+    assert set(inside) == set(convs)
+    assert found.keys() == normalized_convolutions(network("none", arch)).keys()
+
+
+def test_a_layer_alone_is_found_once():
+    assert len(normalized_convolutions(ConvNorm2d(3, 4, 3))) == 1
+
+
+@every_kind
+def test_norms_of_a_network_leave_no_trace(kind):
+    """Batch statistics or power iterations moved by the look; another latent after a log step."""
+    D = network(kind, affine=True, batch_norm=True).train()
+    D(torch.randn(4, 1, 16, 16))
+    next(m for m in D.modules() if isinstance(m, nn.LeakyReLU)).eval()
+    before = {name: tensor.clone() for name, tensor in D.state_dict().items()}
+    modes = [module.training for module in D.modules()]
+    state = torch.get_rng_state()
+    norms = layer_norms(D, torch.Size((1, 16, 16)))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [module.training for module in D.modules()] == modes
+    after = D.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert not [m for m in D.modules() if m._forward_pre_hooks]
+    assert all(p.grad is None for p in D.parameters())
+    assert norms.keys() == normalized_convolutions(D).keys()
+    assert all(0 < value < 1e3 for pair in norms.values() for value in pair)
+
+
+def test_norms_are_taken_at_the_size_of_each_map():
+    """A norm at another size is another number: zero padding, small maps."""
+    D = network("none", "dcgan")
+    sizes = {"0": (1, 16, 16), "2": (4, 8, 8)}
+    for name, (sigma, norm) in layer_norms(D, torch.Size((1, 16, 16))).items():
+        conv = D.get_submodule(name)
+        assert norm == pytest.approx(reference.sigma_max(conv, sizes[name]), rel=1e-3)
+        assert sigma == pytest.approx(torch.linalg.svdvals(conv.weight.flatten(1))[0].item())

@@ -1,5 +1,7 @@
 """The training loop of a GAN, and what a run leaves in its folder."""
 
+import sys
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,47 +31,72 @@ def train(config: GanConfig, options: RunOptions, process: Process) -> dict[str,
     Raises InputError, or Stopped when a signal or a loss that is no number ends the run early.
     """
     run_dir = Path(options.run_dir)
-    images = _prepare(run_dir, config, options.overwrite, process)
-    batches = Batches(
-        images,
-        config.train.batch_size,
-        config.seed,
-        flip=config.train.flip,
-        dequantize=config.train.dequantize,
-        rank=process.rank,
-        world_size=process.world_size,
-    )
-    trainer = Trainer(config, images.shape[1], process)
-    last = run_dir / checkpoint.CHECKPOINT
-    if last.exists():
-        trainer.load_state_dict(_own_checkpoint(last, config))
-    journal = Journal(run_dir, trainer, images.shape[1:]) if process.is_main else None
+    opened = checkpoint.open_run(run_dir, config, options.overwrite)
+    with opened if process.is_main else nullcontext():
+        images = _load(config, process)
+        batches = Batches(
+            images,
+            config.train.batch_size,
+            config.seed,
+            flip=config.train.flip,
+            dequantize=config.train.dequantize,
+            rank=process.rank,
+            world_size=process.world_size,
+        )
+        trainer = Trainer(config, images.shape[1], process)
+        _resume(trainer, run_dir / checkpoint.CHECKPOINT)
+        done_before = trainer.step == config.steps
+        if not done_before:
+            _run(trainer, batches, options)
+        elif process.is_main:
+            print(f"{run_dir}: all {config.steps} steps were done before", file=sys.stderr)
+        summary = _summary(trainer, run_dir)
+        file = run_dir / "summary.json"
+        if process.is_main and not (done_before and file.exists()):
+            checkpoint.write_json(file, summary)
+        return summary
+
+
+def _load(config: GanConfig, process: Process) -> torch.Tensor:
+    """The training images on the device; one process downloads, then the others find them."""
+    if process.is_main:
+        images = load_images(config.data, "train").images
+    process.barrier()
+    if not process.is_main:
+        images = load_images(config.data, "train").images
+    return images.to(process.device)
+
+
+def _resume(trainer: Trainer, last: Path) -> None:
+    """Take over the run's checkpoint, if there is one."""
+    if not last.exists():
+        return
+    state = checkpoint.load(last, FORMAT)
+    if state.get("config") != asdict(trainer.config):
+        raise InputError(f"{last}: is of another config than the run folder; expected its own")
+    try:
+        trainer.load_state_dict(state)
+    except (KeyError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{last}: not a complete checkpoint of this run ({reason})") from None
+
+
+def is_due(step: int, every: int, steps: int) -> bool:
+    """Every `every` steps and after the last one; with 0, only after the last one."""
+    return step == steps or (every > 0 and step % every == 0)
+
+
+def _run(trainer: Trainer, batches: Batches, options: RunOptions) -> None:
+    """Train to the last step; logs and signals begin and end here."""
+    run_dir = Path(options.run_dir)
+    image_size = batches.images.shape[1:]
+    journal = Journal(run_dir, trainer, image_size) if trainer.process.is_main else None
     try:
         with Interrupts() as interrupts:
             _loop(trainer, batches, journal, options, interrupts)
     finally:
         if journal is not None:
             journal.tracker.close()
-    summary = _summary(trainer, run_dir)
-    if process.is_main:
-        checkpoint.write_json(run_dir / "summary.json", summary)
-    return summary
-
-
-def _prepare(run_dir: Path, config: GanConfig, overwrite: bool, process: Process) -> torch.Tensor:
-    """Make the run folder and return the training images on the device."""
-    if process.is_main:
-        checkpoint.open_run(run_dir, config, overwrite)
-        images = load_images(config.data, "train").images
-    process.barrier()  # one process makes the folder and downloads, the others find both
-    if not process.is_main:
-        images = load_images(config.data, "train").images
-    return images.to(process.device)
-
-
-def is_due(step: int, every: int, steps: int) -> bool:
-    """Every `every` steps and after the last one; with 0, only after the last one."""
-    return step == steps or (every > 0 and step % every == 0)
 
 
 def _loop(
@@ -82,7 +109,10 @@ def _loop(
     config, run_dir = trainer.config, Path(options.run_dir)
     while trainer.step < config.steps:
         trainer.train_step(batches)
-        log_due = is_due(trainer.step, config.log.every, config.steps)
+        log_due = any(
+            is_due(trainer.step, every, config.steps)
+            for every in (config.log.every, config.log.norms_every)
+        )
         # Agreeing on a signal costs a message between processes: only where they wait anyway.
         stopping = interrupts.signal is not None
         if trainer.process.world_size > 1:
@@ -90,8 +120,9 @@ def _loop(
         saving = stopping or is_due(trainer.step, options.checkpoint_every, config.steps)
         if log_due or saving:
             trainer.check_finite(run_dir)
+        means = trainer.means() if log_due else None
         if journal is not None:
-            journal.write()
+            journal.write(means)
             if saving:
                 checkpoint.save(run_dir / checkpoint.CHECKPOINT, trainer.state_dict())
         if stopping and trainer.step < config.steps:
@@ -118,15 +149,14 @@ class Journal:
             self.scorer = Scorer(config.score.protocol, config.data, device, weights=weights)
         self.tracker = Tracker(run_dir, trainer.step, config.steps, to_yaml(config))
 
-    def write(self) -> None:
-        """After every step; nothing here changes the training."""
+    def write(self, means: dict[str, float] | None) -> None:
+        """After every step, with the means where a log line is due; changes no training."""
         trainer, config = self.trainer, self.trainer.config
         step, generator = trainer.step, trainer.final_generator
         self.tracker.advance()
-        norms_due = is_due(step, config.log.norms_every, config.steps)
-        if norms_due or is_due(step, config.log.every, config.steps):
-            values = trainer.means()
-            if norms_due:
+        if means is not None:
+            values = dict(means)
+            if is_due(step, config.log.norms_every, config.steps):
                 for name, norms in layer_norms(trainer.discriminator, self.image_size).items():
                     values[f"matrix_norm/{name}"], values[f"operator_norm/{name}"] = norms
             self.tracker.log(step, values)
@@ -140,13 +170,6 @@ class Journal:
                 ema=trainer.ema is not None,
             )
             self.tracker.score(step, record)
-
-
-def _own_checkpoint(path: Path, config: GanConfig) -> dict[str, Any]:
-    state = checkpoint.load(path, FORMAT)
-    if state.get("config") != asdict(config):
-        raise InputError(f"{path}: is of another config than the run folder; expected its own")
-    return state
 
 
 def _summary(trainer: Trainer, run_dir: Path) -> dict[str, Any]:

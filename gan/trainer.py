@@ -29,6 +29,8 @@ class Trainer:
         for key in ("batch_size", "generator_batch_size"):
             process.share(getattr(config.train, key), f"train.{key}")
         self.generator, self.discriminator = (n.to(process.device) for n in build(config, channels))
+        # Nothing here draws from the global state; a layer that does must not see what was before.
+        torch.manual_seed(streams.generator("cpu", config.seed, "layers").initial_seed())
         self.ema = None
         if config.train.ema_decay > 0:
             self.ema = copy.deepcopy(self.generator).requires_grad_(False)
@@ -36,8 +38,10 @@ class Trainer:
         self.optim_g = torch.optim.Adam(self.generator.parameters(), **adam)
         self.optim_d = torch.optim.Adam(self.discriminator.parameters(), **adam)
         self.step = 0
-        self.sums = torch.zeros(2, len(TERMS), device=process.device)  # of values, and how many
-        self.first_bad_step = torch.tensor(-1, device=process.device)
+        self.sums = torch.zeros(len(TERMS), device=process.device)
+        self.counts = dict.fromkeys(TERMS, 0)
+        # How many steps were finite: a NaN in a sum stays, so the first bad one is the next.
+        self.finite_steps = torch.zeros((), dtype=torch.int64, device=process.device)
 
     @property
     def final_generator(self) -> nn.Module:
@@ -58,6 +62,7 @@ class Trainer:
             "optim_g": self.optim_g.state_dict(),
             "optim_d": self.optim_d.state_dict(),
             "sums": self.sums,
+            "counts": self.counts,
             "rng_cpu": torch.get_rng_state(),
             "rng_cuda": torch.cuda.get_rng_state(self.process.device) if cuda else None,
         }
@@ -70,6 +75,8 @@ class Trainer:
             self.ema.load_state_dict(state["ema"])
         self.step = state["step"]
         self.sums.copy_(state["sums"])
+        self.counts.update(state["counts"])
+        self.finite_steps.fill_(self.step)
         torch.set_rng_state(state["rng_cpu"])
         if state["rng_cuda"] is not None and self.process.device.type == "cuda":
             torch.cuda.set_rng_state(state["rng_cuda"], self.process.device)
@@ -77,17 +84,15 @@ class Trainer:
     def note(self, **values: torch.Tensor) -> None:
         """Add values to the sums of the log, without waiting for the device."""
         for name, value in values.items():
-            value = value.detach()
-            self.sums[0, TERMS.index(name)] += value
-            self.sums[1, TERMS.index(name)] += 1
-            bad = (self.first_bad_step < 0) & ~value.isfinite()
-            self.first_bad_step = torch.where(bad, self.step + 1, self.first_bad_step)
+            self.sums[TERMS.index(name)] += value.detach()
+            self.counts[name] += 1
 
     def means(self) -> dict[str, float]:
-        """Means since the last call, and the learning rate."""
-        values, counts = self.sums.tolist()
+        """Means over processes and steps since the last call, and the learning rate."""
+        sums = dict(zip(TERMS, self.sums.tolist(), strict=True))
+        means = {name: sums[name] / num for name, num in self.counts.items() if num > 0}
         self.sums.zero_()
-        means = {t: v / n for t, v, n in zip(TERMS, values, counts, strict=True) if n > 0}
+        self.counts = dict.fromkeys(TERMS, 0)
         return {**means, "lr": self.optim_d.param_groups[0]["lr"]}
 
     def autocast(self) -> torch.autocast:
@@ -110,6 +115,7 @@ class Trainer:
             self.discriminator_step(real, repeat)
         self.generator_step()
         self.update_averages()
+        self.finite_steps += self.sums.isfinite().all()
         self.step += 1
 
     def set_learning_rate(self) -> None:
@@ -168,9 +174,9 @@ class Trainer:
 
     @torch.no_grad()
     def update_averages(self) -> None:
-        """Buffers over processes, then weights and buffers over steps (EMA)."""
-        networks = (self.generator, self.discriminator)
-        self.process.average_([b for n in networks for b in n.buffers() if b.is_floating_point()])
+        """Sums and buffers over processes, then weights and buffers over steps (EMA)."""
+        buffers = [*self.generator.buffers(), *self.discriminator.buffers()]
+        self.process.average_([self.sums, *(b for b in buffers if b.is_floating_point())])
         if self.ema is None:
             return
         decay = min(self.config.train.ema_decay, (1 + self.step) / (10 + self.step))
@@ -183,9 +189,8 @@ class Trainer:
 
     def check_finite(self, run_dir: Path) -> None:
         """Stop where a loss or a weight is no number; the last checkpoint was good."""
-        step = self.first_bad_step.item()
-        what = "the loss"
-        if step < 0:
+        step, what = self.finite_steps.item() + 1, "the loss"
+        if step > self.step:
             weights = [*self.generator.parameters(), *self.discriminator.parameters()]
             if torch.stack([w.isfinite().all() for w in weights]).all().item():
                 return

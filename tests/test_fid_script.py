@@ -136,7 +136,7 @@ def test_run_against_itself_is_another_sample(fid, monkeypatch, tmp_path):
 
     config = SimpleNamespace(data=DataConfig("digits", image_size=16))
     loaded = SimpleNamespace(sample=sample, config=config, step=7, ema=True, sha256="c" * 64)
-    monkeypatch.setattr(fid, "load_generator", lambda path, device: loaded)
+    monkeypatch.setattr("gan.sources.load_generator", lambda path, device: loaded)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "last.pt").touch()
     sizes = ["--protocol", "digits", "--num_real", "50"]

@@ -1,12 +1,13 @@
 """Run folders and checkpoints: one file that holds everything, replaced as a whole."""
 
+import fcntl
+import io
 import json
 import os
-import pickle
 import shutil
 import tempfile
-import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,41 +18,63 @@ from convnorm.experiment.config import differences, to_yaml
 from convnorm.experiment.errors import InputError
 
 CHECKPOINT = "last.pt"
+# In the order of deletion: a kill in between leaves a folder that still is a run's, at its start.
 OWN_FILES = (
-    "config.yaml",
-    "log.jsonl",
-    "metrics.jsonl",
-    "summary.json",
     CHECKPOINT,
+    "summary.json",
+    "metrics.jsonl",
+    "log.jsonl",
     "samples",
     "tensorboard",
+    "config.yaml",
 )
 
 
-def open_run(run_dir: Path, config: object, overwrite: bool) -> None:
-    """Make `run_dir` the folder of a run with this config, or find that it already is.
+@contextmanager
+def open_run(run_dir: Path, config: object, overwrite: bool) -> Iterator[None]:
+    """Hold `run_dir` as the folder of a run with this config, against any other process.
 
-    Writes config.yaml first. Raises InputError, and changes nothing, for a folder that holds
-    something else, another config (the keys that differ are named), or cannot be written.
+    Makes the folder and writes config.yaml first, or finds that it is there. Raises InputError,
+    and changes nothing, for a folder that holds something else, another config (the keys that
+    differ are named) or a run that is going on, or that cannot be written.
     """
     try:
-        if overwrite:
-            _delete_run(run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
         saved = run_dir / "config.yaml"
-        if saved.is_file():
-            _check_same(saved, config)
-        elif any(path for path in run_dir.iterdir() if not path.name.startswith(".")):
+        if not saved.is_file() and any(not path.name.startswith(".") for path in run_dir.iterdir()):
             raise InputError(f"run_dir: {run_dir} holds other files; expected a run or nothing")
-        else:
-            write(saved, lambda file: file.write(to_yaml(config).encode()))
-        if not os.access(run_dir, os.W_OK):
-            raise PermissionError("no write permission")
-        for name in OWN_FILES:  # what a kill in the middle of `write` has left
-            for temporary in run_dir.glob(f".{name}.*"):
-                temporary.unlink()
+        lock = (run_dir / ".lock").open("w")
     except OSError as error:
-        raise InputError(f"run_dir: {run_dir} cannot be used ({error.strerror or error})") from None
+        raise InputError(f"run_dir: {run_dir} cannot be used ({error.strerror})") from None
+    with lock:  # closing it, or the end of the process, however it comes, gives the folder free
+        _lock(lock, run_dir)
+        if overwrite:
+            _delete_run(run_dir)
+        _claim(run_dir, config)
+        yield
+
+
+def _lock(lock: IO[str], run_dir: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(
+            f"run_dir: {run_dir} is in use by another process; expected another --run_dir"
+        ) from None
+    except OSError:
+        pass  # a file system without locks
+
+
+def _claim(run_dir: Path, config: object) -> None:
+    """Write config.yaml, or find the same one in a folder where training has begun."""
+    saved = run_dir / "config.yaml"
+    if any((run_dir / name).exists() for name in OWN_FILES if name != saved.name):
+        _check_same(saved, config)
+    else:
+        write(saved, lambda file: file.write(to_yaml(config).encode()))
+    for name in OWN_FILES:  # what a kill in the middle of `write` has left
+        for temporary in run_dir.glob(f".{name}.*"):
+            temporary.unlink()
 
 
 def _check_same(saved: Path, config: object) -> None:
@@ -70,8 +93,6 @@ def _check_same(saved: Path, config: object) -> None:
 
 
 def _delete_run(run_dir: Path) -> None:
-    if run_dir.is_dir() and any(run_dir.iterdir()) and not (run_dir / "config.yaml").is_file():
-        raise InputError(f"overwrite: {run_dir} is not a run folder, nothing was deleted")
     for name in OWN_FILES:
         path = run_dir / name
         if path.is_dir():
@@ -96,12 +117,11 @@ def write(path: Path, fill: Callable[[IO[bytes]], Any]) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+    except OSError as error:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise InputError(
-            f"{path}: cannot be written ({reason}); what was there before is untouched"
+            f"{path}: cannot be written ({error.strerror}); what was there before is untouched"
         ) from None
 
 
@@ -112,7 +132,9 @@ def write_json(path: Path, content: Any) -> None:
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint that `load` reads: tensors and plain Python values only."""
-    write(path, lambda file: torch.save(state, file))
+    buffer = io.BytesIO()  # torch.save hides why a file could not be written
+    torch.save(state, buffer)
+    write(path, lambda file: file.write(buffer.getbuffer()))
 
 
 def load(path: Path, kind: str) -> dict[str, Any]:
@@ -124,15 +146,7 @@ def load(path: Path, kind: str) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: no such checkpoint") from None
-    except (
-        OSError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-    ):
+    except Exception:  # what the unpickler raises depends on the bytes that it meets
         raise InputError(
             f"{path}: damaged or not a checkpoint; expected one of this suite"
         ) from None

@@ -1,11 +1,12 @@
 """Configuration: a frozen dataclass filled from a YAML file and the command line."""
 
 import argparse
+import difflib
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import jsonargparse
 import yaml
@@ -63,29 +64,82 @@ def find_config(name: str, pipeline: str) -> Path:
     raise InputError(f"--cfg {name}: no such file; configs/{pipeline} has {known}")
 
 
-def _check_yaml(path: Path, config: type) -> None:
+def _types(config: type, prefix: str = "") -> dict[str, Any]:
+    """Dotted name -> type, of every field of a dataclass and of the dataclasses in it."""
+    types = {}
+    for field in fields(config):
+        types[prefix + field.name] = field.type
+        if is_dataclass(field.type):
+            types |= _types(field.type, f"{prefix}{field.name}.")
+    return types
+
+
+def _expected(kind: Any) -> str:
+    """A field's type in words."""
+    if is_dataclass(kind):
+        return "keys and values"
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(str, get_args(kind)))
+    if get_args(kind):
+        return " or ".join(map(_expected, get_args(kind)))
+    return "null" if kind is type(None) else kind.__name__
+
+
+def _not_allowed(key: str, value: object, types: dict[str, Any]) -> str:
+    return f"{key}: {value} is not allowed; expected {_expected(types[key])}"
+
+
+def _unknown(key: str, types: dict[str, Any]) -> str:
+    """An unknown key with the one that was probably meant, else with all that exist beside it."""
+    group = key.rpartition(".")[0]
+    beside = [name for name in types if name.rpartition(".")[0] == group]
+    known = difflib.get_close_matches(key, types, n=1) or beside
+    return f"{key}: no such key; expected {', '.join(known) or 'one of those that --help lists'}"
+
+
+def _check_yaml(path: Path, types: dict[str, Any]) -> None:
     try:
         content = yaml.load(path.read_text(), _UniqueKeys)
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise InputError(f"{path}: not a readable YAML file ({error})") from None
-    if content is not None and not isinstance(content, dict):
-        raise InputError(f"{path}: expected keys and values, not a {type(content).__name__}")
-    for key, value in (content or {}).items():
-        field = config.__dataclass_fields__.get(key)
-        if field is not None and is_dataclass(field.type) and not isinstance(value, dict):
-            raise InputError(f"{path}: {key}: {value!r} is not allowed; expected keys and values")
+        reason = getattr(error, "problem", None) or error
+        mark = getattr(error, "problem_mark", None)
+        line = f"line {mark.line + 1}: " if mark else ""
+        raise InputError(f"{path}: {line}not readable as YAML ({reason})") from None
+    if not isinstance(content, dict):
+        found = "nothing" if content is None else f"a {type(content).__name__}"
+        raise InputError(f"{path}: holds {found}; expected keys and values")
+    _check_keys(path, content, types, "")
 
 
-def _one_line(error: Exception) -> str:
+def _check_keys(path: Path, content: dict[Any, Any], types: dict[str, Any], prefix: str) -> None:
+    """Names, groups and nulls; jsonargparse checks the values, but lets a null pass."""
+    for name, value in content.items():
+        key = f"{prefix}{name}"
+        if "." in str(name):
+            raise InputError(f"{path}: {key}: dots are for the command line; expected nested keys")
+        if key not in types:
+            raise InputError(f"{path}: {_unknown(key, types)}")
+        is_group = is_dataclass(types[key])
+        if is_group and isinstance(value, dict):
+            _check_keys(path, value, types, f"{key}.")
+        elif is_group or (value is None and type(None) not in get_args(types[key])):
+            shown = "null" if value is None else value
+            raise InputError(f"{path}: {_not_allowed(key, shown, types)}")
+
+
+def _one_line(error: Exception, types: dict[str, Any]) -> str:
     """jsonargparse's message in the words of every other error of ours."""
     message = " ".join(str(error).split())
-    found = re.fullmatch(r'Parser key "(.+?)": Expected an? (.+)\. Got value: (.*)', message)
-    if not found:
+    if found := re.fullmatch(r"unrecognized arguments: (.+)", message):
+        key = re.split("[ =]", found[1])[0]
+        return _unknown(key[2:], types) if key.startswith("--") else message
+    key = re.match(r'Parser key "(.+?)": ', message)
+    value = re.search(
+        r"(?:Got value:|Given value:|Unable to load config) ?(.*?)(?: - .*)?$", message
+    )
+    if not key or not value or key[1] not in types:
         return message
-    key, expected, value = found.groups()
-    expected = re.sub(r"<class '(\w+)'>", r"\1", expected)
-    expected = re.sub(r"typing\.Literal\[(.+)\]", r"one of \1", expected)
-    return f"{key}: {value} is not allowed; expected {expected}"
+    return _not_allowed(key[1], value[1] or "nothing", types)
 
 
 def _parser(config: type, **options: Any) -> jsonargparse.ArgumentParser:
@@ -108,31 +162,43 @@ def parse(
     pipeline: the folder under configs/ where names are looked up; default: the config that is
     taken without --cfg. Raises InputError for whatever is wrong; --help and --print_config exit.
     """
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--cfg", default=default)
-    known, rest = first.parse_known_args(argv)
+    try:
+        known, rest = first.parse_known_args(argv)
+    except argparse.ArgumentError:
+        raise InputError("--cfg: got nothing; expected a path or a name") from None
     path = find_config(known.cfg, pipeline)
-    _check_yaml(path, config)
+    types = _types(config) | _types(RunOptions)
+    _check_yaml(path, types)
     parser = _parser(
         config,
         description=f"Fields come from configs/{pipeline}/NAME.yaml and from the options below.",
         epilog="The same command again resumes the run.",
     )
     parser.add_argument("--cfg", action="config", help=f"a path or a name ({default})")
-    parser.add_class_arguments(RunOptions)
+    parser.add_class_arguments(RunOptions, skip={"overwrite"})
+    # A flag that may stand alone; jsonargparse wants a value after every bool.
+    parser.add_argument(
+        "--overwrite",
+        type=bool,
+        nargs="?",
+        const=True,
+        default=False,
+        help="delete the run that is in the folder instead of resuming it",
+    )
     try:
         parser.parse_path(path)
     except (jsonargparse.ArgumentError, TypeError) as error:
-        raise InputError(f"{path}: {_one_line(error)}") from None
+        raise InputError(f"{path}: {_one_line(error, types)}") from None
     try:
         values = parser.parse_args(["--cfg", str(path), *rest])
     except (jsonargparse.ArgumentError, TypeError) as error:
-        raise InputError(_one_line(error)) from None
+        raise InputError(_one_line(error, types)) from None
     built = _instantiate(parser, config, values)
     options = _instantiate(parser, RunOptions, values)
     if not options.run_dir:
-        run_dir = Path("runs") / path.stem / f"seed{built.seed}"
-        options = RunOptions(**{**asdict(options), "run_dir": str(run_dir)})
+        options = replace(options, run_dir=str(Path("runs") / path.stem / f"seed{built.seed}"))
     return built, options
 
 
@@ -142,7 +208,7 @@ def from_dict(config: type[Config], values: dict[str, Any]) -> Config:
     try:
         return _instantiate(parser, config, parser.parse_object(values))
     except (jsonargparse.ArgumentError, TypeError) as error:
-        raise InputError(_one_line(error)) from None
+        raise InputError(_one_line(error, _types(config))) from None
 
 
 def to_yaml(config: object) -> str:

@@ -1,13 +1,14 @@
 """One process per device: torchrun's environment, shares of a batch, averages over processes."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
-from convnorm.experiment.errors import InputError
+from convnorm.experiment.errors import InputError, Stopped
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Process:
         if self.world_size == 1 or not tensors:
             return
         flat = torch.cat([tensor.flatten().float() for tensor in tensors])
-        dist.all_reduce(flat)
+        _together(dist.all_reduce, flat)
         flat /= self.world_size
         parts = flat.split([tensor.numel() for tensor in tensors])
         for tensor, part in zip(tensors, parts, strict=True):
@@ -50,13 +51,22 @@ class Process:
         if self.world_size == 1:
             return flag
         votes = torch.tensor([float(flag)], device=self.device)
-        dist.all_reduce(votes)
+        _together(dist.all_reduce, votes)
         return votes.item() > 0
 
     def barrier(self) -> None:
         """Wait until every process is here."""
         if self.world_size > 1:
-            dist.barrier()
+            _together(dist.barrier)
+
+
+def _together(operation: Callable, *args: torch.Tensor) -> None:
+    """Do what needs every process; Stopped where another one is gone."""
+    try:
+        operation(*args)
+    except RuntimeError:
+        message = f"process {dist.get_rank()}: another one has ended; its own message says why"
+        raise Stopped(message, code=1) from None
 
 
 def pick_device(device: str) -> torch.device:

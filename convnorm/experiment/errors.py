@@ -1,7 +1,11 @@
 """A script that cannot go on ends with one clear line and no traceback."""
 
+import errno
 import sys
 from collections.abc import Callable
+
+# Full, over quota, over the largest size, read-only, failing: wherever a file is written.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 class InputError(ValueError):
@@ -27,6 +31,11 @@ def exit_code(main: Callable[[], int | None]) -> int:
         kind = "error: " if isinstance(error, InputError) else ""
         print(kind + " ".join(str(error).split()), file=sys.stderr)
         return getattr(error, "code", 2)
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        print(f"error: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print("interrupted; what was saved before is intact", file=sys.stderr)
         return 130

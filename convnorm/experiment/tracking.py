@@ -71,7 +71,7 @@ class Tracker:
         self._append("log.jsonl", {"step": step, **values, **speed})
         for name, value in {**values, **speed}.items():
             self._board.add_scalar(name, value, step)
-        shown = {name: f"{value:.3f}" for name, value in values.items() if "/" not in name}
+        shown = {name: f"{value:.3g}" for name, value in values.items() if "/" not in name}
         if self._bar.disable:
             left = (self._bar.total - step) / max(speed["steps_per_second"], 1e-9)
             words = " ".join(f"{name} {value}" for name, value in shown.items())

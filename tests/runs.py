@@ -1,0 +1,126 @@
+"""Tiny GAN runs on the digits, for the tests of everything that surrounds a training step."""
+
+import json
+import multiprocessing
+import os
+import runpy
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import cache
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from convnorm.experiment.config import RunOptions, from_dict
+from convnorm.experiment.distributed import Process
+from gan.config import GanConfig
+from gan.train import train
+
+TINY = {
+    "data.name": "digits",
+    "data.image_size": 16,
+    "model.arch": "dcgan",
+    "model.z_dim": 8,
+    "model.generator_width": 4,
+    "model.discriminator_width": 4,
+    "train.batch_size": 8,
+    "train.generator_batch_size": 8,
+    "train.n_dis": 2,
+    "score.protocol": "none",
+    "steps": 4,
+}
+ALONE = Process(torch.device("cpu"))
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def tiny(changes: dict[str, Any] | None = None) -> GanConfig:
+    """The tiny config with changes by dotted name."""
+    values = asdict(GanConfig())
+    for key, value in {**TINY, **(changes or {})}.items():
+        *groups, name = key.split(".")
+        group = values
+        for part in groups:
+            group = group[part]
+        group[name] = value
+    return from_dict(GanConfig, values)
+
+
+def arguments(run_dir: Path, changes: dict[str, Any] | None = None) -> list[str]:
+    """The same as a command line."""
+    values = {**TINY, **(changes or {}), "device": "cpu", "run_dir": run_dir}
+    return [f"--{key}={value}" for key, value in values.items()]
+
+
+def run(run_dir: Path, changes: dict[str, Any] | None = None, **options: Any) -> dict[str, Any]:
+    """Train a tiny config in this process and return the summary."""
+    return train(tiny(changes), RunOptions(run_dir=str(run_dir), device="cpu", **options), ALONE)
+
+
+def state_of(run_dir: Path) -> dict[str, Any]:
+    """The content of last.pt."""
+    return torch.load(run_dir / "last.pt", weights_only=True)
+
+
+def log_of(run_dir: Path, name: str = "log.jsonl") -> list[dict[str, Any]]:
+    """The lines of a log without what depends on the clock."""
+    lines = [json.loads(line) for line in (run_dir / name).read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "steps_per_second"} for line in lines]
+
+
+def differing(a: Any, b: Any, path: str = "") -> list[str]:
+    """Where two nested states are not equal, bit by bit."""
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return [] if a.dtype == b.dtype and torch.equal(a, b) else [path]
+    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+        return [where for key in a for where in differing(a[key], b[key], f"{path}.{key}")]
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
+        pairs = enumerate(zip(a, b, strict=True))
+        return [where for i, pair in pairs for where in differing(*pair, f"{path}[{i}]")]
+    return [] if a == b else [path]
+
+
+@cache
+def _server() -> multiprocessing.context.ForkServerContext:
+    """A process that has imported everything once and forks others in no time."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["runs", "sklearn.datasets", "sklearn.model_selection"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{ROOT / 'tests'}{os.pathsep}{ROOT}")
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        forkserver.ensure_running()
+    return context
+
+
+class Child:
+    """A process of its own that runs `function(*args)`; its output is in `file`."""
+
+    def __init__(self, file: Path, function: Callable[..., Any], *args: Any):
+        self.file = file
+        file.touch()
+        self.process = _server().Process(target=_in_child, args=(file, function, args))
+        self.process.start()
+
+    def end(self) -> tuple[int, str]:
+        """Wait for it and return (exit code, minus the number of a signal; output)."""
+        self.process.join(60)
+        assert self.process.exitcode is not None
+        return self.process.exitcode, self.file.read_text()
+
+
+def _in_child(file: Path, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    with file.open("w") as output:
+        for descriptor in (1, 2):
+            os.dup2(output.fileno(), descriptor)
+    torch.set_num_threads(1)
+    function(*args)
+
+
+def script(name: str, *argv: str) -> None:
+    """Run scripts/<name> as `python scripts/<name> ARGV` does, in this process."""
+    path = ROOT / "scripts" / name
+    sys.argv = [str(path), *argv]
+    runpy.run_path(str(path), run_name="__main__")

@@ -1,0 +1,230 @@
+"""Run folders and checkpoints: nothing is lost, nothing foreign is touched."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from runs import tiny
+
+from convnorm.experiment import checkpoint
+from convnorm.experiment.checkpoint import load, open_run, save, write, write_json
+from convnorm.experiment.errors import InputError
+
+STATE = {"format": "test/1", "weights": torch.arange(2000.0), "step": 3, "none": None}
+
+
+def start(run_dir: Path, changes: dict | None = None, overwrite: bool = False) -> None:
+    """Open and close a run that has trained."""
+    with open_run(run_dir, tiny(changes), overwrite):
+        (run_dir / "log.jsonl").touch()
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.name != ".lock"}
+
+
+def test_a_checkpoint_comes_back(tmp_path):
+    save(tmp_path / "last.pt", STATE)
+    loaded = load(tmp_path / "last.pt", "test/1")
+    assert torch.equal(loaded["weights"], STATE["weights"])
+    assert {**loaded, "weights": 0} == {**STATE, "weights": 0}
+
+
+def test_a_damaged_checkpoint_is_one_line(tmp_path):
+    """Cut anywhere, or any bytes: what the unpickler raises differs from case to case."""
+    path = tmp_path / "last.pt"
+    save(path, STATE)
+    whole = path.read_bytes()
+    random = torch.Generator().manual_seed(0)
+    cases = [whole[: len(whole) * part // 40] for part in range(40)]
+    for _ in range(300):
+        length = int(torch.randint(1, 200, (), generator=random))
+        cases.append(bytes(torch.randint(0, 256, (length,), generator=random).tolist()))
+    cases += [b"\x80\x02" + case for case in cases[40:]]  # the start of a pickle
+    for case in cases:
+        path.write_bytes(case)
+        with pytest.raises(InputError, match=r"last.pt: damaged or not a checkpoint") as raised:
+            load(path, "test/1")
+        assert "\n" not in str(raised.value)
+        assert path.read_bytes() == case
+
+
+def test_a_checkpoint_that_runs_code_is_refused(tmp_path):
+    """Unpickling anything but tensors and plain values would execute what a file says."""
+    torch.save({"format": "test/1", "path": Path("/")}, tmp_path / "last.pt")
+    with pytest.raises(InputError, match="damaged or not a checkpoint"):
+        load(tmp_path / "last.pt", "test/1")
+
+
+@pytest.mark.parametrize(
+    ("state", "found"), [({"format": "b"}, "'b'"), ({}, "None"), ([1], "'list'")]
+)
+def test_a_checkpoint_of_another_format_is_named(state, found, tmp_path):
+    torch.save(state, tmp_path / "x.pt")
+    with pytest.raises(InputError, match=f"x.pt: holds {found}; expected .*'test/1'"):
+        load(tmp_path / "x.pt", "test/1")
+
+
+def test_a_missing_checkpoint_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"x.pt: no such checkpoint"):
+        load(tmp_path / "x.pt", "test/1")
+
+
+def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "last.pt"
+    save(path, STATE)
+    before = path.read_bytes()
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    with pytest.raises(InputError, match=r"last.pt: cannot be written \(No space left on device\)"):
+        save(path, {**STATE, "step": 4})
+    assert content(tmp_path) == {"last.pt": before}
+
+
+def test_a_kill_while_writing_keeps_the_previous_file(tmp_path):
+    """The file is filled under another name; that name is swept up by the next start."""
+    start(tmp_path)
+    path = tmp_path / "last.pt"
+    save(path, STATE)
+    before = path.read_bytes()
+
+    class Kill(BaseException):
+        pass
+
+    def killed(file):
+        file.write(b"half")
+        raise Kill
+
+    with pytest.raises(Kill):
+        write(path, killed)
+    assert path.read_bytes() == before
+    assert len(content(tmp_path)) == 4
+    start(tmp_path)
+    assert sorted(content(tmp_path)) == ["config.yaml", "last.pt", "log.jsonl"]
+
+
+def test_a_reader_never_sees_a_file_that_is_half_new(tmp_path):
+    """Whoever has the old checkpoint open, or dies with it, keeps the old one as it was."""
+    path = tmp_path / "last.pt"
+    save(path, STATE)
+    before = path.read_bytes()
+    with path.open("rb") as reader:
+        save(path, {**STATE, "step": 4})
+        assert reader.read() == before
+    assert load(path, "test/1")["step"] == 4
+
+
+def test_others_may_read_what_is_written(tmp_path):
+    """A temporary file is private to its owner; a shared run folder needs more."""
+    write_json(tmp_path / "x.json", {"a": 1})
+    assert (tmp_path / "x.json").stat().st_mode & 0o777 == 0o644
+
+
+def test_the_config_is_written_first(tmp_path):
+    with open_run(tmp_path / "a" / "b", tiny(), False):
+        assert list(content(tmp_path / "a" / "b")) == ["config.yaml"]
+
+
+def test_another_config_is_refused_with_the_keys_that_differ(tmp_path):
+    start(tmp_path)
+    before = content(tmp_path)
+    with pytest.raises(InputError) as raised:
+        start(tmp_path, {"seed": 3, "optim.lr": 1e-3})
+    message = str(raised.value)
+    assert "seed: 0 there, 3 here" in message
+    assert "optim.lr: 0.0002 there, 0.001 here" in message
+    assert "steps" not in message
+    assert content(tmp_path) == before
+
+
+def test_a_config_that_never_trained_can_be_corrected(tmp_path):
+    """A wrong data.root is found after config.yaml is written, and must not block the folder."""
+    with open_run(tmp_path, tiny({"data.root": "typo"}), False):
+        pass
+    start(tmp_path, {"data.root": "right"})
+    assert "root: right" in (tmp_path / "config.yaml").read_text()
+
+
+def test_a_damaged_config_is_named(tmp_path):
+    start(tmp_path)
+    (tmp_path / "config.yaml").write_text("a: [")
+    with pytest.raises(InputError, match=r"config.yaml: damaged"):
+        start(tmp_path)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_foreign_files_are_left_alone(overwrite, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    (tmp_path / "last.pt").write_text("of another program")
+    with pytest.raises(InputError, match="holds other files"):
+        start(tmp_path, overwrite=overwrite)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.pt", "thesis.tex"]
+
+
+def test_overwriting_deletes_a_run_and_nothing_else(tmp_path):
+    start(tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / "x.png").touch()
+    save(tmp_path / "last.pt", STATE)
+    with open_run(tmp_path, tiny({"seed": 1}), True):
+        assert sorted(content(tmp_path)) == ["config.yaml", "notes.txt"]
+
+
+def test_a_kill_while_overwriting_leaves_a_run_that_can_start(tmp_path, monkeypatch):
+    """Were config.yaml deleted first, the rest would look foreign ever after."""
+    for deletions in range(3):
+        start(tmp_path, overwrite=True)
+        save(tmp_path / "last.pt", STATE)
+        done = []
+
+        def unlink(path, missing_ok=False, done=done, deletions=deletions):
+            if len(done) == deletions:
+                raise KeyboardInterrupt
+            done.append(path)
+            if path.exists():
+                os.unlink(path)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "unlink", unlink)
+            with pytest.raises(KeyboardInterrupt):
+                start(tmp_path, overwrite=True)
+        start(tmp_path)
+        assert (tmp_path / "last.pt").exists() == (deletions == 0)
+
+
+def test_a_folder_is_for_one_process_at_a_time(tmp_path):
+    """Two processes would mix their log lines and overwrite each other's checkpoint."""
+    with open_run(tmp_path, tiny(), False):
+        for overwrite in (False, True):
+            with pytest.raises(InputError, match="in use by another process"):
+                start(tmp_path, overwrite=overwrite)
+        assert (tmp_path / "config.yaml").is_file()
+    start(tmp_path)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"run_dir: .*file/run cannot be used"):
+        start(tmp_path / "file" / "run")
+    with pytest.raises(InputError, match=r"run_dir: .*file cannot be used"):
+        start(tmp_path / "file")
+
+
+def test_a_folder_without_write_permission_is_named(tmp_path, monkeypatch):
+    """Patched, as root, who may run the tests, is allowed to write everywhere."""
+    start(tmp_path)
+    original = Path.open
+
+    def denied(path, mode="r", *args, **kwargs):
+        if path.parent == tmp_path and mode != "r":
+            raise PermissionError(13, "Permission denied")
+        return original(path, mode, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", denied)
+    with pytest.raises(InputError, match=r"run_dir: .* cannot be used \(Permission denied\)"):
+        start(tmp_path)

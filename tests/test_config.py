@@ -1,0 +1,170 @@
+"""Configs: what is shipped loads, what is wrong is named in one line."""
+
+import re
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from runs import arguments, tiny
+
+from convnorm.experiment.config import CONFIGS, from_dict, parse, to_yaml
+from convnorm.experiment.errors import InputError, exit_code
+from gan.config import GanConfig
+from gan.models import build
+
+SHIPPED = sorted(path.stem for path in (CONFIGS / "gan").glob("*.yaml"))
+
+
+def read(*argv: str) -> GanConfig:
+    return parse(GanConfig, "gan", "sngan_none", list(argv))[0]
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Write a config file and return its path."""
+
+    def write(text: str) -> str:
+        path = tmp_path / "mine.yaml"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_config_loads_and_builds(name):
+    config = read("--cfg", name, "--model.generator_width=4", "--model.discriminator_width=4")
+    assert build(config, channels=1 if config.data.name == "digits" else 3)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_config_says_what_it_shows(name):
+    assert (CONFIGS / "gan" / f"{name}.yaml").read_text().startswith("# ")
+
+
+@pytest.mark.parametrize(
+    ("argv", "key", "value", "expected"),
+    [
+        (["--model.generator_widht", "4"], "model.generator_widht", "", "model.generator_width"),
+        (["--modle.arch", "dcgan"], "modle.arch", "", "model.arch"),
+        (["--frobnicate=3"], "frobnicate", "", "normalizer"),
+        (["--see", "4"], "see", "", "seed"),  # no abbreviations
+        (["--model.generator_width", "1.5"], "model.generator_width", "1.5", "int or null"),
+        (["--steps", "many"], "steps", "many", "int"),
+        (["--steps="], "steps", "nothing", "int"),
+        (["--model.z_dim", "null"], "model.z_dim", "None", "int"),
+        (["--steps", "-3"], "steps", "-3", "1 or more"),
+        (["--seed", "-1"], "seed", "-1", "0 or more"),
+        (["--optim.lr", "0"], "optim.lr", "0.0", "more than 0"),
+        (["--optim.beta1", "1"], "optim.beta1", "1.0", "0 <= beta < 1"),
+        (["--train.ema_decay", "1"], "train.ema_decay", "1.0", "0 <= decay < 1"),
+        (["--train.flip", "maybe"], "train.flip", "maybe", "bool"),
+        (["--train.n_dis", "0"], "train.n_dis", "0", "1 or more"),
+        (["--log.every", "0"], "log.every", "0", "1 or more"),
+        (["--loss.r1", "-1"], "loss.r1", "-1.0", "0 or more"),
+        (["--normalizer.kind", "bath"], "normalizer.kind", "bath", "batch, layer, weight"),
+        (["--normalizer.eps", "-1"], "normalizer.eps", "-1.0", "0 or more"),
+        (["--data.name", "mnist"], "data.name", "mnist", "digits, cifar10"),
+        (["--data.image_size", "0"], "data.image_size", "0", "integer >= 1"),
+        (["--score.protocol", "fid"], "score.protocol", "fid", "none, fid50k_train"),
+        (["--model", "dcgan"], "model", "dcgan", "keys and values"),
+        (["--device", "tpu"], "device", "tpu", "auto, cpu, cuda"),
+        (["--checkpoint_every", "0"], "checkpoint_every", "0", "1 or more"),
+        (["--cfg"], "--cfg", "nothing", "a path or a name"),
+    ],
+)
+def test_a_wrong_option_is_named_with_its_value_and_what_was_expected(
+    argv, key, value, expected, capsys
+):
+    assert exit_code(lambda: read(*argv) and 0) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert re.fullmatch(rf"error: {re.escape(key)}: .+ expected .+\n", captured.err)
+    assert value in captured.err
+    assert expected in captured.err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: {archh: dcgan}", "model.archh: no such key; expected model.arch"),
+        ("modle: {arch: dcgan}", "modle: no such key; expected model"),
+        ("model.arch: dcgan", "model.arch: dots are for the command line; expected nested keys"),
+        ("cfg: sngan_none", "cfg: no such key; expected data, model"),
+        ("model: {generator_width: 1.5}", "model.generator_width: 1.5 .* expected int or null"),
+        ("steps: 1.5", "steps: 1.5 is not allowed; expected int"),
+        ("steps: null", "steps: null is not allowed; expected int"),
+        ("seed: true", "seed: True is not allowed; expected int"),
+        ("train: {flip: 1}", "train.flip: 1 is not allowed; expected bool"),
+        ("model: 3", "model: 3 is not allowed; expected keys and values"),
+        ("model:", "model: null is not allowed; expected keys and values"),
+        ("- steps", "holds a list; expected keys and values"),
+        ("# nothing yet", "holds nothing; expected keys and values"),
+        ("steps: 3\nsteps: 4", "the key 'steps' stands there twice"),
+        ("model: {arch: dcgan, arch: dcgan}", "the key 'arch' stands there twice"),
+        ("steps: 3\nmodel: [", "line 2: not readable as YAML"),
+        ("steps: 3\n1: 4", "1: no such key"),
+        ("[1]: 3", "line 1: not readable as YAML"),
+    ],
+)
+def test_a_wrong_file_is_named_with_the_place(text, message, file, capsys):
+    path = file(text)
+    assert exit_code(lambda: read("--cfg", path) and 0) == 2
+    assert re.fullmatch(rf"error: {re.escape(path)}: .*{message}.*\n", capsys.readouterr().err)
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "x.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match=r"x.yaml: not readable as YAML"):
+        read("--cfg", str(tmp_path / "x.yaml"))
+
+
+def test_an_unknown_config_lists_those_that_exist():
+    with pytest.raises(InputError, match=f"--cfg sngan: no such file; .*{', '.join(SHIPPED)}"):
+        read("--cfg", "sngan")
+
+
+def test_the_command_line_overrules_the_file_and_the_file_the_defaults(file):
+    path = file("steps: 3\nseed: 5\n")
+    config = read("--seed", "6", "--cfg", path)
+    assert (config.steps, config.seed, config.train.n_dis) == (3, 6, 5)
+
+
+def test_exponents_are_numbers(file):
+    """YAML 1.1 reads 2e-4 as a string."""
+    assert read("--cfg", file("optim: {lr: 2e-4}")).optim.lr == 2e-4
+    assert read("--optim.lr", "1e-3").optim.lr == 1e-3
+
+
+def test_print_config_can_be_given_back(file, capsys):
+    argv = ["--cfg", "sngan_spectral", "--optim.lr", "3e-5", "--model.generator_width", "8"]
+    with pytest.raises(SystemExit) as exited:
+        read(*argv, "--print_config")
+    assert exited.value.code in (0, None)
+    assert read("--cfg", file(capsys.readouterr().out)) == read(*argv)
+
+
+def test_a_saved_config_can_be_given_back(file):
+    config = tiny({"optim.lr": 1e-7, "normalizer.kind": "layer", "model.generator_width": None})
+    assert read("--cfg", file(to_yaml(config))) == config
+
+
+def test_a_config_survives_its_dictionary():
+    config = tiny({"seed": 2**40, "optim.lr": 1e-7})
+    assert from_dict(GanConfig, asdict(config)) == config
+    with pytest.raises(InputError, match="stepps"):
+        from_dict(GanConfig, {**asdict(config), "stepps": 3})
+
+
+def test_the_run_folder_is_named_after_config_and_seed():
+    options = parse(GanConfig, "gan", "sngan_none", ["--cfg", "sngan_spectral", "--seed", "7"])[1]
+    assert Path(options.run_dir) == Path("runs/sngan_spectral/seed7")
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [([], False), (["--overwrite"], True), (["--overwrite", "false"], False)],
+)
+def test_overwrite_is_a_flag(argv, expected, tmp_path):
+    options = parse(GanConfig, "gan", "sngan_none", [*arguments(tmp_path), *argv])[1]
+    assert options.overwrite is expected

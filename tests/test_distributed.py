@@ -1,0 +1,185 @@
+"""Several processes: one run, shared out."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from runs import ROOT, Child, arguments, differing, log_of, run, script, state_of
+
+from convnorm.experiment import distributed
+from convnorm.experiment.batches import Batches
+from convnorm.experiment.distributed import Process
+from convnorm.experiment.errors import InputError
+from gan.trainer import Trainer
+
+CHANGES = {"normalizer.kind": "spectral", "train.n_dis": 1, "train.ema_decay": 0.5, "log.every": 1}
+
+
+def rank_main(folder: str, *argv: str) -> None:
+    """The training script as one rank, which dumps its batches and its last state."""
+    rank, batches = int(os.environ["RANK"]), []
+    draw, train_step = Batches.__call__, Trainer.train_step
+
+    def recorded(self, index):
+        batches.append(draw(self, index))
+        return batches[-1]
+
+    def dumped(self, *args):
+        train_step(self, *args)
+        state = {"batches": batches, **self.state_dict()}
+        torch.save(state, Path(folder) / f"rank{rank}.pt")
+
+    Batches.__call__, Trainer.train_step = recorded, dumped
+    script("train_gan.py", *argv)
+
+
+def as_rank(rank: int, port: int, function, *args) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    function(*args)
+
+
+def pair(tmp_path: Path, function, *args) -> list[tuple[int, str]]:
+    """Run a function as two ranks, without the seconds that torchrun takes to start."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [
+        Child(tmp_path / f"output{rank}.txt", as_rank, rank, port, function, *args)
+        for rank in range(2)
+    ]
+    return [rank.end() for rank in ranks]
+
+
+def train_pair(tmp_path: Path, changes: dict, *argv: str) -> list[tuple[int, str]]:
+    options = arguments(tmp_path / "run", changes)
+    return pair(tmp_path, rank_main, str(tmp_path), *options, *argv)
+
+
+def ranks(folder: Path) -> list[dict]:
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def test_two_processes_of_torchrun_are_one_run(tmp_path):
+    """Equal weights from unequal halves: only averaged gradients and buffers give that."""
+    main = tmp_path / "main.py"
+    main.write_text(
+        f"import sys\nsys.path[:0] = [{str(ROOT / 'tests')!r}, {str(ROOT)!r}]\n"
+        "import torch\ntorch.set_num_threads(1)\n"
+        f"from test_distributed import rank_main\nrank_main({str(tmp_path)!r}, *sys.argv[1:])\n"
+    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    done = subprocess.run(
+        [*torchrun, "--nproc_per_node=2", str(main), *arguments(tmp_path / "run", CHANGES)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("trained 4 steps") == 1
+    first, second = ranks(tmp_path)
+    halves = first.pop("batches"), second.pop("batches")
+    assert differing(first, second) == []
+
+    alone, draw = [], Batches.__call__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Batches, "__call__", lambda *args: (alone.append(draw(*args)), alone[-1])[1])
+        run(tmp_path / "alone", CHANGES)
+    assert differing([torch.cat(parts) for parts in zip(*halves, strict=True)], alone) == []
+    log, expected = log_of(tmp_path / "run"), log_of(tmp_path / "alone")
+    assert [line["step"] for line in log] == [1, 2, 3, 4]
+    # D(real) before the first update depends on no statistics of a batch.
+    assert log[0]["d_real"] == pytest.approx(expected[0]["d_real"], rel=1e-5)
+
+
+def test_a_pair_resumes_and_only_the_main_process_writes(tmp_path):
+    changes = {**CHANGES, "log.every": 2}
+    codes = train_pair(tmp_path, changes)
+    assert [code for code, _ in codes] == [0, 0], codes
+    whole = state_of(tmp_path / "run")
+    assert codes[1][1] == ""
+    assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 1
+    assert len(log_of(tmp_path / "run")) == 2
+
+    cut = tmp_path / "cut"
+    cut.mkdir()
+    options = arguments(cut / "run", changes)
+    codes = pair(cut, interrupted, str(cut), *options)
+    assert [code for code, _ in codes] == [143, 143], codes
+    assert state_of(cut / "run")["step"] == 2
+    codes = train_pair(cut, changes)
+    assert [code for code, _ in codes] == [0, 0], codes
+    assert differing(state_of(cut / "run"), whole) == []
+    assert log_of(cut / "run") == log_of(tmp_path / "run")
+
+
+def interrupted(folder: str, *argv: str) -> None:
+    """Training that one rank is asked to stop in its first step; all have to agree."""
+    train_step = Trainer.train_step
+
+    def signalled(self, *args):
+        if os.environ["RANK"] == "1" and self.step == 0:
+            os.kill(os.getpid(), 15)
+        train_step(self, *args)
+
+    Trainer.train_step = signalled
+    script("train_gan.py", *argv)
+
+
+def test_a_batch_that_does_not_divide_is_named_by_each(tmp_path):
+    for key in ("train.batch_size", "train.generator_batch_size"):
+        for code, output in train_pair(tmp_path, {key: 7}):
+            assert code == 2
+            assert output.startswith(f"error: {key}: ")
+            assert output.count("\n") == 1
+
+
+def test_the_others_end_when_the_main_process_does(tmp_path):
+    """A process that waits for one that is gone would print a traceback, or wait for hours."""
+    run(tmp_path / "run", {"seed": 5})
+    (main_code, main_output), (code, output) = train_pair(tmp_path, {})
+    assert main_code == 2
+    assert main_output.startswith("error: run_dir: ")
+    assert code == 1
+    assert output == "process 1: another one has ended; its own message says why\n"
+
+
+def collectives(folder: str) -> None:
+    process = distributed.start("cpu")
+    tensors = [torch.full((2, 2), float(process.rank)), torch.tensor(4.0 * process.rank)]
+    process.average_(tensors)
+    result = {
+        "averages": tensors,
+        "any": [process.any(False), process.any(process.rank == 1)],
+        "share": [process.share(6, "x").start, process.share(6, "x").stop],
+    }
+    torch.save(result, Path(folder) / f"rank{process.rank}.pt")
+    distributed.stop()
+
+
+def test_averages_votes_and_shares(tmp_path):
+    """A sum in place of a mean hides behind Adam, which does not see the scale."""
+    assert pair(tmp_path, collectives, str(tmp_path)) == [(0, ""), (0, "")]
+    first, second = ranks(tmp_path)
+    expected = [torch.full((2, 2), 0.5), torch.tensor(2.0)]
+    assert differing(first["averages"], expected) == []
+    assert differing(second["averages"], expected) == []
+    assert first["any"] == second["any"] == [False, True]
+    assert (first["share"], second["share"]) == ([0, 3], [3, 6])
+
+
+def test_alone_nothing_is_sent():
+    process = Process(torch.device("cpu"))
+    tensor = torch.ones(2)
+    process.average_([tensor])
+    process.barrier()
+    assert tensor.tolist() == [1, 1]
+    assert process.any(True)
+    assert process.share(5, "x") == slice(0, 5)
+    with pytest.raises(InputError, match="x: 5 does not divide by 2 processes"):
+        Process(torch.device("cpu"), 0, 2).share(5, "x")

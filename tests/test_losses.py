@@ -1,0 +1,136 @@
+"""The losses against their formulas and known optima, the penalties against closed forms."""
+
+import math
+
+import pytest
+import torch
+from runs import tiny
+from torch import nn
+
+from convnorm.experiment.errors import InputError
+from gan.losses import DISCRIMINATOR_LOSSES, GENERATOR_LOSSES, gradient_penalty, r1
+
+REAL, FAKE = torch.tensor([0.5, 3.0]), torch.tensor([-2.0, 0.25])
+
+
+def log1p_exp(x: float) -> float:
+    return math.log1p(math.exp(x))
+
+
+# The mean over two images, written out.
+DISCRIMINATOR = {
+    "hinge": (0.5 + 0) / 2 + (0 + 1.25) / 2,
+    "non_saturating": (
+        (log1p_exp(-0.5) + log1p_exp(-3)) / 2 + (log1p_exp(-2) + log1p_exp(0.25)) / 2
+    ),
+    "least_squares": ((0.25 + 4) / 2 + (4 + 0.0625) / 2) / 2,
+    "wasserstein": (-2 + 0.25) / 2 - (0.5 + 3) / 2,
+}
+GENERATOR = {
+    "hinge": -(-2 + 0.25) / 2,
+    "non_saturating": (log1p_exp(2) + log1p_exp(-0.25)) / 2,
+    "least_squares": (9 + 0.5625) / 2 / 2,
+    "wasserstein": -(-2 + 0.25) / 2,
+}
+
+
+@pytest.mark.parametrize("name", DISCRIMINATOR_LOSSES)
+def test_losses_equal_their_formulas(name):
+    """A swapped sign or a forgotten half."""
+    assert DISCRIMINATOR_LOSSES[name](REAL, FAKE).item() == pytest.approx(DISCRIMINATOR[name])
+    assert GENERATOR_LOSSES[name](FAKE).item() == pytest.approx(GENERATOR[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "logit", "value"),
+    # Real and fake alike: the best constant logit, and the loss there.
+    [("non_saturating", 0.0, 2 * math.log(2)), ("least_squares", 0.5, 0.25), ("hinge", 0.0, 2.0)],
+)
+def test_equal_images_have_the_known_optimum(name, logit, value):
+    def at(x):
+        return DISCRIMINATOR_LOSSES[name](torch.tensor([x]), torch.tensor([x])).item()
+
+    assert at(logit) == pytest.approx(value)
+    assert at(logit) <= min(at(logit - 0.1), at(logit + 0.1)) + 1e-7
+
+
+@pytest.mark.parametrize("name", GENERATOR_LOSSES)
+def test_the_two_losses_pull_in_opposite_directions(name):
+    fake = torch.zeros(1, requires_grad=True)
+    (of_d,) = torch.autograd.grad(DISCRIMINATOR_LOSSES[name](torch.zeros(1), fake), fake)
+    (of_g,) = torch.autograd.grad(GENERATOR_LOSSES[name](fake), fake)
+    assert of_d.item() >= 0 > of_g.item()
+
+
+def linear(weight: torch.Tensor) -> nn.Module:
+    """D(x) = <weight, x> for images of (1, 2, 2)."""
+    layer = nn.Sequential(nn.Flatten(), nn.Linear(4, 1, bias=False), nn.Flatten(0))
+    layer[1].weight.data = weight.reshape(1, 4)
+    return layer
+
+
+def test_the_gradient_penalty_of_a_linear_discriminator():
+    """(|w| - 1)^2 at every image, with gradient 2 (|w| - 1) w / |w|."""
+    weight = torch.tensor([1.0, 2.0, 0.0, 2.0])  # norm 3
+    discriminator = linear(weight)
+    real, fake, mix = torch.randn(5, 1, 2, 2), torch.randn(5, 1, 2, 2), torch.rand(5, 1, 1, 1)
+    penalty = gradient_penalty(discriminator, real, fake, mix)
+    assert penalty.item() == pytest.approx(4)
+    penalty.backward()
+    torch.testing.assert_close(discriminator[1].weight.grad[0], 4 * weight / 3)
+
+
+def test_the_gradient_penalty_is_taken_between_real_and_fake():
+    """For D(x) = |x|^2 / 2 the gradient is the image itself, so its place can be read."""
+
+    class Square(nn.Module):
+        def forward(self, x):
+            return x.square().flatten(1).sum(1) / 2
+
+    real, fake = torch.zeros(2, 1, 1, 1), torch.full((2, 1, 1, 1), 4.0)
+    mix = torch.tensor([0.25, 0.5]).view(2, 1, 1, 1)  # at 1 and 2
+    assert gradient_penalty(Square(), real, fake, mix).item() == pytest.approx((0 + 1) / 2)
+
+
+def test_the_gradient_penalty_of_a_dead_discriminator_is_finite():
+    discriminator = linear(torch.zeros(4))
+    images, mix = torch.randn(3, 1, 2, 2), torch.rand(3, 1, 1, 1)
+    penalty = gradient_penalty(discriminator, images, images, mix)
+    penalty.backward()
+    assert penalty.item() == pytest.approx(1, abs=1e-5)
+    assert discriminator[1].weight.grad.isfinite().all()
+
+
+def test_r1_of_a_linear_discriminator():
+    """|w|^2 / 2 at every image, with gradient w."""
+    weight = torch.tensor([1.0, 2.0, 0.0, 2.0])
+    discriminator = linear(weight)
+    penalty = r1(discriminator, torch.randn(5, 1, 2, 2))
+    assert penalty.item() == pytest.approx(4.5)
+    penalty.backward()
+    torch.testing.assert_close(discriminator[1].weight.grad[0], weight)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("gradient_penalty", "r1"), ("gradient_penalty", "weight_clip"), ("r1", "weight_clip")],
+)
+def test_penalties_exclude_each_other(one, other):
+    with pytest.raises(InputError, match=f"loss.{one} and loss.{other}"):
+        tiny({f"loss.{one}": 1.0, f"loss.{other}": 1.0})
+
+
+@pytest.mark.parametrize("penalty", ["gradient_penalty", "r1"])
+@pytest.mark.parametrize(
+    "normalizer",
+    [
+        {"normalizer.kind": "batch"},
+        {"normalizer.kind": "affine"},
+        {"normalizer.kind": "convnorm", "normalizer.batch_norm": True},
+    ],
+)
+def test_a_gradient_per_image_needs_images_apart(penalty, normalizer):
+    """With batch statistics in D the penalty is of the batch, which no paper means."""
+    with pytest.raises(InputError, match=f"loss.{penalty}: .*normalizer.kind"):
+        tiny({f"loss.{penalty}": 1.0, **normalizer})
+    tiny(normalizer)

@@ -1,0 +1,134 @@
+"""A run that ends early goes on as if it had not; a finished one is left alone."""
+
+import os
+import signal
+
+import pytest
+import torch
+from runs import differing, log_of, run, state_of
+
+from convnorm.experiment.errors import InputError, Stopped
+from gan.trainer import Trainer
+
+
+class Crash(Exception):
+    """The end of a process, as far as files can tell."""
+
+
+def crash_before(step: int, monkeypatch) -> None:
+    original = Trainer.train_step
+
+    def train_step(self, batches):
+        if self.step == step:
+            raise Crash
+        original(self, batches)
+
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+
+
+# log.every and checkpoint_every fall on different steps: a log line spans the crash.
+RESUMED = {"train.ema_decay": 0.9, "steps": 6, "log.every": 4, "log.norms_every": 6}
+
+
+@pytest.mark.parametrize("kind", ["spectral", "convnorm", "batch"])
+def test_a_resumed_run_is_bit_identical(kind, tmp_path, monkeypatch):
+    """Anything that the next step depends on and that last.pt lacks shows here."""
+    changes = {**RESUMED, "normalizer.kind": kind}
+    run(tmp_path / "whole", changes)
+    torch.manual_seed(98)  # what was drawn before a run is no part of it
+    with monkeypatch.context() as patch:
+        crash_before(5, patch)
+        with pytest.raises(Crash):
+            run(tmp_path / "cut", changes, checkpoint_every=3)
+    assert state_of(tmp_path / "cut")["step"] == 3
+    with (tmp_path / "cut" / "log.jsonl").open("a") as file:
+        file.write('{"step": 5, "loss_d"')  # a kill in the middle of a line
+    torch.manual_seed(99)
+    run(tmp_path / "cut", changes, checkpoint_every=2)
+    assert differing(state_of(tmp_path / "cut"), state_of(tmp_path / "whole")) == []
+    log = log_of(tmp_path / "cut")
+    assert log == log_of(tmp_path / "whole")
+    assert [line["step"] for line in log] == [4, 6]
+
+
+def test_a_crash_before_the_first_checkpoint_starts_again(tmp_path, monkeypatch):
+    """Log lines of the lost steps must not stay."""
+    changes = {"log.every": 1}
+    with monkeypatch.context() as patch:
+        crash_before(3, patch)
+        with pytest.raises(Crash):
+            run(tmp_path / "cut", changes)
+    assert len(log_of(tmp_path / "cut")) == 3
+    run(tmp_path / "cut", changes)
+    assert [line["step"] for line in log_of(tmp_path / "cut")] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_says_how_to_resume(number, code, tmp_path, monkeypatch):
+    run(tmp_path / "whole")
+    original = Trainer.train_step
+
+    def train_step(self, batches):
+        original(self, batches)
+        if self.step == 2:
+            os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", train_step)
+        with pytest.raises(Stopped, match=r"step 2 of 4 .* the same command") as stopped:
+            run(tmp_path / "cut")
+    assert stopped.value.code == code
+    assert state_of(tmp_path / "cut")["step"] == 2
+    run(tmp_path / "cut")
+    assert differing(state_of(tmp_path / "cut"), state_of(tmp_path / "whole")) == []
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_finished_run_is_left_alone(tmp_path, capsys):
+    """A second start that opens the logs again would add an event file and a summary."""
+    run(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    summary = run(tmp_path)
+    after = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    ignored = tmp_path / ".lock"
+    assert {**before, ignored: 0} == {**after, ignored: 0}
+    assert "all 4 steps were done before" in capsys.readouterr().err
+    assert summary["steps"] == 4
+
+
+def test_a_kill_before_the_summary_is_made_good(tmp_path):
+    run(tmp_path)
+    (tmp_path / "summary.json").unlink()
+    run(tmp_path)
+    assert (tmp_path / "summary.json").is_file()
+
+
+def test_overwrite_starts_anew(tmp_path):
+    run(tmp_path, {"seed": 1})
+    run(tmp_path, {"seed": 2}, overwrite=True)
+    run(tmp_path.parent / "fresh", {"seed": 2})
+    assert differing(state_of(tmp_path), state_of(tmp_path.parent / "fresh")) == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda state: state["config"].update(seed=5), "another config"),
+        (lambda state: state.pop("optim_d"), "not a complete checkpoint"),
+        (lambda state: state["generator"].popitem(), "not a complete checkpoint"),
+        (lambda state: state.update(format="somebody/else/1"), "somebody/else/1"),
+    ],
+)
+def test_a_foreign_checkpoint_is_refused_and_kept(damage, message, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        crash_before(3, patch)
+        with pytest.raises(Crash):
+            run(tmp_path, checkpoint_every=2)
+    state = state_of(tmp_path)
+    damage(state)
+    torch.save(state, tmp_path / "last.pt")
+    content = (tmp_path / "last.pt").read_bytes()
+    with pytest.raises(InputError, match=f"last.pt: .*{message}"):
+        run(tmp_path)
+    assert (tmp_path / "last.pt").read_bytes() == content

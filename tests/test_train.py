@@ -1,0 +1,261 @@
+"""The training loop: fair comparisons, and steps that do what they say."""
+
+import sys
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+from runs import ALONE, differing, log_of, run, state_of, tiny
+from torch import nn
+from torch.nn.utils import parametrize
+
+from convnorm.experiment.batches import Batches
+from convnorm.experiment.data import load_images
+from convnorm.experiment.errors import Stopped
+from convnorm.normalizers import CATALOGUE
+from gan import trainer as trainer_module
+from gan.models import build
+from gan.trainer import Trainer
+
+
+def make_trainer(changes: dict | None = None) -> tuple[Trainer, Batches]:
+    config = tiny(changes)
+    images = load_images(config.data).images
+    train = config.train
+    batches = Batches(
+        images, train.batch_size, config.seed, flip=train.flip, dequantize=train.dequantize
+    )
+    return Trainer(config, images.shape[1], ALONE), batches
+
+
+def weights(run_dir: Path) -> dict:
+    names = ("generator", "discriminator", "ema", "optim_g", "optim_d")
+    return {name: state_of(run_dir)[name] for name in names}
+
+
+# Fair comparisons
+
+
+def raw_kernels(network: nn.Module) -> list[torch.Tensor]:
+    """What the optimizer sees of the convolutions and linear layers, depthwise ones left out."""
+    kernels = []
+    for layer in network.modules():
+        if not isinstance(layer, nn.Conv2d | nn.Linear) or getattr(layer, "groups", 1) > 1:
+            continue
+        if parametrize.is_parametrized(layer, "weight"):
+            stored = layer.parametrizations.weight
+            kernels.append(stored.original if hasattr(stored, "original") else stored.original1)
+        else:
+            kernels.append(layer.weight)
+    return kernels
+
+
+@pytest.mark.parametrize("kind", CATALOGUE)
+@pytest.mark.parametrize("arch", ["dcgan", "sngan_resnet"])
+def test_kinds_start_from_the_same_weights(arch, kind):
+    """A kind that draws from the stream of the layers after it would start them elsewhere."""
+    generator, discriminator = build(tiny({"model.arch": arch, "normalizer.kind": kind}), 1)
+    plain_g, plain_d = build(tiny({"model.arch": arch, "normalizer.kind": "none"}), 1)
+    assert differing(generator.state_dict(), plain_g.state_dict()) == []
+    kernels, plain = raw_kernels(discriminator), raw_kernels(plain_d)
+    assert len(kernels) == len(plain) >= 3
+    assert all(torch.equal(a, b) for a, b in zip(kernels, plain, strict=True))
+
+
+def test_kinds_see_the_same_images_and_latents(monkeypatch):
+    """Draws from a global stream would depend on what a normalizer drew before."""
+    seen = []
+
+    def recorded(function):
+        def call(*args):
+            seen.append(function(*args))
+            return seen[-1]
+
+        return call
+
+    monkeypatch.setattr(Batches, "__call__", recorded(Batches.__call__))
+    monkeypatch.setattr(Trainer, "random", recorded(Trainer.random))
+    runs = []
+    for kind in CATALOGUE:
+        torch.manual_seed(len(runs))  # the surroundings must not matter
+        trainer, batches = make_trainer({"normalizer.kind": kind, "train.flip": True})
+        for _ in range(2):
+            trainer.train_step(batches)
+        runs.append(list(seen))
+        seen.clear()
+    assert len(runs[0]) == 2 * (2 + 2 + 1)  # images and latents of 2 D updates, latents of G's
+    assert all(differing(run, runs[0]) == [] for run in runs)
+    assert not torch.equal(runs[0][0], runs[0][2])  # and each update sees others
+
+
+# What must not change the result
+
+
+@pytest.mark.parametrize("kind", ["spectral", "spectral_convnorm", "batch"])
+def test_looking_does_not_change_the_training(kind, tmp_path):
+    """A forward pass in train mode for a log would move u or running statistics."""
+    changes = {"normalizer.kind": kind, "train.ema_decay": 0.5}
+    run(tmp_path / "never", changes)
+    every = {"log.every": 1, "log.samples_every": 1, "log.norms_every": 1}
+    run(tmp_path / "always", {**changes, **every}, checkpoint_every=1)
+    assert differing(weights(tmp_path / "always"), weights(tmp_path / "never")) == []
+    assert len(list((tmp_path / "always" / "samples").iterdir())) == 4
+
+
+def test_scoring_does_not_change_the_training(tmp_path):
+    run(tmp_path / "never", {"normalizer.kind": "spectral"})
+    scored = {"normalizer.kind": "spectral", "score.protocol": "digits", "score.every": 2}
+    run(tmp_path / "twice", scored)
+    assert differing(weights(tmp_path / "twice"), weights(tmp_path / "never")) == []
+    assert [line["step"] for line in log_of(tmp_path / "twice", "metrics.jsonl")] == [2, 4]
+
+
+def test_the_loop_does_not_wait_for_the_device(tmp_path, monkeypatch):
+    """Reading a tensor's value on every step would stall a GPU; at log and save steps it is due."""
+    reading = []
+
+    def watch(name):
+        original = getattr(torch.Tensor, name)
+
+        def call(self, *args):
+            files = []
+            frame = sys._getframe(1)
+            while frame is not None:
+                files.append(frame.f_code.co_filename)
+                frame = frame.f_back
+            if not any("torch/optim" in file for file in files):  # Adam's counters are on the CPU
+                reading.append((name, files[0]))
+            return original(self, *args)
+
+        monkeypatch.setattr(torch.Tensor, name, call)
+
+    names = ["item", "tolist", "__bool__", "__int__", "__float__", "__index__", "cpu", "numpy"]
+    for name in [*names, "nonzero"]:
+        watch(name)
+    penalty = {"loss.gradient_penalty": 1.0, "train.flip": True, "train.ema_decay": 0.9}
+    trainer, batches = make_trainer({"normalizer.kind": "convnorm", **penalty})
+    reading.clear()
+    for _ in range(3):
+        trainer.train_step(batches)
+    assert reading == []
+    trainer.means()
+    trainer.check_finite(tmp_path)
+    assert reading  # the watch works
+
+
+# A step
+
+
+def test_a_nan_stops_the_run_with_its_step_and_keeps_the_last_good_checkpoint(
+    tmp_path, monkeypatch
+):
+    """Between two log lines nobody looks; the step named must be the bad one all the same."""
+    losses, calls = trainer_module.DISCRIMINATOR_LOSSES, []
+    original = losses["hinge"]
+
+    def hinge(real, fake):
+        calls.append(None)
+        return original(real, fake) * (float("nan") if len(calls) == 2 * 6 else 1)
+
+    monkeypatch.setitem(losses, "hinge", hinge)
+    changes = {"steps": 20, "log.every": 10}
+    with pytest.raises(Stopped, match=r"step 6: the loss is NaN .* kept in") as stopped:
+        run(tmp_path, changes, checkpoint_every=4)
+    assert stopped.value.code == 1
+    state = state_of(tmp_path)
+    assert state["step"] == 4
+    assert all(weight.isfinite().all() for weight in state["discriminator"].values())
+
+
+def test_weights_that_explode_stop_the_run(tmp_path):
+    with pytest.raises(Stopped, match=r"step [123]: ") as stopped:
+        run(tmp_path, {"optim.lr": 1e30})
+    assert stopped.value.code == 1
+    assert not (tmp_path / "last.pt").exists()
+
+
+def test_the_average_follows_parameters_and_buffers():
+    """An average of the parameters alone would show images with foreign BatchNorm statistics."""
+    trainer, batches = make_trainer({"train.ema_decay": 0.5})
+    expected = deepcopy(trainer.generator.state_dict())
+    for step in range(5):
+        trainer.train_step(batches)
+        decay = min(0.5, (1 + step) / (10 + step))
+        for name, live in trainer.generator.state_dict().items():
+            if live.is_floating_point():
+                expected[name] = decay * expected[name] + (1 - decay) * live
+            else:
+                expected[name] = live
+    averaged = trainer.ema.state_dict()
+    running = [name for name in averaged if "running" in name]
+    assert running
+    assert any(not torch.equal(averaged[n], trainer.generator.state_dict()[n]) for n in running)
+    for name, value in averaged.items():
+        torch.testing.assert_close(value, expected[name])
+
+
+@pytest.mark.parametrize(
+    ("decay", "expected"), [("linear", [8e-4, 6e-4, 4e-4, 2e-4]), ("none", [8e-4] * 4)]
+)
+def test_the_learning_rate_falls_to_zero_after_the_last_step(decay, expected, tmp_path):
+    run(tmp_path, {"optim.decay": decay, "optim.lr": 8e-4, "log.every": 1})
+    assert [line["lr"] for line in log_of(tmp_path)] == pytest.approx(expected)
+
+
+def test_the_discriminator_has_n_dis_updates_on_fresh_images(monkeypatch):
+    indices = []
+    original = Batches.__call__
+    monkeypatch.setattr(Batches, "__call__", lambda s, i: (indices.append(i), original(s, i))[1])
+    trainer, batches = make_trainer({"train.n_dis": 3})
+    for _ in range(2):
+        trainer.train_step(batches)
+    assert indices == list(range(6))
+    updates = [
+        {int(entry["step"]) for entry in optimizer.state.values()}
+        for optimizer in (trainer.optim_d, trainer.optim_g)
+    ]
+    assert updates == [{6}, {2}]
+
+
+@pytest.mark.parametrize("kind", ["spectral", "convnorm"])
+def test_each_network_is_left_alone_by_the_others_update(kind):
+    """A gradient that leaks, or a discriminator left frozen, would train something else."""
+    trainer, batches = make_trainer({"normalizer.kind": kind})
+    trainer.train_step(batches)
+
+    def snapshot(network):
+        return deepcopy([(p, p.grad, p.requires_grad) for p in network.parameters()])
+
+    d, g = snapshot(trainer.discriminator), snapshot(trainer.generator)
+    trainer.generator_step()
+    assert differing(snapshot(trainer.discriminator), d) == []
+    assert differing(snapshot(trainer.generator), g) != []
+    g = snapshot(trainer.generator)
+    trainer.discriminator_step(batches(5), 0)
+    assert differing(snapshot(trainer.generator), g) == []
+    assert differing(snapshot(trainer.discriminator), d) != []
+
+
+def test_clipped_weights_stay_within_the_bound():
+    trainer, batches = make_trainer(
+        {"loss.name": "wasserstein", "loss.weight_clip": 0.01, "normalizer.kind": "none"}
+    )
+    trainer.train_step(batches)
+    largest = max(weight.abs().max().item() for weight in trainer.discriminator.parameters())
+    assert largest == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("kind", ["none", "spectral", "convnorm"])
+def test_bfloat16_stays_near_float32(kind, tmp_path):
+    """bfloat16 has 8 bits: losses near 2 agree to 0.05, and weights stay float32."""
+    changes = {"normalizer.kind": kind, "log.every": 1}
+    run(tmp_path / "single", changes)
+    run(tmp_path / "half", {**changes, "train.precision": "bfloat16"})
+    for single, half in zip(log_of(tmp_path / "single"), log_of(tmp_path / "half"), strict=True):
+        assert half["loss_d"] == pytest.approx(single["loss_d"], abs=0.05)
+        assert half["loss_g"] == pytest.approx(single["loss_g"], abs=0.05)
+    state = state_of(tmp_path / "half")
+    floats = [t for t in state["discriminator"].values() if t.is_floating_point()]
+    assert {t.dtype for t in floats} == {torch.float32}
+    assert differing(weights(tmp_path / "single"), weights(tmp_path / "half")) != []

@@ -10,93 +10,18 @@ FAKE and REAL are each a run folder, a checkpoint (.pt), a folder of images, an 
 
 import argparse
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from convnorm.experiment.checkpoint import write_json
-from convnorm.experiment.data import IMAGE_SUFFIXES, DataConfig, load_images, resize
+from convnorm.experiment.data import DataConfig
+from convnorm.experiment.distributed import pick_device
 from convnorm.experiment.errors import InputError, exit_code
 from gan.extractors import load_extractor
-from gan.models import load_generator
 from gan.protocols import PROTOCOLS, protocol_named
-from gan.scoring import Record, Sample, num_available, reference_of, score
-
-NATIVE_SIZES = {"digits": 8, "cifar10": 32, "cifar100": 32}
-SOURCES = (
-    "a run folder, a checkpoint .pt, a folder of images, an .npz file, or digits, cifar10, "
-    "cifar100, with :train or :test if wanted"
-)
-
-
-@dataclass(frozen=True)
-class Source:
-    """Images, (N, C, H, W) uint8, or a generator of them, with what a record says about it."""
-
-    images: Tensor | Sample
-    image_size: int
-    facts: Mapping[str, Any]
-
-
-def read_source(text: str, role: str, split: str, device: torch.device, root: str) -> Source:
-    """Read what the command line calls FAKE or REAL; `split` and `root` are for data sets."""
-    name, _, given_split = text.partition(":")
-    path = Path(text).expanduser()
-    if name in NATIVE_SIZES and given_split in ("", "train", "test"):
-        facts = {"source": name, "split": given_split or split}
-        data = DataConfig(name, root, NATIVE_SIZES[name])
-        return Source(load_images(data, facts["split"]).images, data.image_size, facts)
-    if path.suffix == ".pt" or any((path / file).exists() for file in ("last.pt", "config.yaml")):
-        loaded = load_generator(path, device)
-        facts = {
-            "source": text,
-            "split": None,
-            "step": loaded.step,
-            "ema": loaded.ema,
-            "sha256": loaded.sha256,
-        }
-        return Source(loaded.sample, loaded.config.data.image_size, facts)
-    if path.is_dir() or (path.is_file() and path.suffix == ".npz"):
-        kind = "folder" if path.is_dir() else "npz"
-        data = DataConfig(kind, str(path), native_size(path))
-        return Source(load_images(data).images, data.image_size, {"source": text, "split": None})
-    state = "neither of these" if path.exists() else "not found"
-    raise InputError(f"{role}: {text!r} is {state}: {SOURCES}")
-
-
-def native_size(path: Path) -> int:
-    """Return the height of the first image in a folder or .npz file, in pixels."""
-    with suppress(Exception):  # reading all of it comes next, and says what is wrong
-        if path.is_file():
-            return np.load(path)["images"].shape[1]
-        files = (file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
-        with Image.open(next(files)) as image:
-            return image.height
-    return DataConfig.image_size
-
-
-def resized(source: Source, size: int) -> Source:
-    """Return the source with images of `size`, and say so in its facts."""
-    if source.image_size == size:
-        return source
-    images = source.images
-    if isinstance(images, Tensor):
-        new = resize(images, size)
-    else:
-
-        def new(num: int, seed: int) -> Tensor:
-            return resize(images(num, seed), size)
-
-    return Source(new, size, {**source.facts, "resized_from": source.image_size})
+from gan.scoring import Record, num_available, reference_of, score
+from gan.sources import SOURCES, read_source, resized
 
 
 def table(record: Record) -> str:
@@ -150,14 +75,11 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("device: got cuda, but PyTorch sees none; expected auto or cpu")
     if args.json and not args.json.parent.is_dir():  # told before hours of work, not after them
         raise InputError(
             f"json: {args.json.parent} is not a folder, so nothing can be written there"
         )
-    auto = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(auto if args.device == "auto" else args.device)
+    device = pick_device(args.device)
 
     is_digits = args.real.partition(":")[0] == "digits"
     base = protocol_named(args.protocol or ("digits" if is_digits else "fid50k_train"))

@@ -184,7 +184,8 @@ def circular_filter(
         if matrix_is_faster(len(rows) * len(columns), len(x)):
             response = torch.fft.irfft2(gain, s=(n, m)).flatten(1)  # (C, n * m)
             index = _circulant_index((n, m), tuple(rows), tuple(columns), x.device)
-            matrix = response[:, index]  # (C, outputs, n * m)
+            # (C, outputs, n * m); indexing with `index` itself takes six times as long
+            matrix = response.index_select(1, index.flatten()).unflatten(1, index.shape)
             y = torch.bmm(maps.flatten(2).transpose(0, 1), matrix.transpose(1, 2))
             return y.transpose(0, 1).unflatten(2, (len(rows), len(columns))).to(x.dtype)
         maps = maps.contiguous()  # channels_last input has failed in compiled FFTs

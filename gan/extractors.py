@@ -160,7 +160,7 @@ def _inception(file: Path, device: torch.device, allow_unverified: bool) -> Extr
     if not verified and not allow_unverified:
         raise InputError(
             f"{file}: its SHA-256 is {sha256}, expected {fidelity.INCEPTION_SHA256}; "
-            "allow_unverified_weights accepts it, but its scores are not called FID or IS"
+            "--allow_unverified_weights accepts it, but its scores are not called FID or IS"
         )
     try:
         network = fidelity.inception(torch.load(io.BytesIO(data), weights_only=True))

@@ -14,6 +14,7 @@ from convnorm.experiment.config import RunOptions, to_yaml
 from convnorm.experiment.data import load_images
 from convnorm.experiment.distributed import Process
 from convnorm.experiment.errors import InputError, Stopped
+from convnorm.experiment.hardware import hardware
 from convnorm.experiment.interrupts import Interrupts
 from convnorm.experiment.tracking import Tracker, read_lines
 from convnorm.spectrum import layer_norms
@@ -181,7 +182,7 @@ def _summary(trainer: Trainer, run_dir: Path) -> dict[str, Any]:
             "generator": sum(p.numel() for p in trainer.generator.parameters()),
             "discriminator": sum(p.numel() for p in trainer.discriminator.parameters()),
         },
-        "device": str(trainer.process.device),
+        "hardware": hardware(trainer.process.device),
         "world_size": trainer.process.world_size,
         "torch": torch.__version__,
         "log": log[-1] if log else None,

@@ -8,10 +8,7 @@ numbers are the least time of each over all repeats.
 """
 
 import argparse
-import json
 import math
-import os
-import platform
 import sys
 import time
 from collections.abc import Callable
@@ -27,6 +24,11 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from convnorm import ConvNorm2d, functional
+from convnorm.experiment.checkpoint import write_json
+from convnorm.experiment.config import require
+from convnorm.experiment.distributed import pick_device
+from convnorm.experiment.errors import exit_code
+from convnorm.experiment.hardware import hardware
 from convnorm.functional import circular_filter, spectral_gain
 
 # in channels, out channels, kernel, stride, padding, map size: each distinct shape once.
@@ -200,40 +202,26 @@ def bench_filter(args: argparse.Namespace, device: torch.device) -> dict:
     return {"channels": 64, "filters": measured}
 
 
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def write_json(path: Path, record: dict) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(record, indent=2) + "\n")
-    os.replace(temporary, path)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("what", choices=("layer", "filter"))
     parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     args = parser.parse_args()
+    for key in ("batch_size", "threads", "repeats"):
+        require(getattr(args, key) >= 1, key, getattr(args, key), "1 or more")
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    on_gpu = args.device.type == "cuda"
-    hardware = torch.cuda.get_device_name(args.device) if on_gpu else processor()
-    environment = {"hardware": hardware, "threads": args.threads, "torch": torch.__version__}
-    print(f"{hardware}, {args.threads} threads, torch {torch.__version__}, batch {args.batch_size}")
-    result = {"layer": bench_layer, "filter": bench_filter}[args.what](args, args.device)
+    device = pick_device(args.device)
+    environment = {"hardware": hardware(device), "torch": torch.__version__}
+    print(f"{environment['hardware']}, torch {torch.__version__}, batch {args.batch_size}")
+    result = {"layer": bench_layer, "filter": bench_filter}[args.what](args, device)
     if args.json:
         write_json(args.json, {"what": args.what, **environment, **result})
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

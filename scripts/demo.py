@@ -6,11 +6,18 @@ picture. The same command again resumes, or shows the results of finished runs.
 """
 
 import argparse
+import json
+import os
+import signal
+import subprocess
 import sys
+import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import mean, stdev
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 
 import matplotlib
 import numpy as np
@@ -18,18 +25,50 @@ import torch
 from torchvision.utils import make_grid
 
 from convnorm.experiment import checkpoint, streams
-from convnorm.experiment.config import parse
 from convnorm.experiment.data import load_images
-from convnorm.experiment.distributed import Process, pick_device
-from convnorm.experiment.errors import exit_code
+from convnorm.experiment.distributed import pick_device
+from convnorm.experiment.errors import Stopped, exit_code
 from gan.config import GanConfig
 from gan.models import build, load_generator, sample
 from gan.scoring import Scorer
-from gan.train import train
 
 KINDS = ("none", "spectral", "convnorm")
 COLUMNS = ("FD", "CS", "KID", "precision", "recall")
 SHOWN = 64  # digits of each normalizer in the picture
+
+
+def train_side_by_side(kind: str, folders: list[Path], steps: int | None) -> None:
+    """Train or resume one run a folder, with seeds 0, 1, ..., and the cores divided among them.
+
+    The first run shows its progress; what the others said is shown if they fail.
+    """
+    threads = max(1, (os.cpu_count() or 1) // len(folders))
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    # A plain `kill` is a Ctrl-C here: the runs save and end before this process does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with ExitStack() as files:
+        runs = {}
+        for seed, folder in enumerate(folders):
+            print(f"digits_{kind}, seed {seed}: {folder}", file=sys.stderr)
+            command = [sys.executable, str(ROOT / "scripts" / "train_gan.py")]
+            command += ["--cfg", f"digits_{kind}", "--seed", str(seed), "--run_dir", str(folder)]
+            command += [] if steps is None else ["--steps", str(steps)]
+            said = files.enter_context(tempfile.TemporaryFile("w+")) if seed > 0 else None
+            quiet = {"stdout": subprocess.DEVNULL, "stderr": said}
+            runs[subprocess.Popen(command, env=environment, **quiet)] = said
+        try:
+            failed = [run for run in runs if run.wait() != 0]
+        except KeyboardInterrupt:
+            for run in runs:
+                run.terminate()
+                run.wait()
+            raise Stopped("stopped and saved; the same command again resumes", 130) from None
+        for run in failed:
+            if runs[run] is not None:
+                runs[run].seek(0)
+                sys.stderr.write(runs[run].read())
+        if failed:
+            raise Stopped(f"digits_{kind} failed, see above", failed[0].returncode)
 
 
 def spread(values: list[float]) -> str:
@@ -95,19 +134,14 @@ def main() -> None:
     device = pick_device("auto")
     records, grids = {}, {}
     for kind in KINDS:
-        records[kind] = []
-        for seed in range(args.seeds):
-            run_dir = args.runs / f"digits_{kind}" / f"seed{seed}"
-            command = ["--cfg", f"digits_{kind}", "--seed", str(seed), "--run_dir", str(run_dir)]
-            if args.steps is not None:
-                command += ["--steps", str(args.steps)]
-            config, options = parse(GanConfig, "gan", default="", argv=command)
-            print(f"digits_{kind}, seed {seed}: {run_dir}", file=sys.stderr)
-            summary = train(config, options, Process(device))
-            records[kind].append(summary["metrics"]["scores"])
+        folders = [args.runs / f"digits_{kind}" / f"seed{seed}" for seed in range(args.seeds)]
+        train_side_by_side(kind, folders, args.steps)
+        summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders]
+        records[kind] = [summary["metrics"]["scores"] for summary in summaries]
+        first = load_generator(folders[0])
         fd = spread([scores["FD (digits)"] for scores in records[kind]])
-        images = load_generator(args.runs / f"digits_{kind}" / "seed0").sample(SHOWN, seed=0)
-        grids[f"{kind}: FD (digits) {fd}"] = images
+        grids[f"{kind}: FD (digits) {fd}"] = first.sample(SHOWN, seed=0)
+    config = first.config
 
     real = load_images(config.data).images
     shown = torch.randperm(len(real), generator=streams.generator("cpu", "demo"))[:SHOWN]
@@ -115,7 +149,16 @@ def main() -> None:
     draw(picture, {"real digits": real[shown], **grids})
     nothing, floor = untrained(config, device)
     print_table(records, nothing, floor)
-    results = {"seeds": args.seeds, "scores": records, "untrained": nothing, "floor": floor}
+    results = {
+        "command": "make demo",
+        "seeds": args.seeds,
+        "steps": first.step,
+        "hardware": summaries[0]["hardware"],
+        "torch": torch.__version__,
+        "scores": records,
+        "untrained": nothing,
+        "floor": floor,
+    }
     checkpoint.write_json(args.runs / "demo.json", results)
     print(f"\npicture:     {picture}\nnumbers:     {args.runs / 'demo.json'}")
     print(f"everything:  tensorboard --logdir {args.runs}")

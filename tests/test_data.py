@@ -462,5 +462,5 @@ def test_batches_have_the_shape_and_type_that_networks_take():
 
 @pytest.mark.parametrize(("batch_size", "world_size"), [(0, 1), (9, 1), (4, 3)])
 def test_a_batch_size_that_does_not_fit_is_refused_by_its_key(batch_size, world_size):
-    with pytest.raises(InputError, match=rf"optim\.batch_size: got {batch_size}, expected"):
+    with pytest.raises(InputError, match=rf"train\.batch_size: got {batch_size}, expected"):
         Batches(numbered(8), batch_size, 0, world_size=world_size, **AS_THEY_ARE)

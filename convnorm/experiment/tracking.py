@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
+from torchvision.io import encode_png
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
@@ -101,6 +102,4 @@ class Tracker:
 
 def save_png(path: Path, image: torch.Tensor) -> None:
     """Write an image (C, H, W) uint8 as PNG, atomically."""
-    from torchvision.io import encode_png
-
     write(path, lambda file: file.write(encode_png(image.cpu()).numpy().tobytes()))

@@ -162,7 +162,8 @@ def matrix_is_faster(num_outputs: int, batch_size: int) -> bool:
 
     Measured on a CPU (scripts/bench_speed.py filter): per point of the grid the matrix costs as
     many products as there are outputs, so the size of the grid does not matter; and making it
-    has to pay over the batch, which also bounds its memory by that of two batches of maps.
+    has to pay over the batch, which also bounds its memory by that of two batches of maps. A rule
+    of thumb: near its bounds, and at small batches, the other way can be faster.
     """
     return num_outputs <= min(100, 2 * batch_size)
 

@@ -70,10 +70,12 @@ class OptimConfig:
 class TrainConfig:
     """What happens in one step: n_dis updates of the discriminator, then one of the generator.
 
-    batch_size, generator_batch_size: over all processes together.
+    batch_size, generator_batch_size: over all processes together, 2 or more for BatchNorm.
     dequantize: uniform noise of one grey level on real images; flip: mirror half of them.
-    ema_decay: of the generator's weights and buffers, per step; 0 keeps no average.
-    precision: bfloat16 runs the networks under autocast.
+    ema_decay: of the generator's weights and buffers, per step; 0 keeps no average. At step t it
+        is at most (1 + t) / (10 + t), so that the average forgets the first weights.
+    precision: bfloat16 runs the networks under autocast; float32 is PyTorch's, which on recent
+        GPUs means TF32 in convolutions.
     """
 
     batch_size: int = 64
@@ -85,8 +87,9 @@ class TrainConfig:
     precision: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
-        for key in ("batch_size", "generator_batch_size", "n_dis"):
-            require(getattr(self, key) >= 1, f"train.{key}", getattr(self, key), "1 or more")
+        for key, least in (("batch_size", 2), ("generator_batch_size", 2), ("n_dis", 1)):
+            value = getattr(self, key)
+            require(value >= least, f"train.{key}", value, f"{least} or more")
         require(0 <= self.ema_decay < 1, "train.ema_decay", self.ema_decay, "0 <= decay < 1")
 
 
@@ -138,6 +141,12 @@ class GanConfig:
         require(self.seed >= 0, "seed", self.seed, "0 or more")
         require(self.steps >= 1, "steps", self.steps, "1 or more")
         require(self.normalizer.eps >= 0, "normalizer.eps", self.normalizer.eps, "0 or more")
+        ignores_scale = ("weight", "spectral", "convnorm", "spectral_convnorm")
+        if self.loss.weight_clip > 0 and self.normalizer.kind in ignores_scale:
+            raise InputError(
+                f"loss.weight_clip: bounds nothing, as normalizer.kind {self.normalizer.kind!r} "
+                "takes the scale out of the weights; expected another kind"
+            )
         uses_batch_statistics = self.normalizer.kind in ("batch", "affine") or (
             "convnorm" in self.normalizer.kind and self.normalizer.batch_norm
         )

@@ -10,7 +10,13 @@ from typing import Literal
 from convnorm.experiment.errors import InputError
 
 # How a protocol's name tells that a field is not the one that the name stands for.
-SHORT_NAMES = {"extractor": "extractor", "split": "split", "num_real": "real", "num_fake": "fake"}
+SHORT_NAMES = {
+    "extractor": "extractor",
+    "split": "split",
+    "image_size": "size",
+    "num_real": "real",
+    "num_fake": "fake",
+}
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,7 @@ class Protocol:
         split: The reference's split; None for images that were given without one.
         num_real: Images of the reference; None for all that there are.
         num_fake: Generated images; None for as many as real ones.
+        image_size: Height and width at which both sides are compared; before the extractor.
         is_splits: Parts over which the inception score is averaged.
         kid_subsets: Random subsets over which the kernel distance is averaged.
         kid_subset_size: Images in each, never more than there are.
@@ -36,6 +43,7 @@ class Protocol:
     num_real: int | None
     num_fake: int | None
     is_splits: int = 10
+    image_size: int = 32
     kid_subsets: int = 100
     kid_subset_size: int = 1000
     prc_neighborhood: int = 3
@@ -49,7 +57,8 @@ class Protocol:
         """Return the protocol with other `fields` and a name that says so.
 
         Args:
-            fields: Of extractor, split, num_real and num_fake those that are wanted otherwise.
+            fields: Of extractor, split, image_size, num_real and num_fake those that are wanted
+                otherwise.
 
         Raises:
             InputError: A number is below `min_images`.
@@ -106,7 +115,7 @@ PROTOCOLS = {
         Protocol("fid10k_test", "inception", "test", num_real=10_000, num_fake=10_000),
         # Miyato et al. 2018, table 2: 10,000 real against 5,000 fake images, IS of all 5,000.
         Protocol("paper2018_10k5k", "inception", "test", 10_000, 5_000, is_splits=1),
-        Protocol("digits", "digits", "train", num_real=None, num_fake=None, kid_subset_size=500),
+        Protocol("digits", "digits", "train", None, None, image_size=16, kid_subset_size=500),
     )
 }
 

@@ -222,6 +222,7 @@ class Scorer:
         """
         sizes = {"num_real": num_real, "num_fake": num_fake}
         wanted = {key: value for key, value in sizes.items() if value is not None}
+        wanted["image_size"] = data_config.image_size
         protocol = protocol_named(protocol_name).changed(**wanted)
         images = load_images(data_config, protocol.split).images
         protocol = protocol.fitted(len(images))  # first: the weights may be a long download

@@ -24,6 +24,7 @@ from gan.scoring import Scorer
 from gan.trainer import Trainer
 
 GRID = 64  # images in a grid of samples
+VOTE_EVERY = 10  # at most so many steps before several processes agree on a signal
 
 
 def train(config: GanConfig, options: RunOptions, process: Process) -> dict[str, Any]:
@@ -46,6 +47,8 @@ def train(config: GanConfig, options: RunOptions, process: Process) -> dict[str,
         )
         trainer = Trainer(config, images.shape[1], process)
         _resume(trainer, run_dir / checkpoint.CHECKPOINT)
+        if not process.agree(trainer.step):
+            raise InputError(f"run_dir: {run_dir} is not one folder that all processes share")
         done_before = trainer.step == config.steps
         if not done_before:
             _run(trainer, batches, options)
@@ -114,10 +117,10 @@ def _loop(
             is_due(trainer.step, every, config.steps)
             for every in (config.log.every, config.log.norms_every)
         )
-        # Agreeing on a signal costs a message between processes: only where they wait anyway.
         stopping = interrupts.signal is not None
-        if trainer.process.world_size > 1:
-            stopping = log_due and trainer.process.any(stopping)
+        if trainer.process.world_size > 1:  # to agree, they have to wait: not after every step
+            voting = log_due or trainer.step % VOTE_EVERY == 0
+            stopping = voting and trainer.process.any(stopping)
         saving = stopping or is_due(trainer.step, options.checkpoint_every, config.steps)
         if log_due or saving:
             trainer.check_finite(run_dir)
@@ -152,6 +155,10 @@ class Journal:
 
     def write(self, means: dict[str, float] | None) -> None:
         """After every step, with the means where a log line is due; changes no training."""
+        with self.tracker.not_training():
+            self._write(means)
+
+    def _write(self, means: dict[str, float] | None) -> None:
         trainer, config = self.trainer, self.trainer.config
         step, generator = trainer.step, trainer.final_generator
         self.tracker.advance()

@@ -196,7 +196,7 @@ class Trainer:
                 return
             step, what = self.step, "a weight"
         raise Stopped(
-            f"step {step}: {what} is NaN or infinite, the run cannot go on; the last good "
-            f"checkpoint is kept in {run_dir}",
+            f"step {step}: {what} is NaN or infinite, the run cannot go on; "
+            f"{run_dir} keeps the last good checkpoint, if there was one",
             code=1,
         )

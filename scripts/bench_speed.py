@@ -27,7 +27,7 @@ from convnorm import ConvNorm2d, functional
 from convnorm.experiment.checkpoint import write_json
 from convnorm.experiment.config import require
 from convnorm.experiment.distributed import pick_device
-from convnorm.experiment.errors import exit_code
+from convnorm.experiment.errors import InputError, exit_code
 from convnorm.experiment.hardware import hardware
 from convnorm.functional import circular_filter, spectral_gain
 
@@ -213,6 +213,8 @@ def main() -> None:
     args = parser.parse_args()
     for key in ("batch_size", "threads", "repeats"):
         require(getattr(args, key) >= 1, key, getattr(args, key), "1 or more")
+    if args.json and not args.json.parent.is_dir():
+        raise InputError(f"json: {args.json} cannot be written; expected a folder that exists")
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     device = pick_device(args.device)
@@ -220,7 +222,8 @@ def main() -> None:
     print(f"{environment['hardware']}, torch {torch.__version__}, batch {args.batch_size}")
     result = {"layer": bench_layer, "filter": bench_filter}[args.what](args, device)
     if args.json:
-        write_json(args.json, {"what": args.what, **environment, **result})
+        command = " ".join(["python scripts/bench_speed.py", *sys.argv[1:]])
+        write_json(args.json, {"command": command, **environment, **result})
 
 
 if __name__ == "__main__":

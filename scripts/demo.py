@@ -1,8 +1,8 @@
 """The main job on embedded data: GANs on digits that differ in the normalizer alone, compared.
 
-Trains the configs digits_none, digits_spectral and digits_convnorm at equal seeds, exactly as
-`python scripts/train_gan.py --cfg NAME --seed SEED` does, then prints one table and draws one
-picture. The same command again resumes, or shows the results of finished runs.
+Trains the configs digits_none, digits_spectral and digits_convnorm at equal seeds by
+`python scripts/train_gan.py --cfg NAME --seed SEED`, then prints one table and draws one picture.
+The same command again resumes, or shows the results of finished runs.
 """
 
 import argparse
@@ -37,12 +37,17 @@ COLUMNS = ("FD", "CS", "KID", "precision", "recall")
 SHOWN = 64  # digits of each normalizer in the picture
 
 
+def available_cores() -> int:
+    """The cores that this process may use, which can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def train_side_by_side(kind: str, folders: list[Path], steps: int | None) -> None:
     """Train or resume one run a folder, with seeds 0, 1, ..., and the cores divided among them.
 
     The first run shows its progress; what the others said is shown if they fail.
     """
-    threads = max(1, (os.cpu_count() or 1) // len(folders))
+    threads = max(1, available_cores() // len(folders))
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     # A plain `kill` is a Ctrl-C here: the runs save and end before this process does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -150,7 +155,7 @@ def main() -> None:
     nothing, floor = untrained(config, device)
     print_table(records, nothing, floor)
     results = {
-        "command": "make demo",
+        "command": " ".join(["python scripts/demo.py", *sys.argv[1:]]),
         "seeds": args.seeds,
         "steps": first.step,
         "hardware": summaries[0]["hardware"],
@@ -161,7 +166,7 @@ def main() -> None:
     }
     checkpoint.write_json(args.runs / "demo.json", results)
     print(f"\npicture:     {picture}\nnumbers:     {args.runs / 'demo.json'}")
-    print(f"everything:  tensorboard --logdir {args.runs}")
+    print(f"everything:  .venv/bin/tensorboard --logdir {args.runs}")
 
 
 if __name__ == "__main__":

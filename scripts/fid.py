@@ -75,9 +75,11 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
-    if args.json and not args.json.parent.is_dir():  # told before hours of work, not after them
+    if args.json and (
+        args.json.is_dir() or not args.json.parent.is_dir()
+    ):  # told before hours of work, not after them
         raise InputError(
-            f"json: {args.json.parent} is not a folder, so nothing can be written there"
+            f"json: {args.json} cannot be written; expected a file in a folder that exists"
         )
     device = pick_device(args.device)
 
@@ -90,7 +92,7 @@ def main() -> int:
 
     wanted = {key: getattr(args, key) for key in ("extractor", "num_real", "num_fake")}
     wanted = {key: value for key, value in wanted.items() if value is not None}
-    protocol = base.changed(**wanted, split=real.facts["split"])
+    protocol = base.changed(**wanted, split=real.facts["split"], image_size=fake.image_size)
     protocol = protocol.fitted(num_available(real.images), num_available(fake.images))
     extractor = load_extractor(
         protocol.extractor,

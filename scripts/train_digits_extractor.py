@@ -21,6 +21,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from convnorm.experiment.data import DataConfig, load_images
+from convnorm.experiment.errors import InputError, exit_code
 from convnorm.experiment.streams import generator
 from gan.extractors import DIGITS_SIZE, DIGITS_WEIGHTS, DigitsNet, digits_input
 
@@ -56,6 +57,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=DIGITS_WEIGHTS, help="the .pt file to write")
     args = parser.parse_args()
+    if not args.out.parent.is_dir():
+        raise InputError(f"out: {args.out} cannot be written; expected a folder that exists")
     torch.set_num_threads(1)  # the order of sums, hence the weights, depends on the threads
 
     data = {
@@ -85,4 +88,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

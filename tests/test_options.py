@@ -36,7 +36,7 @@ EFFECTS = {
     "loss.name": ({}, "wasserstein"),
     "loss.gradient_penalty": ({}, 1.0),
     "loss.r1": ({}, 1.0),
-    "loss.weight_clip": ({}, 0.01),
+    "loss.weight_clip": ({"normalizer.kind": "none"}, 0.01),
     "optim.lr": ({}, 1e-3),
     "optim.beta1": ({}, 0.5),
     "optim.beta2": ({}, 0.99),

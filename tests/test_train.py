@@ -160,7 +160,7 @@ def test_a_nan_stops_the_run_with_its_step_and_keeps_the_last_good_checkpoint(
 
     monkeypatch.setitem(losses, "hinge", hinge)
     changes = {"steps": 20, "log.every": 10}
-    with pytest.raises(Stopped, match=r"step 6: the loss is NaN .* kept in") as stopped:
+    with pytest.raises(Stopped, match=r"step 6: the loss is NaN .* keeps the last good") as stopped:
         run(tmp_path, changes, checkpoint_every=4)
     assert stopped.value.code == 1
     state = state_of(tmp_path)

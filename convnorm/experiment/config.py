@@ -20,10 +20,10 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a run is carried out; nothing here changes its result.
+    """How a run is carried out, not what it is.
 
     run_dir: the run's folder (default: runs/<config>/seed<seed>).
-    device: auto takes a CUDA device where there is one.
+    device: auto takes a CUDA device where there is one; its random numbers are not the CPU's.
     checkpoint_every: steps between checkpoints.
     overwrite: delete the run that is in the folder instead of resuming it.
     """

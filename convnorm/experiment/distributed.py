@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -54,6 +55,14 @@ class Process:
         _together(dist.all_reduce, votes)
         return votes.item() > 0
 
+    def agree(self, number: int) -> bool:
+        """True where every process has the same number."""
+        if self.world_size == 1:
+            return True
+        extremes = torch.tensor([float(number), -float(number)], device=self.device)
+        _together(partial(dist.all_reduce, op=dist.ReduceOp.MAX), extremes)
+        return extremes.sum().item() == 0
+
     def barrier(self) -> None:
         """Wait until every process is here."""
         if self.world_size > 1:
@@ -64,8 +73,11 @@ def _together(operation: Callable, *args: torch.Tensor) -> None:
     """Do what needs every process; Stopped where another one is gone."""
     try:
         operation(*args)
-    except RuntimeError:
-        message = f"process {dist.get_rank()}: another one has ended; its own message says why"
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        message = (
+            f"process {dist.get_rank()}: cannot reach the others, see their messages ({reason})"
+        )
         raise Stopped(message, code=1) from None
 
 
@@ -86,7 +98,7 @@ def pick_device(device: str) -> torch.device:
 def start(device: str) -> Process:
     """Join the other processes when started by torchrun; alone otherwise."""
     picked = pick_device(device)
-    if "WORLD_SIZE" not in os.environ:
+    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys():
         return Process(picked)
     if not dist.is_initialized():
         # The others wait while the main process scores, which can take long.

@@ -220,6 +220,7 @@ def test_tables_made_in_inference_mode_serve_training(grid):
     with torch.inference_mode():
         conv_norm2d(x, weight, **options)
     conv_norm2d(x, weight.requires_grad_(), **options).sum().backward()
+    assert weight.grad.isfinite().all()
 
 
 @pytest.mark.parametrize(

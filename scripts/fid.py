@@ -75,9 +75,8 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
-    if args.json and (
-        args.json.is_dir() or not args.json.parent.is_dir()
-    ):  # told before hours of work, not after them
+    # Told before hours of work, not after them.
+    if args.json and (args.json.is_dir() or not args.json.parent.is_dir()):
         raise InputError(
             f"json: {args.json} cannot be written; expected a file in a folder that exists"
         )

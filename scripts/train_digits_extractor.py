@@ -9,7 +9,6 @@ only between equal weights, so there is no reason to run this again but to see w
 import argparse
 import hashlib
 import io
-import json
 import sys
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from convnorm.experiment.checkpoint import write, write_json
 from convnorm.experiment.data import DataConfig, load_images
 from convnorm.experiment.errors import InputError, exit_code
 from convnorm.experiment.streams import generator
@@ -73,7 +73,7 @@ def main() -> int:
 
     buffer = io.BytesIO()
     torch.save(network.state_dict(), buffer)
-    args.out.write_bytes(buffer.getvalue())
+    write(args.out, lambda file: file.write(buffer.getvalue()))
     facts = {
         "command": f"python scripts/train_digits_extractor.py --seed {args.seed}",
         "seed": args.seed,
@@ -82,7 +82,7 @@ def main() -> int:
         "sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
         "torch": torch.__version__,
     }
-    args.out.with_suffix(".json").write_text(json.dumps(facts, indent=2) + "\n")
+    write_json(args.out.with_suffix(".json"), facts)
     print(f"{args.out}: {accuracy:.2%} of {num_test} held-out digits")
     return 0
 

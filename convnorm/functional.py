@@ -19,6 +19,8 @@ from functools import lru_cache, wraps
 import torch
 import torch.nn.functional as F
 
+from convnorm.fixed import once
+
 Pair = tuple[int, int]
 Pads = tuple[int, int, int, int]  # left, right, top, bottom, as torch.nn.functional.pad counts
 GRIDS = ("full", "native")
@@ -167,6 +169,16 @@ def matrix_is_faster(num_outputs: int, batch_size: int) -> bool:
     return num_outputs <= min(144, 16 * batch_size)
 
 
+def _filter_matrix(
+    gain: torch.Tensor, grid: Pair, rows: tuple[int, ...], columns: tuple[int, ...]
+) -> torch.Tensor:
+    """The filter as one matrix a channel: (C, kept outputs, n * m)."""
+    response = torch.fft.irfft2(gain, s=grid).flatten(1)  # (C, n * m)
+    index = _circulant_index(grid, rows, columns, gain.device)
+    # Indexing with `index` itself takes six times as long.
+    return response.index_select(1, index.flatten()).unflatten(1, index.shape)
+
+
 def circular_filter(
     x: torch.Tensor, gain: torch.Tensor, rows: range | None = None, columns: range | None = None
 ) -> torch.Tensor:
@@ -182,10 +194,7 @@ def circular_filter(
     with torch.autocast(x.device.type, enabled=False):
         maps = x.to(gain.dtype)
         if matrix_is_faster(len(rows) * len(columns), len(x)):
-            response = torch.fft.irfft2(gain, s=(n, m)).flatten(1)  # (C, n * m)
-            index = _circulant_index((n, m), tuple(rows), tuple(columns), x.device)
-            # (C, outputs, n * m); indexing with `index` itself takes six times as long
-            matrix = response.index_select(1, index.flatten()).unflatten(1, index.shape)
+            matrix = once(_filter_matrix, gain, (n, m), tuple(rows), tuple(columns))
             y = torch.bmm(maps.flatten(2).transpose(0, 1), matrix.transpose(1, 2))
             return y.transpose(0, 1).unflatten(2, (len(rows), len(columns))).to(x.dtype)
         maps = maps.contiguous()  # channels_last input has failed in compiled FFTs
@@ -284,7 +293,7 @@ def conv_norm2d(
 
     def gain(ring: Pair, stride: Pair = (1, 1)) -> torch.Tensor:
         with torch.set_grad_enabled(torch.is_grad_enabled() and gradient_through_gain):
-            return spectral_gain(weight, ring, dilation, stride, eps)
+            return once(spectral_gain, weight, ring, dilation, stride, eps)
 
     if weight.shape[2:] == (1, 1):  # a flat spectrum: the filter is a factor of each channel
         weight = (weight * gain((1, 1))[:, None]).to(weight.dtype)

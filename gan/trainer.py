@@ -1,6 +1,5 @@
 """One step of a GAN: the networks, their optimizers, and all that a checkpoint holds."""
 
-import copy
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -10,38 +9,41 @@ import torch
 from torch import nn
 
 from convnorm.experiment import streams
+from convnorm.experiment.averaging import averaged, follow
 from convnorm.experiment.batches import Batches
+from convnorm.experiment.data import Images, from_uint8
 from convnorm.experiment.distributed import Process
-from convnorm.experiment.errors import Stopped
+from convnorm.experiment.meter import Meter
 from gan.config import GanConfig
 from gan.losses import DISCRIMINATOR_LOSSES, GENERATOR_LOSSES, gradient_penalty, r1
 from gan.models import FORMAT, build
 
-# Summed on the device between two log lines; divided by the number of terms when read.
-TERMS = ("loss_d", "loss_g", "d_real", "d_fake", "penalty")
+TERMS = ("loss_d", "loss_g", "d_real", "d_fake", "penalty")  # of the log
 
 
 class Trainer:
     """Networks, optimizers and everything else that a checkpoint holds."""
 
-    def __init__(self, config: GanConfig, channels: int, process: Process):
-        self.config, self.channels, self.process = config, channels, process
-        for key in ("batch_size", "generator_batch_size"):
-            process.share(getattr(config.train, key), f"train.{key}")
-        self.generator, self.discriminator = (n.to(process.device) for n in build(config, channels))
+    def __init__(self, config: GanConfig, images: Images, process: Process):
+        self.config, self.process = config, process
+        self.channels = images.images.shape[1]
+        self.data_sha256 = images.sha256()
+        train = config.train
+        process.share(train.generator_batch_size, "train.generator_batch_size")
+        self.batches = Batches(
+            images.to(process.device), train.batch_size, config.seed, process, flip=train.flip
+        )
+        self.generator, self.discriminator = (
+            network.to(process.device) for network in build(config, self.channels)
+        )
         # Nothing here draws from the global state; a layer that does must not see what was before.
         torch.manual_seed(streams.generator("cpu", config.seed, "layers").initial_seed())
-        self.ema = None
-        if config.train.ema_decay > 0:
-            self.ema = copy.deepcopy(self.generator).requires_grad_(False)
+        self.ema = averaged(self.generator, train.ema_decay)
         adam = {"lr": config.optim.lr, "betas": (config.optim.beta1, config.optim.beta2)}
         self.optim_g = torch.optim.Adam(self.generator.parameters(), **adam)
         self.optim_d = torch.optim.Adam(self.discriminator.parameters(), **adam)
-        self.step = 0
-        self.sums = torch.zeros(len(TERMS), device=process.device)
-        self.counts = dict.fromkeys(TERMS, 0)
-        # How many steps were finite: a NaN in a sum stays, so the first bad one is the next.
-        self.finite_steps = torch.zeros((), dtype=torch.int64, device=process.device)
+        self.step, self.steps = 0, config.steps
+        self.meter = Meter(TERMS, process.device)
 
     @property
     def final_generator(self) -> nn.Module:
@@ -55,14 +57,14 @@ class Trainer:
             "format": FORMAT,
             "config": asdict(self.config),
             "channels": self.channels,
+            "data_sha256": self.data_sha256,
             "step": self.step,
             "generator": self.generator.state_dict(),
             "discriminator": self.discriminator.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
             "optim_g": self.optim_g.state_dict(),
             "optim_d": self.optim_d.state_dict(),
-            "sums": self.sums,
-            "counts": self.counts,
+            "meter": self.meter.state_dict(),
             "rng_cpu": torch.get_rng_state(),
             "rng_cuda": torch.cuda.get_rng_state(self.process.device) if cuda else None,
         }
@@ -74,26 +76,14 @@ class Trainer:
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         self.step = state["step"]
-        self.sums.copy_(state["sums"])
-        self.counts.update(state["counts"])
-        self.finite_steps.fill_(self.step)
+        self.meter.load_state_dict(state["meter"], self.step)
         torch.set_rng_state(state["rng_cpu"])
         if state["rng_cuda"] is not None and self.process.device.type == "cuda":
             torch.cuda.set_rng_state(state["rng_cuda"], self.process.device)
 
-    def note(self, **values: torch.Tensor) -> None:
-        """Add values to the sums of the log, without waiting for the device."""
-        for name, value in values.items():
-            self.sums[TERMS.index(name)] += value.detach()
-            self.counts[name] += 1
-
     def means(self) -> dict[str, float]:
         """Means over processes and steps since the last call, and the learning rate."""
-        sums = dict(zip(TERMS, self.sums.tolist(), strict=True))
-        means = {name: sums[name] / num for name, num in self.counts.items() if num > 0}
-        self.sums.zero_()
-        self.counts = dict.fromkeys(TERMS, 0)
-        return {**means, "lr": self.optim_d.param_groups[0]["lr"]}
+        return {**self.meter.means(), "lr": self.optim_d.param_groups[0]["lr"]}
 
     def autocast(self) -> torch.autocast:
         """The precision in which the networks run."""
@@ -101,22 +91,30 @@ class Trainer:
         return torch.autocast(self.process.device.type, torch.bfloat16, enabled=enabled)
 
     def random(self, draw: Callable, size: tuple[int, ...], *key: int | str) -> torch.Tensor:
-        """This process's share of `draw` (torch.randn or torch.rand) for a whole batch."""
-        device = self.process.device
-        random = streams.generator(device, self.config.seed, *key)
-        numbers = draw(*size, device=device, generator=random)
-        return numbers[self.process.share(size[0], "batch")]
+        """This process's share of random numbers for a whole batch."""
+        return self.process.random(draw, size, self.config.seed, *key)
 
-    def train_step(self, batches: Batches) -> None:
+    def train_step(self) -> None:
         """n_dis updates of the discriminator, one of the generator, then the averages."""
         self.set_learning_rate()
         for repeat in range(self.config.train.n_dis):
-            real = batches(self.step * self.config.train.n_dis + repeat)
-            self.discriminator_step(real, repeat)
+            self.discriminator_step(self.real_batch(repeat), repeat)
         self.generator_step()
-        self.update_averages()
-        self.finite_steps += self.sums.isfinite().all()
+        networks = (self.generator, self.discriminator)
+        self.meter.end_step(self.process, (b for network in networks for b in network.buffers()))
+        follow(self.ema, self.generator, self.config.train.ema_decay, self.step)
         self.step += 1
+
+    def real_batch(self, repeat: int) -> torch.Tensor:
+        """Real images in [-1, 1]; dequantized, each grey level u fills [u, u + 1) / 128 - 1."""
+        index = self.step * self.config.train.n_dis + repeat
+        images, _ = self.batches(index)
+        if not self.config.train.dequantize:
+            return from_uint8(images)
+        size = (self.config.train.batch_size, *images.shape[1:])
+        noise = self.random(torch.rand, size, "augmentation", index)
+        # Just below 1, or rounding would now and then lift a pixel to the next level.
+        return (images + noise * (1 - 2**-16)) / 128 - 1
 
     def set_learning_rate(self) -> None:
         """Linear decay reaches 0 after the last step."""
@@ -144,16 +142,16 @@ class Trainer:
                 fake = self.generator(z)
             d_real, d_fake = self.discriminator(real).float(), self.discriminator(fake).float()
             loss = DISCRIMINATOR_LOSSES[loss_config.name](d_real, d_fake)
-            self.note(loss_d=loss, d_real=d_real.mean(), d_fake=d_fake.mean())
+            self.meter.note(loss_d=loss, d_real=d_real.mean(), d_fake=d_fake.mean())
             if loss_config.gradient_penalty > 0:
                 mix = self.random(torch.rand, (size, 1, 1, 1), "mix", self.step, repeat)
                 penalty = gradient_penalty(self.discriminator, real, fake.float(), mix)
                 loss = loss + loss_config.gradient_penalty * penalty
-                self.note(penalty=penalty)
+                self.meter.note(penalty=penalty)
             if loss_config.r1 > 0:
                 penalty = r1(self.discriminator, real)
                 loss = loss + loss_config.r1 * penalty
-                self.note(penalty=penalty)
+                self.meter.note(penalty=penalty)
         self.apply(self.optim_d, self.discriminator, loss)
         if loss_config.weight_clip > 0:
             with torch.no_grad():
@@ -168,35 +166,11 @@ class Trainer:
         with self.autocast():
             d_fake = self.discriminator(self.generator(z)).float()
             loss = GENERATOR_LOSSES[self.config.loss.name](d_fake)
-        self.note(loss_g=loss)
+        self.meter.note(loss_g=loss)
         self.apply(self.optim_g, self.generator, loss)
         self.discriminator.requires_grad_(True)
 
-    @torch.no_grad()
-    def update_averages(self) -> None:
-        """Sums and buffers over processes, then weights and buffers over steps (EMA)."""
-        buffers = [*self.generator.buffers(), *self.discriminator.buffers()]
-        self.process.average_([self.sums, *(b for b in buffers if b.is_floating_point())])
-        if self.ema is None:
-            return
-        decay = min(self.config.train.ema_decay, (1 + self.step) / (10 + self.step))
-        live = self.generator.state_dict()
-        for name, average in self.ema.state_dict().items():
-            if average.is_floating_point():
-                average.lerp_(live[name], 1 - decay)
-            else:
-                average.copy_(live[name])
-
     def check_finite(self, run_dir: Path) -> None:
         """Stop where a loss or a weight is no number; the last checkpoint was good."""
-        step, what = self.finite_steps.item() + 1, "the loss"
-        if step > self.step:
-            weights = [*self.generator.parameters(), *self.discriminator.parameters()]
-            if torch.stack([w.isfinite().all() for w in weights]).all().item():
-                return
-            step, what = self.step, "a weight"
-        raise Stopped(
-            f"step {step}: {what} is NaN or infinite, the run cannot go on; "
-            f"{run_dir} keeps the last good checkpoint, if there was one",
-            code=1,
-        )
+        weights = [*self.generator.parameters(), *self.discriminator.parameters()]
+        self.meter.check_finite(self.step, weights, run_dir)

@@ -1,4 +1,4 @@
-"""Real images and their batches: read right, refused with a clear line, drawn the same again."""
+"""Real images: read right, or refused with a clear line."""
 
 import hashlib
 import io
@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
-from convnorm.experiment.batches import Batches
 from convnorm.experiment.data import (
     DataConfig,
     Images,
@@ -377,90 +376,3 @@ def test_an_npz_that_is_not_where_it_should_be_is_named(tmp_path):
     line = refused(DataConfig("npz", str(tmp_path / "a_train.npz")), "test")
     assert line.startswith(f"{test}: missing")
     assert "lacks 'train'" in refused(DataConfig("npz", str(tmp_path / "mine.npz")), "test")
-
-
-# --------------------------------------------------------------------------------- batches
-
-
-def numbered(num_images: int) -> torch.Tensor:
-    """(N, 1, 1, 4) uint8; image i holds i in its left half and 255 in its right half."""
-    number = torch.arange(num_images, dtype=torch.uint8).reshape(-1, 1, 1, 1).expand(-1, 1, 1, 2)
-    return torch.cat([number, torch.full_like(number, 255)], dim=-1)
-
-
-def drawn(batches: Batches, indices: range) -> list[int]:
-    """The numbers of the images in these batches of `numbered`, whichever way they face."""
-    return [n for i in indices for n in to_uint8(batches(i)).amin(dim=(1, 2, 3)).tolist()]
-
-
-AS_THEY_ARE = {"flip": False, "dequantize": False}
-AUGMENTED = {"flip": True, "dequantize": True}
-
-
-def test_a_batch_depends_on_seed_and_index_alone():
-    """State carried from batch to batch would make a resumed run see other images."""
-    images = numbered(20)
-    batches = Batches(images, 6, 0, **AUGMENTED)
-    first = [batches(index) for index in range(9)]
-    for index in (8, 3, 0):
-        assert torch.equal(Batches(images, 6, 0, **AUGMENTED)(index), first[index])
-    assert torch.equal(batches(2), first[2])  # back in an epoch that was left
-    assert not torch.equal(Batches(images, 6, 1, **AUGMENTED)(0), first[0])
-
-
-def test_an_epoch_shows_every_image_once_and_the_next_one_in_another_order():
-    batches = Batches(numbered(60), 10, 0, **AS_THEY_ARE)
-    epochs = [drawn(batches, range(6 * epoch, 6 * epoch + 6)) for epoch in range(2)]
-    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(60))
-    assert epochs[0] != epochs[1]
-    assert epochs[0] != sorted(epochs[0])
-
-
-def test_the_partial_batch_at_the_end_is_dropped():
-    batches = Batches(numbered(25), 10, 0, **AS_THEY_ARE)
-    assert len(set(drawn(batches, range(2)))) == 20
-    assert len(set(drawn(batches, range(2, 4)))) == 20
-
-
-@pytest.mark.parametrize("world_size", [2, 3])
-def test_the_shares_of_all_ranks_are_the_batch_of_one_process(world_size):
-    images = numbered(20)
-    shares = [
-        Batches(images, 6, 0, rank=rank, world_size=world_size, **AUGMENTED)(4)
-        for rank in range(world_size)
-    ]
-    assert torch.equal(torch.cat(shares), Batches(images, 6, 0, **AUGMENTED)(4))
-
-
-def test_flips_mirror_half_of_the_images_left_to_right():
-    images = numbered(200)
-    batches = Batches(images, 200, 0, flip=True, dequantize=False)
-    flipped = torch.stack([batches(index)[:, 0, 0, 0] == 1 for index in range(10)])
-    assert 0.45 < flipped.float().mean() < 0.55  # 2,000 flips: sd 0.011
-    assert (flipped[0] != flipped[1]).any()  # each index draws anew
-    assert sorted(drawn(batches, range(1))) == list(range(200))
-    plain = Batches(images, 200, 0, **AS_THEY_ARE)(0)
-    assert torch.equal(plain[..., 3], torch.ones(200, 1, 1))
-
-
-def test_dequantized_levels_fill_their_own_cell():
-    """In plain float32, rounding lifts one pixel in 10^5 into the next cell, white ones to 1."""
-    levels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).repeat(4096, 1, 1, 1)
-    x = Batches(levels, 4096, 0, flip=False, dequantize=True)(0).double()
-    within = (x + 1) * 128 - levels  # exact in float64
-    assert x.max() < 1
-    assert within.min() >= 0
-    assert within.max() < 1
-    assert within.mean() == pytest.approx(0.5, abs=0.002)  # 1 million uniform numbers: sd 0.0003
-    assert (x[0] != x[1]).any()
-
-
-def test_batches_have_the_shape_and_type_that_networks_take():
-    batch = Batches(numbered(8), 4, 0, rank=1, world_size=2, **AS_THEY_ARE)(0)
-    assert (batch.shape, batch.dtype) == ((2, 1, 1, 4), torch.float32)
-
-
-@pytest.mark.parametrize(("batch_size", "world_size"), [(0, 1), (9, 1), (4, 3)])
-def test_a_batch_size_that_does_not_fit_is_refused_by_its_key(batch_size, world_size):
-    with pytest.raises(InputError, match=rf"train\.batch_size: got {batch_size}, expected"):
-        Batches(numbered(8), batch_size, 0, world_size=world_size, **AS_THEY_ARE)

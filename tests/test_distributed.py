@@ -11,7 +11,6 @@ import torch
 from runs import ROOT, Child, arguments, differing, log_of, run, script, state_of
 
 from convnorm.experiment import distributed
-from convnorm.experiment.batches import Batches
 from convnorm.experiment.distributed import Process
 from convnorm.experiment.errors import InputError
 from gan.trainer import Trainer
@@ -22,10 +21,10 @@ CHANGES = {"normalizer.kind": "spectral", "train.n_dis": 1, "train.ema_decay": 0
 def rank_main(folder: str, *argv: str) -> None:
     """The training script as one rank, which dumps its batches and its last state."""
     rank, batches = int(os.environ["RANK"]), []
-    draw, train_step = Batches.__call__, Trainer.train_step
+    draw, train_step = Trainer.real_batch, Trainer.train_step
 
-    def recorded(self, index):
-        batches.append(draw(self, index))
+    def recorded(self, repeat):
+        batches.append(draw(self, repeat))
         return batches[-1]
 
     def dumped(self, *args):
@@ -33,7 +32,7 @@ def rank_main(folder: str, *argv: str) -> None:
         state = {"batches": batches, **self.state_dict()}
         torch.save(state, Path(folder) / f"rank{rank}.pt")
 
-    Batches.__call__, Trainer.train_step = recorded, dumped
+    Trainer.real_batch, Trainer.train_step = recorded, dumped
     script("train_gan.py", *argv)
 
 
@@ -86,9 +85,11 @@ def test_two_processes_of_torchrun_are_one_run(tmp_path):
     halves = first.pop("batches"), second.pop("batches")
     assert differing(first, second) == []
 
-    alone, draw = [], Batches.__call__
+    alone, draw = [], Trainer.real_batch
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Batches, "__call__", lambda *args: (alone.append(draw(*args)), alone[-1])[1])
+        patch.setattr(
+            Trainer, "real_batch", lambda *args: (alone.append(draw(*args)), alone[-1])[1]
+        )
         run(tmp_path / "alone", CHANGES)
     assert differing([torch.cat(parts) for parts in zip(*halves, strict=True)], alone) == []
     log, expected = log_of(tmp_path / "run"), log_of(tmp_path / "alone")

@@ -18,10 +18,10 @@ class Crash(Exception):
 def crash_before(step: int, monkeypatch) -> None:
     original = Trainer.train_step
 
-    def train_step(self, batches):
+    def train_step(self):
         if self.step == step:
             raise Crash
-        original(self, batches)
+        original(self)
 
     monkeypatch.setattr(Trainer, "train_step", train_step)
 
@@ -68,8 +68,8 @@ def test_a_signal_saves_and_says_how_to_resume(number, code, tmp_path, monkeypat
     run(tmp_path / "whole")
     original = Trainer.train_step
 
-    def train_step(self, batches):
-        original(self, batches)
+    def train_step(self):
+        original(self)
         if self.step == 2:
             os.kill(os.getpid(), number)
 

@@ -19,14 +19,9 @@ from gan.models import build
 from gan.trainer import Trainer
 
 
-def make_trainer(changes: dict | None = None) -> tuple[Trainer, Batches]:
+def make_trainer(changes: dict | None = None) -> Trainer:
     config = tiny(changes)
-    images = load_images(config.data).images
-    train = config.train
-    batches = Batches(
-        images, train.batch_size, config.seed, flip=train.flip, dequantize=train.dequantize
-    )
-    return Trainer(config, images.shape[1], ALONE), batches
+    return Trainer(config, load_images(config.data), ALONE)
 
 
 def weights(run_dir: Path) -> dict:
@@ -74,19 +69,19 @@ def test_kinds_see_the_same_images_and_latents(monkeypatch):
 
         return call
 
-    monkeypatch.setattr(Batches, "__call__", recorded(Batches.__call__))
+    monkeypatch.setattr(Trainer, "real_batch", recorded(Trainer.real_batch))
     monkeypatch.setattr(Trainer, "random", recorded(Trainer.random))
     runs = []
     for kind in CATALOGUE:
         torch.manual_seed(len(runs))  # the surroundings must not matter
-        trainer, batches = make_trainer({"normalizer.kind": kind, "train.flip": True})
+        trainer = make_trainer({"normalizer.kind": kind, "train.flip": True})
         for _ in range(2):
-            trainer.train_step(batches)
+            trainer.train_step()
         runs.append(list(seen))
         seen.clear()
-    assert len(runs[0]) == 2 * (2 + 2 + 1)  # images and latents of 2 D updates, latents of G's
+    assert len(runs[0]) == 2 * (2 * 3 + 1)  # noise, images, latents of 2 D updates; latents of G's
     assert all(differing(run, runs[0]) == [] for run in runs)
-    assert not torch.equal(runs[0][0], runs[0][2])  # and each update sees others
+    assert not torch.equal(runs[0][1], runs[0][4])  # and each update sees others
 
 
 # What must not change the result
@@ -134,10 +129,10 @@ def test_the_loop_does_not_wait_for_the_device(tmp_path, monkeypatch):
     for name in [*names, "nonzero"]:
         watch(name)
     penalty = {"loss.gradient_penalty": 1.0, "train.flip": True, "train.ema_decay": 0.9}
-    trainer, batches = make_trainer({"normalizer.kind": "convnorm", **penalty})
+    trainer = make_trainer({"normalizer.kind": "convnorm", **penalty})
     reading.clear()
     for _ in range(3):
-        trainer.train_step(batches)
+        trainer.train_step()
     assert reading == []
     trainer.means()
     trainer.check_finite(tmp_path)
@@ -177,10 +172,10 @@ def test_weights_that_explode_stop_the_run(tmp_path):
 
 def test_the_average_follows_parameters_and_buffers():
     """An average of the parameters alone would show images with foreign BatchNorm statistics."""
-    trainer, batches = make_trainer({"train.ema_decay": 0.5})
+    trainer = make_trainer({"train.ema_decay": 0.5})
     expected = deepcopy(trainer.generator.state_dict())
     for step in range(5):
-        trainer.train_step(batches)
+        trainer.train_step()
         decay = min(0.5, (1 + step) / (10 + step))
         for name, live in trainer.generator.state_dict().items():
             if live.is_floating_point():
@@ -207,9 +202,9 @@ def test_the_discriminator_has_n_dis_updates_on_fresh_images(monkeypatch):
     indices = []
     original = Batches.__call__
     monkeypatch.setattr(Batches, "__call__", lambda s, i: (indices.append(i), original(s, i))[1])
-    trainer, batches = make_trainer({"train.n_dis": 3})
+    trainer = make_trainer({"train.n_dis": 3})
     for _ in range(2):
-        trainer.train_step(batches)
+        trainer.train_step()
     assert indices == list(range(6))
     updates = [
         {int(entry["step"]) for entry in optimizer.state.values()}
@@ -221,8 +216,8 @@ def test_the_discriminator_has_n_dis_updates_on_fresh_images(monkeypatch):
 @pytest.mark.parametrize("kind", ["spectral", "convnorm"])
 def test_each_network_is_left_alone_by_the_others_update(kind):
     """A gradient that leaks, or a discriminator left frozen, would train something else."""
-    trainer, batches = make_trainer({"normalizer.kind": kind})
-    trainer.train_step(batches)
+    trainer = make_trainer({"normalizer.kind": kind})
+    trainer.train_step()
 
     def snapshot(network):
         return deepcopy([(p, p.grad, p.requires_grad) for p in network.parameters()])
@@ -232,16 +227,16 @@ def test_each_network_is_left_alone_by_the_others_update(kind):
     assert differing(snapshot(trainer.discriminator), d) == []
     assert differing(snapshot(trainer.generator), g) != []
     g = snapshot(trainer.generator)
-    trainer.discriminator_step(batches(5), 0)
+    trainer.discriminator_step(trainer.real_batch(5), 0)
     assert differing(snapshot(trainer.generator), g) == []
     assert differing(snapshot(trainer.discriminator), d) != []
 
 
 def test_clipped_weights_stay_within_the_bound():
-    trainer, batches = make_trainer(
+    trainer = make_trainer(
         {"loss.name": "wasserstein", "loss.weight_clip": 0.01, "normalizer.kind": "none"}
     )
-    trainer.train_step(batches)
+    trainer.train_step()
     largest = max(weight.abs().max().item() for weight in trainer.discriminator.parameters())
     assert largest == pytest.approx(0.01)
 
@@ -259,3 +254,23 @@ def test_bfloat16_stays_near_float32(kind, tmp_path):
     floats = [t for t in state["discriminator"].values() if t.is_floating_point()]
     assert {t.dtype for t in floats} == {torch.float32}
     assert differing(weights(tmp_path / "single"), weights(tmp_path / "half")) != []
+
+
+def test_dequantized_levels_fill_their_own_cell(monkeypatch):
+    """In plain float32, rounding lifts one pixel in 10^5 into the next cell, white ones to 1."""
+    trainer = make_trainer({"train.batch_size": 1024})
+    levels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).repeat(1024, 1, 1, 1)
+    monkeypatch.setattr(trainer, "batches", lambda index: (levels, None))
+    x = trainer.real_batch(0).double()
+    within = (x + 1) * 128 - levels  # exact in float64
+    assert x.max() < 1
+    assert within.min() >= 0
+    assert within.max() < 1
+    assert within.mean() == pytest.approx(0.5, abs=0.003)  # 262,144 uniform numbers: sd 0.0006
+    assert (x[0] != x[1]).any()
+    assert (trainer.real_batch(1) != trainer.real_batch(0)).any()
+
+
+def test_without_dequantization_black_is_minus_one_and_white_is_one():
+    real = make_trainer({"train.dequantize": False}).real_batch(0)
+    assert (real.min(), real.max(), real.dtype) == (-1, 1, torch.float32)

@@ -1,10 +1,12 @@
 """Real minibatches as a pure function of (seed, index), so that there is no state to save."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from convnorm.experiment import streams
-from convnorm.experiment.data import from_uint8
+from convnorm.experiment.data import Images
+from convnorm.experiment.distributed import Process
 from convnorm.experiment.errors import InputError
 
 
@@ -15,15 +17,13 @@ class Batches:
     Nothing in a call waits for the device.
 
     Args:
-        images: (N, C, H, W) uint8, on the device where the batches are wanted.
-        batch_size: Images in a batch, over all ranks.
+        data: Images and labels, on the device where the batches are wanted.
+        batch_size: Images in a batch, over all processes.
         seed: Batches of equal seed and index are equal.
+        process: Which share of each batch is returned; the shares of all processes, one after
+            another, are the batch of a single one.
         flip: Mirror each image left to right with probability 1/2.
-        dequantize: Spread each gray level u evenly over [u, u + 1) / 128 - 1, as the official
-            code of SNGAN (Miyato et al. 2018) does; else levels are mapped by `from_uint8`.
-        rank: Which share of each batch is returned; the shares of all ranks, one after another,
-            are the batch of a single process.
-        world_size: How many shares there are.
+        crop: Pad each image by so many black pixels and cut it out again at a random place.
 
     Raises:
         InputError: There are fewer images than one batch takes, or the shares are not equal.
@@ -31,58 +31,64 @@ class Batches:
 
     def __init__(
         self,
-        images: Tensor,
+        data: Images,
         batch_size: int,
         seed: int,
+        process: Process,
         *,
-        flip: bool,
-        dequantize: bool,
-        rank: int = 0,
-        world_size: int = 1,
+        flip: bool = False,
+        crop: int = 0,
     ) -> None:
-        if not 1 <= batch_size <= len(images):
+        if not 1 <= batch_size <= len(data.images):
             raise InputError(
-                f"train.batch_size: got {batch_size}, expected 1 to {len(images)}, "
+                f"train.batch_size: got {batch_size}, expected 1 to {len(data.images)}, "
                 "the number of training images"
             )
-        if batch_size % world_size:
-            raise InputError(
-                f"train.batch_size: got {batch_size}, expected a multiple of the {world_size} "
-                "processes"
-            )
-        self.images = images
+        self.data = data
         self.batch_size = batch_size
         self.seed = seed
-        self.flip = flip
-        self.dequantize = dequantize
-        share = batch_size // world_size
-        self.share = slice(rank * share, (rank + 1) * share)
+        self.flip, self.crop = flip, crop
+        self.process = process
+        self.share = process.share(batch_size, "train.batch_size")
+        self.per_epoch = len(data.images) // batch_size
         self._order: tuple[int, Tensor] | None = None  # the epoch and its permutation
 
-    def __call__(self, index: int) -> Tensor:
-        """Return this rank's share of batch `index` >= 0.
+    def __call__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return this process's share of batch `index` >= 0.
 
-        Shape (batch_size / world_size, C, H, W), float32 in [-1, 1]; in [-1, 1) if dequantized.
+        Images (batch_size / world_size, C, H, W) uint8 and their labels, int64.
         """
-        device = self.images.device
-        epoch, position = divmod(index, len(self.images) // self.batch_size)
+        epoch, position = divmod(index, self.per_epoch)
         batch = self._permutation(epoch)[position * self.batch_size :][: self.batch_size]
-        images = self.images[batch[self.share]]
-        # Numbers are drawn for the whole batch: a rank's share depends on no other setting.
-        random = streams.generator(device, self.seed, "augmentation", index)
+        batch = batch[self.share]
+        images, labels = self.data.images[batch], self.data.labels[batch]
+        # Numbers are drawn for the whole batch: a share depends on no other setting.
         if self.flip:
-            flipped = torch.rand(self.batch_size, 1, 1, 1, generator=random, device=device) < 0.5
-            images = torch.where(flipped[self.share], images.flip(-1), images)
-        if not self.dequantize:
-            return from_uint8(images)
-        shape = (self.batch_size, *images.shape[1:])
-        noise = torch.rand(shape, generator=random, device=device)[self.share]
-        # Just below 1, or rounding would now and then lift a pixel to the next level.
-        return (images + noise * (1 - 2**-16)) / 128 - 1
+            draw = self.process.random(
+                torch.rand, (self.batch_size, 1, 1, 1), self.seed, "flip", index
+            )
+            images = torch.where(draw < 0.5, images.flip(-1), images)
+        if self.crop > 0:
+            draw = self.process.random(torch.rand, (self.batch_size, 2), self.seed, "crop", index)
+            images = shifted(images, (draw * (2 * self.crop + 1)).long(), self.crop)
+        return images, labels
 
     def _permutation(self, epoch: int) -> Tensor:
         if self._order is None or self._order[0] != epoch:
             random = streams.generator("cpu", self.seed, "order", epoch)
-            order = torch.randperm(len(self.images), generator=random)
-            self._order = epoch, order.to(self.images.device, non_blocking=True)
+            order = torch.randperm(len(self.data.images), generator=random)
+            self._order = epoch, order.to(self.data.images.device, non_blocking=True)
         return self._order[1]
+
+
+def shifted(images: Tensor, corners: Tensor, padding: int) -> Tensor:
+    """Pad images (N, C, H, W) with black and cut them out at `corners` (N, 2), y and x.
+
+    Corners are 0 to 2 * padding; (padding, padding) changes nothing.
+    """
+    height, width = images.shape[-2:]
+    padded = F.pad(images, (padding,) * 4)
+    rows = corners[:, :1] + torch.arange(height, device=images.device)
+    columns = corners[:, 1:] + torch.arange(width, device=images.device)
+    taken = padded.gather(2, rows[:, None, :, None].expand(*padded.shape[:2], -1, padded.shape[3]))
+    return taken.gather(3, columns[:, None, None, :].expand(*taken.shape[:3], -1))

@@ -69,6 +69,10 @@ class Images:
     labels: Tensor
     classes: tuple[str, ...]
 
+    def to(self, device: torch.device) -> "Images":
+        """The same on another device."""
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
     def sha256(self) -> str:
         """Return the SHA-256 of the images' shape and bytes, in hex; labels do not enter."""
         digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())

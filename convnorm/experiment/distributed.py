@@ -9,6 +9,7 @@ from functools import partial
 import torch
 import torch.distributed as dist
 
+from convnorm.experiment import streams
 from convnorm.experiment.errors import InputError, Stopped
 
 
@@ -31,6 +32,19 @@ class Process:
             raise InputError(f"{key}: {size} does not divide by {self.world_size} processes")
         part = size // self.world_size
         return slice(self.rank * part, (self.rank + 1) * part)
+
+    def random(self, draw: Callable, size: tuple[int, ...], *key: int | str) -> torch.Tensor:
+        """This process's share of `draw` (torch.randn, torch.rand) of `key` for a whole batch."""
+        numbers = draw(*size, device=self.device, generator=streams.generator(self.device, *key))
+        return numbers[self.share(size[0], "batch")]
+
+    def gather(self, part: torch.Tensor) -> torch.Tensor:
+        """The whole of which every process has a share, along the first dimension."""
+        if self.world_size == 1:
+            return part
+        parts = [torch.empty_like(part) for _ in range(self.world_size)]
+        _together(dist.all_gather, parts, part.contiguous())
+        return torch.cat(parts)
 
     def average_(self, tensors: list[torch.Tensor]) -> None:
         """Replace floating-point tensors by their mean over the processes, in one message.
@@ -69,7 +83,7 @@ class Process:
             _together(dist.barrier)
 
 
-def _together(operation: Callable, *args: torch.Tensor) -> None:
+def _together(operation: Callable, *args: torch.Tensor | list[torch.Tensor]) -> None:
     """Do what needs every process; Stopped where another one is gone."""
     try:
         operation(*args)

@@ -1,0 +1,63 @@
+"""Means of what a training step notes, without waiting for the device at every step."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from convnorm.experiment.distributed import Process
+from convnorm.experiment.errors import Stopped
+
+
+class Meter:
+    """Sums on the device since the last reading, and how many steps were finite."""
+
+    def __init__(self, terms: Sequence[str], device: torch.device):
+        self.terms = tuple(terms)
+        self.sums = torch.zeros(len(self.terms), device=device)
+        self.counts = dict.fromkeys(self.terms, 0)
+        # A NaN in a sum stays there, so the first bad step is the one after these.
+        self.finite_steps = torch.zeros((), dtype=torch.int64, device=device)
+
+    def note(self, **values: torch.Tensor) -> None:
+        """Add scalars to the sums of their terms."""
+        for name, value in values.items():
+            self.sums[self.terms.index(name)] += value.detach()
+            self.counts[name] += 1
+
+    def end_step(self, process: Process, buffers: Iterable[torch.Tensor]) -> None:
+        """Average the sums and the networks' floating-point buffers over the processes."""
+        process.average_([self.sums, *(b for b in buffers if b.is_floating_point())])
+        self.finite_steps += self.sums.isfinite().all()
+
+    def means(self) -> dict[str, float]:
+        """The mean of each term that was noted since the last call; waits for the device."""
+        sums = dict(zip(self.terms, self.sums.tolist(), strict=True))
+        means = {name: sums[name] / num for name, num in self.counts.items() if num > 0}
+        self.sums.zero_()
+        self.counts = dict.fromkeys(self.terms, 0)
+        return means
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint between two readings needs."""
+        return {"sums": self.sums, "counts": self.counts}
+
+    def load_state_dict(self, state: dict[str, Any], step: int) -> None:
+        """Go on from `state_dict` of step `step`."""
+        self.sums.copy_(state["sums"])
+        self.counts.update(state["counts"])
+        self.finite_steps.fill_(step)
+
+    def check_finite(self, step: int, weights: Iterable[torch.Tensor], run_dir: Path) -> None:
+        """Stop where a loss or a weight is no number; the last checkpoint was good."""
+        bad, what = self.finite_steps.item() + 1, "the loss"
+        if bad > step:
+            if torch.stack([weight.isfinite().all() for weight in weights]).all().item():
+                return
+            bad, what = step, "a weight"
+        raise Stopped(
+            f"step {bad}: {what} is NaN or infinite, the run cannot go on; "
+            f"{run_dir} keeps the last good checkpoint, if there was one",
+            code=1,
+        )

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 import torch
-from torch.nn.utils import parametrize
 
 # (function, id of the tensor, other arguments) -> (the tensor, so that its id stays its, result)
 _results: ContextVar[dict | None] = ContextVar("results", default=None)
@@ -17,12 +16,13 @@ def fixed_weights() -> Iterator[None]:
 
     Gains of ConvNorm and parametrized weights (spectral norm, ONI, ...) are then computed once,
     not in every forward pass. They are constants in here: no gradient reaches a weight through
-    them, so the weights should not ask for one.
+    them, so the weights should not ask for one. A context inside another shares its results.
     """
-    token = _results.set({})
+    outer = _results.get()
+    # Not torch's parametrize.cached(): it takes the weights of a deepcopy for the original's.
+    token = _results.set({} if outer is None else outer)
     try:
-        with parametrize.cached():
-            yield
+        yield
     finally:
         _results.reset(token)
 

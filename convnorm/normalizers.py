@@ -1,7 +1,8 @@
 """The catalogue of normalizers: name -> how to build a normalized layer out of a plain one.
 
 Networks build plain convolutions and pass each one through a `Normalizer`; they never name a
-kind. To add a kind, write one function and add one line to `CATALOGUE`.
+kind. To add a kind, write one function and add one line to `CATALOGUE`. What the weight alone
+decides is in convnorm.parametrizations, what the loss does about it in convnorm.penalties.
 """
 
 from collections.abc import Callable
@@ -14,32 +15,12 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
 from convnorm.layer import ConvNorm2d
+from convnorm.parametrizations import ONI, OWN, InFloat32, Scale, UnitRows
+from convnorm.penalties import orthogonality
 
 
 class Normalized(nn.Sequential):
     """A convolution followed by what normalizes its output."""
-
-
-class UnitRows(nn.Module):
-    """Parametrization: every row of the reshaped weight (O, I * k_h * k_w) has norm 1."""
-
-    def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        return F.normalize(weight.flatten(1), dim=1).view_as(weight)
-
-
-class InFloat32(nn.Module):
-    """Run a parametrization outside autocast.
-
-    Autocast would hand the matrix-vector products of a power iteration to half precision.
-    """
-
-    def __init__(self, parametrization: nn.Module):
-        super().__init__()
-        self.parametrization = parametrization
-
-    def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(weight.device.type, enabled=False):
-            return self.parametrization(weight)
 
 
 class UnitOperatorNorm(nn.Module):
@@ -104,20 +85,57 @@ def layer(layer: Layer, options: "Normalizer", at_input: bool) -> nn.Module:
     return Normalized(layer, nn.GroupNorm(1, layer.out_channels, affine=options.multiplier))
 
 
+def _with_batch_norm(layer: Layer, options: "Normalizer") -> nn.Module:
+    """What works on the weight, then, if asked for, BatchNorm on the output of a convolution."""
+    if isinstance(layer, nn.Linear) or not options.batch_norm:
+        return layer
+    return Normalized(layer, nn.BatchNorm2d(layer.out_channels))
+
+
 def weight(layer: Layer, options: "Normalizer", at_input: bool) -> nn.Module:
     """Weight normalization (Salimans & Kingma, 2016); without a multiplier rows have norm 1."""
     if options.multiplier:
-        return parametrizations.weight_norm(layer)
-    parametrize.register_parametrization(layer, "weight", UnitRows())
+        parametrizations.weight_norm(layer)
+    else:
+        parametrize.register_parametrization(layer, "weight", UnitRows())
+    return _with_batch_norm(layer, options)
+
+
+def _spectral_norm(layer: Layer) -> Layer:
+    parametrizations.spectral_norm(layer)
+    norms = layer.parametrizations.weight
+    norms[0] = InFloat32(norms[0])
     return layer
 
 
 def spectral(layer: Layer, options: "Normalizer", at_input: bool) -> nn.Module:
     """Spectral normalization of the reshaped weight (Miyato et al., 2018), torch's own."""
-    parametrizations.spectral_norm(layer)
-    norms = layer.parametrizations.weight
-    norms[0] = InFloat32(norms[0])
-    return layer
+    return _with_batch_norm(_spectral_norm(layer), options)
+
+
+def _orthogonal(layer: Layer, parametrization: nn.Module, options: "Normalizer") -> nn.Module:
+    scale = Scale(options.scale, learned_rows=len(layer.weight) if options.multiplier else 0)
+    parametrize.register_parametrization(layer, "weight", InFloat32(parametrization))
+    parametrize.register_parametrization(layer, "weight", scale)
+    return _with_batch_norm(layer, options)
+
+
+def oni(layer: Layer, options: "Normalizer", at_input: bool) -> nn.Module:
+    """Orthogonalization of the reshaped weight by Newton's iteration (Huang et al., 2020)."""
+    parametrization = ONI(
+        options.iterations, options.groups, getattr(layer, "groups", 1), options.as_published
+    )
+    return _orthogonal(layer, parametrization, options)
+
+
+def own(layer: Layer, options: "Normalizer", at_input: bool) -> nn.Module:
+    """Orthogonal weight normalization of the reshaped weight (Huang et al., 2018)."""
+    return _orthogonal(layer, OWN(options.groups, getattr(layer, "groups", 1)), options)
+
+
+def ocnn(layer: Layer, options: "Normalizer", at_input: bool) -> nn.Module:
+    """Orthogonal convolutions by a penalty (Wang et al., 2020): see `Normalizer.penalty`."""
+    return _with_batch_norm(layer, options)
 
 
 def _convnorm(conv: nn.Conv2d, options: "Normalizer", batch_norm: bool) -> ConvNorm2d:
@@ -147,7 +165,7 @@ def spectral_convnorm(layer: Layer, options: "Normalizer", at_input: bool) -> nn
     larger ones, less on smaller ones.
     """
     if isinstance(layer, nn.Linear):
-        return spectral(layer, options, at_input)
+        return _spectral_norm(layer)
     normalized = UnitOperatorNorm(_convnorm(layer, options, batch_norm=False))
     if not options.batch_norm:
         return normalized
@@ -170,6 +188,9 @@ CATALOGUE: dict[str, Callable[[Layer, "Normalizer", bool], nn.Module]] = {
     "spectral": spectral,
     "convnorm": convnorm,
     "spectral_convnorm": spectral_convnorm,
+    "oni": oni,
+    "own": own,
+    "ocnn": ocnn,
     "affine": affine,
 }
 
@@ -181,20 +202,51 @@ class Normalizer:
     A kind leaves the options of others alone, so that `kind` can be varied by itself.
 
     kind: a key of CATALOGUE.
-    multiplier: batch, layer, weight: with the learned scale (and shift), without in a
+    multiplier: batch, layer, weight, oni, own: with the learned scale (and shift), without in a
         discriminator by Miyato et al. (2018).
-    grid, affine, affine_init, batch_norm, gradient_through_gain, eps: convnorm and
-        spectral_convnorm, as ConvNorm2d; affine_init: also kind `affine`.
+    batch_norm: BatchNorm after each convolution: every kind but none, batch, layer and affine.
+    grid, affine, affine_init, gradient_through_gain, eps: convnorm and spectral_convnorm, as
+        ConvNorm2d; affine_init: also kind `affine`.
+    iterations: oni.
+    groups, scale: oni and own; groups of rows, and what the weight is multiplied by (the start
+        of the multiplier): sqrt(2) for networks with ReLU by Huang et al. (2020), 1 in their GAN.
+    penalty_weight: ocnn. With 1e-3, a learning rate of 0.1 and momentum 0.9 it brings the norm
+        of a filter to 1 with a time constant of 125 steps. The paper's 0.1 is for the published
+        value, a norm and not its square.
+    as_published: oni and ocnn with the defects of the published code.
     """
 
     kind: Literal[tuple(CATALOGUE)]
     multiplier: bool = False
+    batch_norm: bool = False
     grid: Literal["full", "native"] = "full"
     affine: bool = False
     affine_init: Literal["default", "dirac"] = "dirac"
-    batch_norm: bool = False
     gradient_through_gain: bool = False
     eps: float = 1e-6
+    iterations: int = 5
+    groups: int = 1
+    scale: float = 2**0.5
+    penalty_weight: float = 1e-3
+    as_published: bool = False
+
+    @property
+    def shifts(self) -> bool:
+        """Whether a normalized convolution adds an offset of its own, so needs no bias before.
+
+        `batch` does not where the image enters (`at_input`).
+        """
+        if self.kind in ("batch", "layer"):
+            return self.multiplier
+        if self.kind in ("none", "affine"):
+            return self.kind == "affine"
+        return self.batch_norm or (self.affine and "convnorm" in self.kind)
+
+    def penalty(self, network: nn.Module) -> torch.Tensor | None:
+        """What to add to the loss of a normalized network, a scalar; None for most kinds."""
+        if self.kind != "ocnn":
+            return None
+        return self.penalty_weight * orthogonality(network, self.as_published)
 
     def __call__(self, layer: Layer, *, at_input: bool = False) -> nn.Module:
         """Return the normalized layer; `layer` itself may be changed and is part of it.

@@ -141,14 +141,14 @@ class GanConfig:
         require(self.seed >= 0, "seed", self.seed, "0 or more")
         require(self.steps >= 1, "steps", self.steps, "1 or more")
         require(self.normalizer.eps >= 0, "normalizer.eps", self.normalizer.eps, "0 or more")
-        ignores_scale = ("weight", "spectral", "convnorm", "spectral_convnorm")
+        ignores_scale = ("weight", "spectral", "oni", "own", "convnorm", "spectral_convnorm")
         if self.loss.weight_clip > 0 and self.normalizer.kind in ignores_scale:
             raise InputError(
                 f"loss.weight_clip: bounds nothing, as normalizer.kind {self.normalizer.kind!r} "
                 "takes the scale out of the weights; expected another kind"
             )
         uses_batch_statistics = self.normalizer.kind in ("batch", "affine") or (
-            "convnorm" in self.normalizer.kind and self.normalizer.batch_norm
+            self.normalizer.kind not in ("none", "layer") and self.normalizer.batch_norm
         )
         for key in ("gradient_penalty", "r1"):
             if uses_batch_statistics and getattr(self.loss, key) > 0:

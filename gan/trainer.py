@@ -18,7 +18,7 @@ from gan.config import GanConfig
 from gan.losses import DISCRIMINATOR_LOSSES, GENERATOR_LOSSES, gradient_penalty, r1
 from gan.models import FORMAT, build
 
-TERMS = ("loss_d", "loss_g", "d_real", "d_fake", "penalty")  # of the log
+TERMS = ("loss_d", "loss_g", "d_real", "d_fake", "penalty", "weight_penalty")  # of the log
 
 
 class Trainer:
@@ -152,6 +152,10 @@ class Trainer:
                 penalty = r1(self.discriminator, real)
                 loss = loss + loss_config.r1 * penalty
                 self.meter.note(penalty=penalty)
+        weight_penalty = self.config.normalizer.penalty(self.discriminator)
+        if weight_penalty is not None:
+            self.meter.note(weight_penalty=weight_penalty)
+            loss = loss + weight_penalty
         self.apply(self.optim_d, self.discriminator, loss)
         if loss_config.weight_clip > 0:
             with torch.no_grad():

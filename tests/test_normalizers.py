@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from itertools import product
 
 import pytest
 import reference
@@ -9,11 +10,14 @@ import torch
 from torch import nn
 
 from convnorm import CATALOGUE, ConvNorm2d, Normalizer
-from convnorm.normalizers import UnitOperatorNorm
+from convnorm.fixed import fixed_weights
+from convnorm.normalizers import Normalized, UnitOperatorNorm
+from convnorm.penalties import orthogonality
 from gan.networks import ARCHITECTURES, build_discriminator
 
 every_kind = pytest.mark.parametrize("kind", CATALOGUE)
 CONVNORM = ("convnorm", "spectral_convnorm")
+ON_WEIGHTS = ("weight", "spectral", "oni", "own")  # in the weight, so on linear layers too
 
 
 def discriminator(kind, arch="dcgan", seed=0, **options):
@@ -94,12 +98,12 @@ def test_all_kinds_start_from_the_same_weights_and_leave_the_random_state(arch):
         assert all(map(torch.equal, layers, expected)), kind
 
 
-@pytest.mark.parametrize("kind", ["batch", "layer", "weight"])
+@pytest.mark.parametrize("kind", ["batch", "layer", "weight", "oni", "own"])
 def test_no_learned_multiplier_unless_asked(kind):
     """Miyato's comparison: normalizers of a discriminator without their own scale and shift."""
     plain = sum(p.numel() for p in discriminator("none").parameters())
-    channels = 4 + 8 + (1 if kind == "weight" else 0)
-    extra = {"batch": 2 * 8, "layer": 2 * channels, "weight": channels}[kind]
+    channels = 4 + 8 + (1 if kind in ON_WEIGHTS else 0)
+    extra = {"batch": 2 * 8, "layer": 2 * channels}.get(kind, channels)
     for multiplier, expected in ((False, 0), (True, extra)):
         network = discriminator(kind, multiplier=multiplier)
         assert sum(p.numel() for p in network.parameters()) == plain + expected
@@ -243,10 +247,123 @@ def test_spectral_convnorm_lets_the_gradient_through_its_norm():
 def test_linear_layers_pass_where_a_kind_is_about_maps():
     for kind in CATALOGUE:
         layer = nn.Linear(4, 1)
-        normalized = Normalizer(kind)(layer)
+        normalized = Normalizer(kind, batch_norm=True)(layer)
         assert normalized is layer
-        parametrized = kind in ("weight", "spectral", "spectral_convnorm")
+        parametrized = kind in (*ON_WEIGHTS, "spectral_convnorm")
         assert hasattr(layer, "parametrizations") == parametrized
+
+
+@pytest.mark.parametrize("kind", [*ON_WEIGHTS, "ocnn", *CONVNORM])
+@pytest.mark.parametrize("at_input", [False, True])
+def test_batch_norm_is_last_where_it_is_asked_for(kind, at_input):
+    """Published comparisons keep BatchNorm beside what they compare."""
+    layer = Normalizer(kind, batch_norm=True)(nn.Conv2d(3, 4, 3), at_input=at_input).train()
+    y = layer(torch.randn(8, 3, 9, 9) * 3 + 1)
+    torch.testing.assert_close(y.mean((0, 2, 3)), torch.zeros(4), atol=1e-5, rtol=0)
+    torch.testing.assert_close(y.std((0, 2, 3)), torch.ones(4), atol=1e-2, rtol=0)
+    bare = Normalizer(kind)(nn.Conv2d(3, 4, 3), at_input=at_input)
+    assert not [m for m in bare.modules() if isinstance(m, nn.BatchNorm2d)]
+
+
+@every_kind
+def test_shifts_says_whether_there_is_a_learned_offset(kind):
+    """A bias that a BatchNorm takes away again, or no offset at all."""
+    for multiplier, affine, batch_norm in product([False, True], repeat=3):
+        normalize = Normalizer(kind, multiplier=multiplier, affine=affine, batch_norm=batch_norm)
+        layer = normalize(nn.Conv2d(3, 4, 3, bias=False))
+        offsets = [p for name, p in layer.named_parameters() if name.split(".")[-1] == "bias"]
+        assert all(offset.shape == (4,) for offset in offsets)
+        assert normalize.shifts == bool(offsets), normalize
+
+
+def rows_of(layer):
+    return layer.weight.detach().flatten(1)
+
+
+@pytest.mark.parametrize("kind", ["oni", "own"])
+@pytest.mark.parametrize("multiplier", [False, True])
+def test_orthogonal_kinds_scale_orthonormal_rows(kind, multiplier):
+    """By sqrt(2) unless told otherwise, of convolutions and of linear layers."""
+    torch.manual_seed(0)
+    for scale in (2**0.5, 1.0):
+        normalize = Normalizer(kind, iterations=12, multiplier=multiplier, scale=scale)
+        for plain in (nn.Conv2d(4, 8, 3), nn.Linear(20, 6), nn.Conv2d(12, 24, 3, groups=12)):
+            rows = rows_of(normalize(plain)) / scale
+            blocks = rows.chunk(getattr(plain, "groups", 1))
+            for block in blocks:
+                s = torch.linalg.svdvals(block)
+                torch.testing.assert_close(s, torch.ones_like(s), atol=0.01, rtol=0)
+    assert Normalizer(kind).scale == 2**0.5
+
+
+@pytest.mark.parametrize("kind", ["oni", "own"])
+def test_orthogonal_kinds_take_each_group_of_a_convolution_by_itself(kind):
+    torch.manual_seed(0)
+    grouped, alone = nn.Conv2d(12, 24, 3, groups=12), nn.Conv2d(1, 2, 3)
+    alone.weight.data.copy_(grouped.weight[4:6])
+    normalize = Normalizer(kind)
+    torch.testing.assert_close(rows_of(normalize(grouped))[4:6], rows_of(normalize(alone)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("oni", {"iterations": 2}),
+        ("oni", {"groups": 2}),
+        ("oni", {"scale": 1.0}),
+        ("oni", {"as_published": True}),
+        ("own", {"groups": 3}),
+        ("own", {"scale": 1.0}),
+    ],
+    ids=str,
+)
+def test_options_of_orthogonal_kinds_have_an_effect(kind, options):
+    weights = []
+    for changes in ({}, options):
+        torch.manual_seed(0)
+        weights.append(rows_of(Normalizer(kind, **changes)(nn.Conv2d(2, 32, 3))))
+    assert not torch.allclose(*weights, rtol=1e-2)
+
+
+@every_kind
+def test_penalty_is_that_of_ocnn_and_of_no_other(kind):
+    network = discriminator(kind)
+    normalize = Normalizer(kind, penalty_weight=0.5)
+    if kind != "ocnn":
+        assert normalize.penalty(network) is None
+        return
+    for as_published in (False, True):
+        normalize = Normalizer(kind, penalty_weight=0.5, as_published=as_published)
+        expected = 0.5 * orthogonality(network, as_published)
+        torch.testing.assert_close(normalize.penalty(network), expected)
+    assert normalize.penalty(network).requires_grad
+
+
+@pytest.mark.parametrize("kind", [*ON_WEIGHTS, *CONVNORM])
+@pytest.mark.parametrize("multiplier", [False, True])
+def test_equal_outputs_where_weights_are_fixed(kind, multiplier):
+    network = discriminator(kind, multiplier=multiplier, batch_norm=True).eval()
+    expected = network(images())
+    with fixed_weights(), torch.no_grad():
+        for _ in range(2):
+            assert torch.equal(network(images()), expected)
+
+
+# Dynamo's own way to trace an autograd.Function.
+@pytest.mark.filterwarnings("ignore:.*Function'> should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("kind", ["oni", "own"])
+def test_compiles_as_one_graph(kind):
+    """Values and gradients; a graph break raises."""
+    torch.manual_seed(0)
+    layer = Normalizer(kind, batch_norm=True)(nn.Conv2d(3, 16, 3)).eval()
+    assert isinstance(layer, Normalized)
+    x, results = torch.randn(2, 3, 8, 8), []
+    for run in (layer, torch.compile(layer, backend="aot_eager", fullgraph=True)):
+        layer.zero_grad()
+        y = run(x)
+        y.square().sum().backward()
+        results.append((y.detach(), [p.grad for p in layer.parameters()]))
+    torch.testing.assert_close(results[1], results[0])
 
 
 def test_catalogue_options_are_frozen():

@@ -1,0 +1,200 @@
+"""Weights with orthonormal or unit rows, as modules for torch.nn.utils.parametrize.
+
+A weight (O, I / G, k_h, k_w) of a convolution with G groups, or (O, I) of a linear layer, is read
+as G matrices (O / G, I / G * k_h * k_w), one after another: rows of different groups see
+different inputs, so they are orthogonal whatever they are. What holds for the matrix does not
+hold for the convolution: with a matrix of norm 1 its norm lies between 1 and sqrt(k_h * k_w).
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from convnorm.fixed import once
+
+# Eigenvalues below this are rounding errors, in float32, of a matrix of norm 1.
+SMALLEST = 1e-6
+
+
+class UnitRows(nn.Module):
+    """Every row of the reshaped weight (O, I * k_h * k_w) has norm 1."""
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return F.normalize(weight.flatten(1), dim=1).view_as(weight)
+
+
+class Scale(nn.Module):
+    """Every row of the weight times `scale`; with `learned_rows` a parameter for each of them."""
+
+    def __init__(self, scale: float, learned_rows: int = 0):
+        super().__init__()
+        self.scale = scale
+        if learned_rows:
+            self.scale = nn.Parameter(torch.full((learned_rows,), float(scale)))
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        if isinstance(self.scale, nn.Parameter):
+            return self.scale.view(-1, *[1] * (weight.ndim - 1)) * weight
+        return self.scale * weight
+
+
+class InFloat32(nn.Module):
+    """Run a parametrization outside autocast, and once where weights are fixed.
+
+    Autocast would hand its matrix products, and a power iteration's, to half precision.
+    """
+
+    def __init__(self, parametrization: nn.Module):
+        super().__init__()
+        self.parametrization = parametrization
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(weight.device.type, enabled=False):
+            return once(self.parametrization, weight)
+
+
+class ONI(nn.Module):
+    """Orthogonalization by Newton's iteration (Huang et al., CVPR 2020, arXiv 2004.00917).
+
+    Z is centred and W_T = B_T Z / sqrt(|S|_F), S = Z Z^T, with B_0 = I and
+    B_t+1 = 3/2 B_t - 1/2 B_t^3 S / |S|_F: every iteration moves the singular values of W from
+    below towards 1, the largest first. The division by the Frobenius norm makes it converge,
+    and the result independent of the scale of Z.
+
+    A matrix with more rows than columns gets orthonormal columns: it is the transpose of what
+    its transpose would become. So the mean is always taken along the longer side. It takes one
+    dimension from that side: of a square matrix one singular value is 0.
+
+    iterations: T, 5 in the paper for classifiers.
+    groups: each of so many groups of rows is orthogonalized by itself.
+    conv_groups: `groups` of the convolution.
+    as_published: with more rows than columns, the form of the published code: it centres the
+        rows (one singular value is 0) and leaves S undivided in the iteration. The singular
+        values end at 1 / sqrt(|S|_F) for small weights; large ones make the iteration diverge.
+    """
+
+    def __init__(
+        self,
+        iterations: int = 5,
+        groups: int = 1,
+        conv_groups: int = 1,
+        as_published: bool = False,
+    ):
+        super().__init__()
+        self.iterations = iterations
+        self.groups = groups
+        self.conv_groups = conv_groups
+        self.as_published = as_published
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        parts = row_groups(weight, self.conv_groups, self.groups)
+        return torch.cat([self._orthogonal(Z) for Z in parts], 1).reshape(weight.shape)
+
+    def _orthogonal(self, Z: torch.Tensor) -> torch.Tensor:
+        """(G, rows, columns) -> the same shape."""
+        if Z.shape[1] > Z.shape[2]:
+            return self._orthogonal_rows(Z.mT, published=self.as_published).mT
+        return self._orthogonal_rows(Z, published=False)
+
+    def _orthogonal_rows(self, Z: torch.Tensor, published: bool) -> torch.Tensor:
+        Z = centred(Z, 1 if published else 2)
+        S = Z @ Z.mT
+        norm = frobenius_norm(S)
+        if not published:
+            S = S / norm
+        identity = torch.eye(S.shape[1], dtype=S.dtype, device=S.device)
+        B, BS = identity, S
+        for _ in range(self.iterations):
+            # Computed as B^3 S, it would amplify rounding errors once it has converged: 1 % in 10
+            # iterations and all in 15. B and B S side by side is the stable form.
+            factor = 1.5 * identity - 0.5 * B @ BS
+            B, BS = factor @ B, BS @ factor
+        return B @ Z / norm.sqrt()
+
+
+class OWN(nn.Module):
+    """Orthogonal weight normalization (Huang et al., AAAI 2018, arXiv 1709.06079).
+
+    W = (Z Z^T)^(-1/2) Z with centred rows: orthonormal rows, the nearest to those of Z up to
+    scale. At most columns - 1 centred rows can be orthonormal, so the rows are split into
+    as many groups as that takes, of sizes that differ by 1 at most; a single column is not
+    centred, or nothing would be left of it. A row of zeros stays zero, up to rounding.
+
+    Gradients of all orders are exact and bounded where singular values are equal, which is where
+    this parametrization lives: those of an SVD are divided by the differences.
+
+    groups: at least so many groups of rows, each orthogonalized by itself.
+    conv_groups: `groups` of the convolution.
+    """
+
+    def __init__(self, groups: int = 1, conv_groups: int = 1):
+        super().__init__()
+        self.groups = groups
+        self.conv_groups = conv_groups
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        rows, columns = len(weight) // self.conv_groups, weight[0].numel()
+        groups = max(self.groups, math.ceil(rows / max(1, columns - 1)))
+        parts = row_groups(weight, self.conv_groups, groups)
+        return torch.cat([self._orthogonal(Z) for Z in parts], 1).reshape(weight.shape)
+
+    def _orthogonal(self, Z: torch.Tensor) -> torch.Tensor:
+        """(G, rows, columns) -> the same shape."""
+        Z = centred(Z, 2)
+        S = Z @ Z.mT
+        norm = frobenius_norm(S)
+        return torch.linalg.solve(SquareRoot.apply(S / norm), Z / norm.sqrt())
+
+
+def row_groups(weight: torch.Tensor, conv_groups: int, groups: int) -> tuple[torch.Tensor, ...]:
+    """The matrices (conv_groups, rows, columns) of a weight in `groups` parts, rows at most."""
+    matrices = weight.flatten(1).unflatten(0, (conv_groups, -1))
+    return matrices.tensor_split(min(groups, matrices.shape[1]), dim=1)
+
+
+def centred(Z: torch.Tensor, dim: int) -> torch.Tensor:
+    """Z less its mean along `dim`, if there is more than one element to take it of."""
+    return Z - Z.mean(dim, keepdim=True) if Z.shape[dim] > 1 else Z
+
+
+def frobenius_norm(S: torch.Tensor) -> torch.Tensor:
+    """Of each matrix, (..., 1, 1), 1e-12 or more, with finite gradients of all orders."""
+    return S.square().sum((-2, -1), keepdim=True).clamp(min=1e-24).sqrt()
+
+
+class SquareRoot(torch.autograd.Function):
+    """R = S^(1/2) of symmetric matrices, whose eigenvalues are taken as SMALLEST or more.
+
+    From R dR + dR R = dS, with eigenvalues r_i of R: dR_ij = dS_ij / (r_i + r_j) in their basis.
+    """
+
+    @staticmethod
+    def forward(ctx, S: torch.Tensor) -> torch.Tensor:
+        eigenvalues, Q = torch.linalg.eigh(S)
+        R = Q * eigenvalues.clamp(min=SMALLEST).sqrt()[..., None, :] @ Q.mT
+        ctx.save_for_backward(R)
+        return R
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
+        (R,) = ctx.saved_tensors
+        return Lyapunov.apply(R, grad)
+
+
+class Lyapunov(torch.autograd.Function):
+    """X with R X + X R = C, for symmetric positive definite R; a self-adjoint map of C."""
+
+    @staticmethod
+    def forward(ctx, R: torch.Tensor, C: torch.Tensor) -> torch.Tensor:
+        r, Q = torch.linalg.eigh(R)
+        X = Q @ (Q.mT @ C @ Q / (r[..., :, None] + r[..., None, :])) @ Q.mT
+        ctx.save_for_backward(R, X)
+        return X
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        R, X = ctx.saved_tensors
+        grad_C = Lyapunov.apply(R, grad)
+        return -(grad_C @ X.mT + X.mT @ grad_C), grad_C

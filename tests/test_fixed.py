@@ -1,0 +1,161 @@
+"""What `fixed_weights` keeps: the same outputs, each weight's consequences once, nothing after."""
+
+import copy
+from collections import Counter
+
+import pytest
+import torch
+from torch import nn
+
+from convnorm import functional
+from convnorm.fixed import fixed_weights, once
+from convnorm.normalizers import Normalizer
+
+KINDS = {
+    "full": Normalizer("convnorm", grid="full"),
+    "native": Normalizer("convnorm", grid="native"),
+    "spectral": Normalizer("spectral"),
+    "own": Normalizer("own"),
+    "weight": Normalizer("weight", multiplier=True),
+}
+
+
+def layer_of(kind: str) -> nn.Module:
+    torch.manual_seed(0)
+    return KINDS[kind](nn.Conv2d(3, 4, 3, padding=1)).eval().requires_grad_(False)
+
+
+def images(n: int = 2) -> torch.Tensor:
+    return torch.rand(n, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def gains(monkeypatch) -> Counter:
+    """How often the gain was computed."""
+    calls = Counter()
+    compute = functional.spectral_gain
+
+    def counted(*args):
+        calls["gain"] += 1
+        return compute(*args)
+
+    monkeypatch.setattr(functional, "spectral_gain", counted)
+    return calls
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_outputs_are_the_same_inside_and_outside(kind):
+    layer, x = layer_of(kind), images()
+    outside = layer(x)
+    with fixed_weights():
+        assert torch.equal(layer(x), outside)
+        assert torch.equal(layer(x), outside)
+        assert layer(x[..., :6]).shape == (2, 4, 8, 6)  # a gain kept for the wrong grid
+    assert torch.equal(layer(x), outside)
+
+
+def test_the_gain_is_computed_once_inside_and_every_time_outside(gains):
+    layer, x = layer_of("full"), images()
+    with fixed_weights():
+        for _ in range(3):
+            layer(x)
+    assert gains["gain"] == 1
+    layer(x)
+    layer(x)
+    assert gains["gain"] == 3
+
+
+def test_a_parametrized_weight_is_computed_once_inside():
+    layer, x = layer_of("spectral"), images()
+    calls = Counter()
+    layer.parametrizations.weight[0].parametrization.register_forward_hook(lambda *_: calls.update(["weight"]))
+    with fixed_weights():
+        for _ in range(3):
+            layer(x)
+    assert calls["weight"] == 1
+    layer(x)
+    assert calls["weight"] == 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_copy_beside_its_original_has_its_own_weights(kind):
+    """torch's own cache, parametrize.cached(), gives an averaged copy the original's weights."""
+    layer, x = layer_of(kind), images()
+    other = copy.deepcopy(layer)
+    for parameter in other.parameters():
+        parameter += torch.linspace(0, 1, parameter.numel()).view_as(parameter)
+    expected = layer(x), other(x)
+    with fixed_weights():
+        assert torch.equal(layer(x), expected[0])
+        assert torch.equal(other(x), expected[1])
+
+
+def test_a_nested_context_shares_the_results_of_the_outer_one(gains):
+    """An attack inside an evaluation that computes every gain anew, or forgets what was known."""
+    layer, x = layer_of("full"), images()
+    with fixed_weights():
+        layer(x)
+        for _ in range(2):
+            with fixed_weights():
+                layer(x)
+        layer(x)
+    assert gains["gain"] == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_changed_after_leaving_are_seen(kind):
+    layer, x = layer_of(kind), images()
+    with fixed_weights(), fixed_weights():
+        before = layer(x)
+    for parameter in layer.parameters():
+        parameter += torch.linspace(0, 1, parameter.numel()).view_as(parameter)
+    with fixed_weights():
+        inside = layer(x)
+    assert not torch.equal(inside, before)
+    assert torch.equal(inside, layer(x))
+
+
+def test_an_exception_ends_the_context(gains):
+    layer, x = layer_of("full"), images()
+
+    def interrupted():
+        with fixed_weights(), fixed_weights():
+            layer(x)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    layer(x)
+    layer(x)
+    assert gains["gain"] == 3
+
+
+# Dynamo's own way to trace an autograd.Function.
+@pytest.mark.filterwarnings("ignore:.*Function'> should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("kind", ["native", "spectral"])
+def test_a_compiled_model_gives_the_same_inside_and_outside(kind):
+    """Dynamo cannot trace a context variable."""
+    layer, x = layer_of(kind), images()
+    expected = layer(x)
+    compiled = torch.compile(layer, backend="aot_eager")
+    assert torch.allclose(compiled(x), expected, atol=1e-6)
+    with fixed_weights():
+        assert torch.allclose(compiled(x), expected, atol=1e-6)
+    assert torch.allclose(compiled(x), expected, atol=1e-6)
+
+
+def test_gains_computed_in_inference_mode_serve_an_attack():
+    layer, x = layer_of("full"), images()
+    with fixed_weights():
+        with torch.inference_mode():
+            layer(x)
+        x.requires_grad_()
+        (gradient,) = torch.autograd.grad(layer(x).square().sum(), x)
+    assert gradient.abs().sum() > 0
+
+
+def test_a_freed_tensor_does_not_lend_its_id():
+    """Results are found by id, and Python gives the id of a freed tensor to the next one."""
+    with fixed_weights():
+        for value in range(50):
+            assert once(torch.neg, torch.tensor(float(value))) == -value

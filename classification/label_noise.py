@@ -1,0 +1,215 @@
+"""Wrong training labels, drawn from the clean ones as the literature on label noise does."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from convnorm.experiment import checkpoint
+from convnorm.experiment.config import require
+from convnorm.experiment.errors import InputError
+from convnorm.experiment.streams import generator
+
+Kind = Literal[
+    "none", "symmetric", "symmetric_exclusive", "pair", "asymmetric", "asymmetric_as_published"
+]
+
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+# Patrini et al., CVPR 2017: the classes that are mistaken for another, in the order of the labels.
+CIFAR10_MISTAKES = {
+    "bird": "airplane",
+    "cat": "dog",
+    "deer": "horse",
+    "dog": "cat",
+    "truck": "automobile",
+}
+CIFAR100_SUPERCLASSES = {
+    "aquatic_mammals": ("beaver", "dolphin", "otter", "seal", "whale"),
+    "fish": ("aquarium_fish", "flatfish", "ray", "shark", "trout"),
+    "flowers": ("orchid", "poppy", "rose", "sunflower", "tulip"),
+    "food_containers": ("bottle", "bowl", "can", "cup", "plate"),
+    "fruit_and_vegetables": ("apple", "mushroom", "orange", "pear", "sweet_pepper"),
+    "household_electrical_devices": ("clock", "keyboard", "lamp", "telephone", "television"),
+    "household_furniture": ("bed", "chair", "couch", "table", "wardrobe"),
+    "insects": ("bee", "beetle", "butterfly", "caterpillar", "cockroach"),
+    "large_carnivores": ("bear", "leopard", "lion", "tiger", "wolf"),
+    "large_man-made_outdoor_things": ("bridge", "castle", "house", "road", "skyscraper"),
+    "large_natural_outdoor_scenes": ("cloud", "forest", "mountain", "plain", "sea"),
+    "large_omnivores_and_herbivores": ("camel", "cattle", "chimpanzee", "elephant", "kangaroo"),
+    "medium_mammals": ("fox", "porcupine", "possum", "raccoon", "skunk"),
+    "non-insect_invertebrates": ("crab", "lobster", "snail", "spider", "worm"),
+    "people": ("baby", "boy", "girl", "man", "woman"),
+    "reptiles": ("crocodile", "dinosaur", "lizard", "snake", "turtle"),
+    "small_mammals": ("hamster", "mouse", "rabbit", "shrew", "squirrel"),
+    "trees": ("maple_tree", "oak_tree", "palm_tree", "pine_tree", "willow_tree"),
+    "vehicles_1": ("bicycle", "bus", "motorcycle", "pickup_truck", "train"),
+    "vehicles_2": ("lawn_mower", "rocket", "streetcar", "tank", "tractor"),
+}
+CIFAR100 = tuple(sorted(sum(CIFAR100_SUPERCLASSES.values(), ())))  # the order of its labels
+
+
+@dataclass(frozen=True)
+class NoiseConfig:
+    """Which labels become wrong, and how many.
+
+    Of all N labels, round(rate * N) random ones are drawn. What becomes of them is the kind:
+
+    symmetric: uniform over all C classes, the true one included, so that a share of only
+    rate * (1 - 1/C) changes (Liu et al., NeurIPS 2020, and ConvNorm).
+    symmetric_exclusive: uniform over the other classes (Patrini et al., CVPR 2017).
+    pair: the next class, modulo C (Han et al., NeurIPS 2018).
+    asymmetric: a similar class, on CIFAR only (Patrini et al.): on CIFAR-10 five of the ten
+    classes have one, so that rate / 2 change; on CIFAR-100 it is the next in the superclass.
+    asymmetric_as_published: the same with the errors of ConvNorm's code: CIFAR-10's rules see
+    what earlier rules have changed, which turns cats to dogs and back; CIFAR-100's superclasses
+    are runs of five labels in alphabetical order.
+
+    rate: in [0, 1]; at 0 every kind leaves the labels as they are.
+    seed: of the noise alone, so that runs of other training seeds learn the same labels.
+    """
+
+    kind: Kind = "none"
+    rate: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self):
+        kinds = get_args(Kind)
+        require(self.kind in kinds, "noise.kind", self.kind, f"one of {', '.join(kinds)}")
+        require(0 <= self.rate <= 1, "noise.rate", self.rate, "0 to 1")
+        require(self.seed >= 0, "noise.seed", self.seed, "0 or more")
+        if self.kind == "none":
+            require(self.rate == 0, "noise.rate", self.rate, "0 where noise.kind is none")
+
+
+def noisy_labels(labels: Tensor, classes: Sequence[str], config: NoiseConfig) -> Tensor:
+    """Draw the noisy labels of a training file.
+
+    To be called on the whole file, before a part is chosen: an image then has the same label in
+    every part. Of one seed, the labels that change at a rate change at any higher one likewise
+    (not so where asymmetric_as_published turns cats back).
+
+    Args:
+        labels: (N,) int64 on the CPU, the clean ones.
+        classes: The names of the classes; by them CIFAR-10 and CIFAR-100 are known.
+
+    Returns:
+        (N,) int64, new; the global random state is neither read nor changed.
+
+    Raises:
+        InputError: The kind is not defined for these classes.
+    """
+    if config.kind == "none":
+        return labels.clone()
+    require(len(classes) > 1, "noise.kind", config.kind, "none for data of one class")
+    random = generator("cpu", config.seed, "label noise", "which")
+    if config.kind == "asymmetric_as_published" and tuple(sorted(classes)) == CIFAR10:
+        return _chained(labels, classes, config.rate, random)
+    is_drawn = _drawn(len(labels), config.rate, random)
+    return torch.where(is_drawn, _wrong(labels, classes, config), labels)
+
+
+def _drawn(num: int, rate: float, random: torch.Generator) -> Tensor:
+    """Which of `num` labels are drawn, (num,) bool: exactly round(rate * num), equally likely."""
+    is_drawn = torch.zeros(num, dtype=torch.bool)
+    is_drawn[torch.randperm(num, generator=random)[: round(rate * num)]] = True
+    return is_drawn
+
+
+def _wrong(labels: Tensor, classes: Sequence[str], config: NoiseConfig) -> Tensor:
+    """The label that each image has if it is drawn."""
+    C = len(classes)
+    random = generator("cpu", config.seed, "label noise", "what")
+    match config.kind:
+        case "symmetric":
+            return torch.randint(C, labels.shape, generator=random)
+        case "symmetric_exclusive":
+            return (labels + torch.randint(1, C, labels.shape, generator=random)) % C
+        case "pair":
+            return (labels + 1) % C
+    mistakes = _mistakes(classes, config.kind)
+    return torch.tensor([classes.index(mistakes.get(name, name)) for name in classes])[labels]
+
+
+def _mistakes(classes: Sequence[str], kind: str) -> dict[str, str]:
+    """True class -> the class that asymmetric noise takes it for."""
+    if tuple(sorted(classes)) == CIFAR10:
+        return CIFAR10_MISTAKES
+    if tuple(sorted(classes)) != CIFAR100:
+        shown = ", ".join(classes[:3])
+        raise InputError(
+            f"noise.kind: {kind!r} is defined for cifar10 and cifar100, known by the names of "
+            f"their classes; expected another kind for these {len(classes)} classes ({shown}, ...)"
+        )
+    groups = list(CIFAR100_SUPERCLASSES.values())
+    if kind == "asymmetric_as_published":
+        groups = [CIFAR100[first : first + 5] for first in range(0, 100, 5)]
+    return {group[j]: group[(j + 1) % 5] for group in groups for j in range(5)}
+
+
+def _chained(
+    labels: Tensor, classes: Sequence[str], rate: float, random: torch.Generator
+) -> Tensor:
+    """CIFAR-10's rules one after another, each on what the one before has left."""
+    noisy = labels.clone()
+    for true, wrong in CIFAR10_MISTAKES.items():
+        positions = (noisy == classes.index(true)).nonzero().flatten()
+        noisy[positions[_drawn(len(positions), rate, random)]] = classes.index(wrong)
+    return noisy
+
+
+def describe(clean: Tensor, noisy: Tensor, num_classes: int, config: NoiseConfig) -> dict[str, Any]:
+    """What was asked for and what came out, ready for JSON; also of a part of the labels.
+
+    Returns:
+        kind, seed, requested_rate; images: N; actual_rate: the share of labels that changed;
+        class_rates: the same of each true class (0 for one without images); transitions: counts
+        (C, C), row the true and column the noisy class; sha256: of the noisy labels as
+        little-endian int64.
+    """
+    pairs = torch.bincount(clean * num_classes + noisy, minlength=num_classes**2)
+    transitions = pairs.reshape(num_classes, num_classes)
+    counts = transitions.sum(1)
+    changed = counts - transitions.diagonal()
+    return {
+        "kind": config.kind,
+        "seed": config.seed,
+        "requested_rate": config.rate,
+        "images": len(clean),
+        "actual_rate": int(changed.sum()) / max(len(clean), 1),
+        "class_rates": (changed.double() / counts.clamp(min=1)).tolist(),
+        "transitions": transitions.tolist(),
+        "sha256": hashlib.sha256(noisy.numpy().astype("<i8")).hexdigest(),
+    }
+
+
+def save(
+    path: Path,
+    clean: Tensor,
+    noisy: Tensor,
+    train: Tensor,
+    validation: Tensor,
+    config: NoiseConfig,
+) -> None:
+    """Write the labels of the whole training file as .npz, atomically; the same run, same bytes.
+
+    Its arrays, one entry an image: indices, the position in the file; clean; noisy; split: train,
+    validation or unused. Its scalars: kind, rate (the requested one), seed.
+    """
+    part = np.full(len(clean), "unused", "<U10")
+    part[train.numpy()] = "train"
+    part[validation.numpy()] = "validation"
+    arrays = {
+        "indices": np.arange(len(clean)),
+        "clean": clean.numpy(),
+        "noisy": noisy.numpy(),
+        "split": part,
+        "kind": np.array(config.kind),
+        "rate": np.array(config.rate),
+        "seed": np.array(config.seed),
+    }
+    checkpoint.write(path, lambda file: np.savez_compressed(file, **arrays))

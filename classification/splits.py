@@ -1,0 +1,85 @@
+"""Which images of the training file train, which validate, and which stay unused."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from convnorm.experiment.config import require
+from convnorm.experiment.errors import InputError
+from convnorm.experiment.streams import generator
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """How the training file is divided; the test file stays out of it.
+
+    validation: the share of each class that is held out to select models, in [0, 1); 0 for none.
+    train_fraction: the share of what is left of each class that trains, in (0, 1].
+    seed: of the split alone, so that runs of other training seeds are compared on the same one.
+    """
+
+    validation: float = 0.1
+    train_fraction: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self):
+        require(0 <= self.validation < 1, "split.validation", self.validation, "0 <= share < 1")
+        require(
+            0 < self.train_fraction <= 1,
+            "split.train_fraction",
+            self.train_fraction,
+            "0 < fraction <= 1",
+        )
+        require(self.seed >= 0, "split.seed", self.seed, "0 or more")
+
+
+def split(labels: Tensor, config: SplitConfig) -> tuple[Tensor, Tensor]:
+    """Return the sorted positions of the training and of the validation images.
+
+    Both are stratified: every class gives its share, rounded to the nearest image, so that
+    classes of one size stay of one size. The validation images do not depend on
+    `train_fraction`, and a smaller fraction's training images are among a larger one's.
+
+    Args:
+        labels: (N,) int64, the clean ones, so that label noise leaves the split as it is.
+
+    Returns:
+        Two disjoint int64 tensors of positions in `labels`.
+
+    Raises:
+        InputError: A class has no training image left, or none for a validation that was asked.
+    """
+    train, validation = [], []
+    for label in labels.unique().tolist():
+        positions = (labels == label).nonzero().flatten()
+        random = generator("cpu", config.seed, "split", label)
+        positions = positions[torch.randperm(len(positions), generator=random)]
+        held_out, trained = _sizes(label, len(positions), config)
+        validation.append(positions[:held_out])
+        train.append(positions[held_out : held_out + trained])
+    train, validation = (torch.cat(parts).sort().values for parts in (train, validation))
+    assert not torch.isin(validation, train).any(), "validation images would be trained on"
+    return train, validation
+
+
+def _sizes(label: int, count: int, config: SplitConfig) -> tuple[int, int]:
+    """How many of a class's `count` images validate and how many train."""
+    held_out = round(config.validation * count)
+    trained = round(config.train_fraction * (count - held_out))
+    if config.validation > 0 and held_out == 0:
+        raise InputError(
+            f"split.validation: {config.validation} of the {count} images of class {label} is "
+            "no image; expected more, or 0 for no validation"
+        )
+    if held_out == count:
+        raise InputError(
+            f"split.validation: {config.validation} of the {count} images of class {label} "
+            "leaves none to train on; expected less"
+        )
+    if trained == 0:
+        raise InputError(
+            f"split.train_fraction: {config.train_fraction} of the {count - held_out} training "
+            f"images of class {label} is no image; expected more"
+        )
+    return held_out, trained

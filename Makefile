@@ -3,6 +3,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Attacks of others that the tests compare ours with. Their pins would downgrade requests, and
+# tests that miss them are skipped.
+ORACLES := eagerpy foolbox torchattacks
 
 .PHONY: demo test lint
 
@@ -19,5 +23,6 @@ lint: $(INSTALLED)
 # A half-made .venv has no stamp and is completed by the next call.
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PIP) -e '.[dev]'
+	$(PIP) --no-deps $(ORACLES)
 	touch $@

@@ -1,4 +1,7 @@
-"""Tiny GAN runs on the digits, for the tests of everything that surrounds a training step."""
+"""Tiny runs on the digits, for the tests of everything that surrounds a training step.
+
+A GAN run by default; names that begin with `classifier` are for the other pipeline.
+"""
 
 import json
 import multiprocessing
@@ -15,10 +18,12 @@ from typing import Any
 import pytest
 import torch
 
+from classification.config import ClassifierConfig
+from classification.train import train as train_classifier
 from convnorm.experiment.config import RunOptions, from_dict
 from convnorm.experiment.distributed import Process
 from gan.config import GanConfig
-from gan.train import train
+from gan.train import train as train_gan
 
 TINY = {
     "data.name": "digits",
@@ -33,36 +38,70 @@ TINY = {
     "score.protocol": "none",
     "steps": 4,
 }
+# 14 images of each class train, in 3 steps an epoch; 2 of each validate.
+TINY_CLASSIFIER = {
+    "data.name": "digits",
+    "data.image_size": 8,
+    "split.validation": 0.014,
+    "split.train_fraction": 0.1,
+    "model.arch": "simple_cnn",
+    "model.width": 4,
+    "optim.schedule": "cosine",
+    "train.batch_size": 40,
+    "train.epochs": 2,
+    "train.crop": 1,
+}
 ALONE = Process(torch.device("cpu"))
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def tiny(changes: dict[str, Any] | None = None) -> GanConfig:
-    """The tiny config with changes by dotted name."""
-    values = asdict(GanConfig())
-    for key, value in {**TINY, **(changes or {})}.items():
+def changed(config: Any, changes: dict[str, Any]) -> Any:
+    """A config with changes by dotted name."""
+    values = asdict(config)
+    for key, value in changes.items():
         *groups, name = key.split(".")
         group = values
         for part in groups:
             group = group[part]
         group[name] = value
-    return from_dict(GanConfig, values)
+    return from_dict(type(config), values)
 
 
-def arguments(run_dir: Path, changes: dict[str, Any] | None = None) -> list[str]:
+def tiny(changes: dict[str, Any] | None = None) -> GanConfig:
+    """The tiny GAN config with changes by dotted name."""
+    return changed(GanConfig(), {**TINY, **(changes or {})})
+
+
+def tiny_classifier(changes: dict[str, Any] | None = None) -> ClassifierConfig:
+    """The tiny classifier's config with changes by dotted name."""
+    return changed(ClassifierConfig(), {**TINY_CLASSIFIER, **(changes or {})})
+
+
+def arguments(
+    run_dir: Path, changes: dict[str, Any] | None = None, tiny: dict[str, Any] = TINY
+) -> list[str]:
     """The same as a command line."""
-    values = {**TINY, **(changes or {}), "device": "cpu", "run_dir": run_dir}
+    values = {**tiny, **(changes or {}), "device": "cpu", "run_dir": run_dir}
     return [f"--{key}={value}" for key, value in values.items()]
 
 
 def run(run_dir: Path, changes: dict[str, Any] | None = None, **options: Any) -> dict[str, Any]:
-    """Train a tiny config in this process and return the summary."""
-    return train(tiny(changes), RunOptions(run_dir=str(run_dir), device="cpu", **options), ALONE)
+    """Train a tiny GAN in this process and return the summary."""
+    run_options = RunOptions(run_dir=str(run_dir), device="cpu", **options)
+    return train_gan(tiny(changes), run_options, ALONE)
 
 
-def state_of(run_dir: Path) -> dict[str, Any]:
-    """The content of last.pt."""
-    return torch.load(run_dir / "last.pt", weights_only=True)
+def classifier_run(
+    run_dir: Path, changes: dict[str, Any] | None = None, **options: Any
+) -> dict[str, Any]:
+    """Train a tiny classifier in this process and return the summary."""
+    run_options = RunOptions(run_dir=str(run_dir), device="cpu", **options)
+    return train_classifier(tiny_classifier(changes), run_options, ALONE)
+
+
+def state_of(run_dir: Path, name: str = "last.pt") -> dict[str, Any]:
+    """The content of last.pt, or of another checkpoint."""
+    return torch.load(run_dir / name, weights_only=True)
 
 
 def log_of(run_dir: Path, name: str = "log.jsonl") -> list[dict[str, Any]]:

@@ -1,10 +1,11 @@
-"""Every option of a GAN run has an effect."""
+"""Every option of a run has an effect."""
 
 from dataclasses import is_dataclass
 
+import numpy as np
 import pytest
 from PIL import Image
-from runs import differing, log_of, run, state_of, tiny
+from runs import classifier_run, differing, log_of, run, state_of, tiny, tiny_classifier
 
 from convnorm.experiment.errors import InputError
 
@@ -17,7 +18,7 @@ def dotted(config: object, prefix: str = "") -> list[str]:
 
 
 # key -> (what makes it count, its other value); LEFT and RIGHT are folders of images.
-EFFECTS = {
+GAN = {
     "data.name": ({"data.root": "LEFT"}, "folder"),
     "data.root": ({"data.name": "folder", "data.root": "LEFT"}, "RIGHT"),
     "data.image_size": ({}, 32),
@@ -33,6 +34,14 @@ EFFECTS = {
     "normalizer.batch_norm": ({}, True),
     "normalizer.gradient_through_gain": ({}, True),
     "normalizer.eps": ({}, 0.1),
+    "normalizer.iterations": ({"normalizer.kind": "oni"}, 2),
+    "normalizer.groups": ({"normalizer.kind": "oni"}, 2),
+    "normalizer.scale": ({"normalizer.kind": "oni"}, 1.0),
+    "normalizer.penalty_weight": ({"normalizer.kind": "ocnn"}, 0.1),
+    "normalizer.as_published": (
+        {"normalizer.kind": "ocnn", "normalizer.penalty_weight": 1.0},
+        True,
+    ),
     "loss.name": ({}, "wasserstein"),
     "loss.gradient_penalty": ({}, 1.0),
     "loss.r1": ({}, 1.0),
@@ -57,6 +66,79 @@ EFFECTS = {
     "seed": ({}, 1),
     "steps": ({}, 3),
 }
+CLASSIFIER = {
+    "data.name": ({"data.root": "LEFT", "split.train_fraction": 1.0}, "folder"),
+    "data.root": (
+        {"data.name": "folder", "data.root": "LEFT", "split.train_fraction": 1.0},
+        "RIGHT",
+    ),
+    "data.image_size": ({}, 16),
+    "split.validation": ({}, 0.1),
+    "split.train_fraction": ({}, 0.2),
+    "split.seed": ({}, 1),
+    "noise.kind": ({}, "symmetric"),
+    "noise.rate": ({"noise.kind": "pair"}, 0.5),
+    "noise.seed": ({"noise.kind": "pair", "noise.rate": 0.5}, 1),
+    "model.arch": ({}, "resnet18"),
+    "model.stem": ({"model.arch": "resnet18", "data.image_size": 32}, "imagenet"),
+    "model.activation": ({}, "srelu"),
+    "model.width": ({}, 5),
+    "normalizer.kind": ({}, "none"),
+    "normalizer.multiplier": ({"normalizer.kind": "layer"}, False),
+    "normalizer.grid": ({}, "native"),
+    "normalizer.affine": ({}, False),
+    "normalizer.affine_init": ({}, "dirac"),
+    "normalizer.batch_norm": ({}, False),
+    "normalizer.gradient_through_gain": ({}, True),
+    "normalizer.eps": ({}, 0.1),
+    "normalizer.iterations": ({"normalizer.kind": "oni"}, 2),
+    "normalizer.groups": ({"normalizer.kind": "own"}, 2),
+    "normalizer.scale": ({"normalizer.kind": "oni", "normalizer.batch_norm": False}, 1.0),
+    "normalizer.penalty_weight": ({"normalizer.kind": "ocnn"}, 0.1),
+    "normalizer.as_published": (
+        {"normalizer.kind": "ocnn", "normalizer.penalty_weight": 1.0},
+        True,
+    ),
+    "adversary.kind": ({}, "pgd"),
+    "adversary.eps": ({"adversary.kind": "pgd"}, 64.0),
+    "adversary.step_size": ({"adversary.kind": "pgd"}, 3.0),
+    "adversary.steps": ({"adversary.kind": "pgd"}, 2),
+    "adversary.repeats": ({"adversary.kind": "free"}, 2),
+    "adversary.reset_perturbation": ({"adversary.kind": "free"}, True),
+    "adversary.beta": ({"adversary.kind": "trades", "adversary.steps": 2}, 1.0),
+    "optim.name": ({}, "adamw"),
+    "optim.lr": ({}, 0.01),
+    "optim.momentum": ({}, 0.5),
+    "optim.nesterov": ({}, True),
+    "optim.betas": ({"optim.name": "adamw"}, (0.5, 0.9)),
+    "optim.weight_decay": ({}, 1e-2),
+    "optim.schedule": ({}, "onecycle"),
+    "optim.milestones": (
+        {"optim.schedule": "multistep", "optim.milestones": (), "train.epochs": 2},
+        (1,),
+    ),
+    "optim.gamma": (
+        {"optim.schedule": "multistep", "optim.milestones": (1,), "train.epochs": 2},
+        0.5,
+    ),
+    "optim.warmup": ({"optim.schedule": "onecycle"}, 0.7),
+    "train.epochs": ({}, 2),
+    "train.batch_size": ({}, 39),
+    "train.flip": ({}, False),
+    "train.crop": ({}, 0),
+    "train.label_smoothing": ({}, 0.1),
+    "train.ema_decay": ({}, 0.9),
+    "train.precision": ({}, "bfloat16"),
+    "select.metric": ({}, "pgd10"),
+    "select.every": ({"train.epochs": 2}, 2),
+    "log.every": ({}, 1),
+    "log.norms_every": ({}, 1),
+    "seed": ({}, 1),
+}
+PIPELINES = {
+    "gan": (run, tiny, GAN, {"steps": 2}),
+    "classifier": (classifier_run, tiny_classifier, CLASSIFIER, {"train.epochs": 1}),
+}
 
 
 @pytest.fixture(scope="module")
@@ -64,51 +146,65 @@ def traces(tmp_path_factory):
     """What a run leaves, its config left out; equal runs are done once."""
     known = {}
     folder = tmp_path_factory.mktemp("options")
-    for name, level in (("LEFT", 50), ("RIGHT", 200)):
-        (folder / name).mkdir()
-        for index in range(9):
-            Image.new("L", (16, 16), level + index).save(folder / name / f"{index}.png")
+    random = np.random.default_rng(0)
+    for name in ("LEFT", "RIGHT"):
+        for index in range(120):
+            path = folder / name / f"class{index % 2}" / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(random.integers(0, 256, (16, 16), np.uint8)).save(path)
 
-    def trace(changes):
-        key = tuple(sorted(changes.items()))
+    def trace(pipeline, changes):
+        key = (pipeline, tuple(sorted(changes.items())))
         if key not in known:
             places = {name: str(folder / name) for name in ("LEFT", "RIGHT")}
             run_dir = folder / str(len(known))
-            run(run_dir, {k: places.get(v, v) for k, v in changes.items()})
-            state = state_of(run_dir)
-            del state["config"]
-            metrics = run_dir / "metrics.jsonl"
-            known[key] = {
-                "state": state,
-                "log": log_of(run_dir),
-                "scores": log_of(run_dir, metrics.name) if metrics.exists() else [],
-                "samples": {p.name: p.read_bytes() for p in (run_dir / "samples").iterdir()},
-            }
+            PIPELINES[pipeline][0](run_dir, {k: places.get(v, v) for k, v in changes.items()})
+            known[key] = left_in(run_dir)
         return known[key]
 
     return trace
 
 
-def test_no_option_is_forgotten():
-    assert sorted(EFFECTS) == sorted(dotted(tiny()))
+def left_in(run_dir):
+    state = state_of(run_dir)
+    del state["config"]
+    metrics = run_dir / "metrics.jsonl"
+    return {
+        "state": state,
+        "log": log_of(run_dir),
+        "scores": log_of(run_dir, metrics.name) if metrics.exists() else [],
+        "samples": {p.name: p.read_bytes() for p in (run_dir / "samples").iterdir()},
+    }
 
 
-@pytest.mark.parametrize("key", EFFECTS)
-def test_every_option_has_an_effect(key, traces):
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_no_option_is_forgotten(pipeline):
+    _, config, effects, _ = PIPELINES[pipeline]
+    assert sorted(effects) == sorted(dotted(config()))
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "key"), [(name, key) for name, p in PIPELINES.items() for key in p[2]]
+)
+def test_every_option_has_an_effect(pipeline, key, traces):
     """An option that is parsed, stored and never read would pass everything else."""
-    base, value = EFFECTS[key]
-    base = {"steps": 2, **base}
-    before = traces(base)
+    _, _, effects, short = PIPELINES[pipeline]
+    base, value = effects[key]
+    base = {**short, **base}
+    before = traces(pipeline, base)
     if key == "score.weights":  # the extractor of the digits has its own, and says so
         with pytest.raises(InputError, match=value):
-            traces({**base, key: value})
-    else:
-        assert differing(before, traces({**base, key: value})) != []
+            traces(pipeline, {**base, key: value})
+        return
+    changed = {**base, key: value}
+    if key == "noise.kind":  # without a rate, no kind does anything
+        changed["noise.rate"] = 0.5
+    assert differing(before, traces(pipeline, changed)) != []
 
 
-def test_equal_options_have_equal_effects(traces, tmp_path):
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_equal_options_have_equal_effects(pipeline, traces, tmp_path):
     """Without this, a run that is never the same twice would pass the test above."""
-    run(tmp_path, {"steps": 2})
-    state = state_of(tmp_path)
-    del state["config"]
-    assert differing(state, traces({"steps": 2})["state"]) == []
+    run_it, _, _, short = PIPELINES[pipeline]
+    run_it(tmp_path, short)
+    assert differing(left_in(tmp_path), traces(pipeline, short)) == []

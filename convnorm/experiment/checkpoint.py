@@ -18,9 +18,15 @@ from convnorm.experiment.config import differences, to_yaml
 from convnorm.experiment.errors import InputError
 
 CHECKPOINT = "last.pt"
+BEST = "best.pt"  # selected on a validation split
+NOISY_LABELS = "noisy_labels.npz"
+EVALUATION = "evaluation"
 # In the order of deletion: a kill in between leaves a folder that still is a run's, at its start.
 OWN_FILES = (
     CHECKPOINT,
+    BEST,
+    EVALUATION,
+    NOISY_LABELS,
     "summary.json",
     "metrics.jsonl",
     "log.jsonl",

@@ -1,0 +1,1 @@
+"""Classifiers that differ in how convolutions are normalized: networks, training, robustness."""

@@ -1,0 +1,82 @@
+"""The classifier of a config, and the classifier of a finished run."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from classification.config import ClassifierConfig
+from classification.networks import build_network
+from convnorm.experiment import checkpoint, streams
+from convnorm.experiment.config import from_dict
+from convnorm.experiment.errors import InputError
+
+FORMAT = "convnorm-suite/classifier/1"
+
+
+def build(
+    config: ClassifierConfig,
+    num_classes: int,
+    mean: Sequence[float] = (0.5,),
+    std: Sequence[float] = (0.5,),
+) -> nn.Module:
+    """Return the network on the CPU, initialized from the config's seed alone.
+
+    mean, std: of the training images in [0, 1], one a channel; a checkpoint brings its own.
+    """
+    model = config.model
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(streams.generator("cpu", config.seed, "classifier").initial_seed())
+        return build_network(
+            model.arch,
+            config.normalizer,
+            num_classes=num_classes,
+            channels=len(mean),
+            image_size=config.data.image_size,
+            mean=mean,
+            std=std,
+            stem=model.stem,
+            activation=model.activation,
+            width=model.width,
+        )
+
+
+@dataclass(frozen=True)
+class LoadedClassifier:
+    """The classifier of a run in evaluation mode, averaged over steps if an average was kept."""
+
+    network: nn.Module  # x: (N, C, H, W) in [0, 1] -> logits (N, num_classes)
+    config: ClassifierConfig
+    classes: tuple[str, ...]
+    channels: int
+    step: int
+    epoch: int
+    file: Path
+    sha256: str  # of the checkpoint file
+
+
+def load_classifier(file: Path, device: torch.device | str = "cpu") -> LoadedClassifier:
+    """Read the classifier of a checkpoint file; InputError if there is none."""
+    state = checkpoint.load(file, FORMAT)
+    try:
+        config = from_dict(ClassifierConfig, state["config"])
+        classes, channels = tuple(state["classes"]), state["channels"]
+        network = build(config, len(classes), (0.5,) * channels, (0.5,) * channels)
+        network.load_state_dict(state["network"] if state["ema"] is None else state["ema"])
+        step, epoch = state["step"], state["epoch"]
+    except (KeyError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{file}: not a complete checkpoint ({reason})") from None
+    return LoadedClassifier(
+        network.to(device).eval().requires_grad_(False),
+        config,
+        classes,
+        channels,
+        step,
+        epoch,
+        file,
+        hashlib.sha256(file.read_bytes()).hexdigest(),
+    )

@@ -1,0 +1,129 @@
+"""Residual networks (He et al., CVPR 2016, arXiv 1512.03385, table 1).
+
+With w the width, 64 by default, four stages of blocks have w, 2w, 4w and 8w channels (4 times as
+many where the blocks are bottlenecks), and all but the first halve the map. Read "conv" as a
+convolution with what normalizes it:
+
+    basic block   conv 3x3, activation, conv 3x3; plus shortcut; activation
+    bottleneck    conv 1x1, activation, conv 3x3, activation, conv 1x1 to 4 times the channels;
+                  plus shortcut; activation
+
+    choice                     value                                  source
+    shortcut, new shape        conv 1x1 with the stride (option B)    paper, section 3.3
+    stride of a bottleneck     in its 3x3 convolution                 torchvision ("v1.5")
+    "imagenet" stem            conv 7x7 / 2, max pooling 3x3 / 2      paper, table 1
+    "cifar" stem               conv 3x3 / 1, no pooling               common use at 32x32
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from classification.networks.layers import Activation, Conv
+
+# (conv, activation, in_channels, width, stride) -> (branch, the number of its output channels)
+Residual = Callable[..., tuple[nn.Sequential, int]]
+
+
+class Block(nn.Module):
+    """activation(residual(x) + shortcut(x))."""
+
+    def __init__(self, residual: nn.Module, shortcut: nn.Module, activation: nn.Module):
+        super().__init__()
+        self.residual = residual
+        self.shortcut = shortcut
+        self.activation = activation
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.activation(self.residual(x) + self.shortcut(x))
+
+
+def basic(
+    conv: Conv, activation: Activation, in_channels: int, width: int, stride: int
+) -> tuple[nn.Sequential, int]:
+    """The residual branch of a basic block; see `Residual`."""
+    branch = nn.Sequential(
+        conv(in_channels, width, 3, stride, padding=1),
+        activation(width),
+        conv(width, width, 3, padding=1),
+    )
+    return branch, width
+
+
+def bottleneck(
+    conv: Conv, activation: Activation, in_channels: int, width: int, stride: int
+) -> tuple[nn.Sequential, int]:
+    """The residual branch of a bottleneck; see `Residual`."""
+    branch = nn.Sequential(
+        conv(in_channels, width, 1),
+        activation(width),
+        conv(width, width, 3, stride, padding=1),
+        activation(width),
+        conv(width, 4 * width, 1),
+    )
+    return branch, 4 * width
+
+
+def _stage(
+    conv: Conv,
+    activation: Activation,
+    residual: Residual,
+    depth: int,
+    in_channels: int,
+    width: int,
+    stride: int,
+) -> tuple[nn.Sequential, int]:
+    """`depth` blocks, the first of which has the stride; and the number of output channels."""
+    blocks = []
+    for _ in range(depth):
+        branch, out_channels = residual(conv, activation, in_channels, width, stride)
+        shortcut = nn.Identity()
+        if stride != 1 or in_channels != out_channels:
+            shortcut = conv(in_channels, out_channels, 1, stride)
+        blocks.append(Block(branch, shortcut, activation(out_channels)))
+        in_channels, stride = out_channels, 1
+    return nn.Sequential(*blocks), in_channels
+
+
+def cifar_stem(conv: Conv, activation: Activation, channels: int, width: int) -> nn.Sequential:
+    """(N, channels, H, W) -> (N, width, H, W)."""
+    return nn.Sequential(conv(channels, width, 3, padding=1), activation(width))
+
+
+def imagenet_stem(conv: Conv, activation: Activation, channels: int, width: int) -> nn.Sequential:
+    """(N, channels, H, W) -> (N, width, H / 4, W / 4)."""
+    return nn.Sequential(
+        conv(channels, width, 7, 2, padding=3), activation(width), nn.MaxPool2d(3, 2, padding=1)
+    )
+
+
+def features(
+    conv: Conv,
+    activation: Activation,
+    *,
+    channels: int,
+    width: int,
+    stem: Callable[..., nn.Sequential],
+    residual: Residual,
+    depths: tuple[int, ...],
+) -> tuple[nn.Sequential, int]:
+    """Return images (N, channels, H, W) -> maps, 8 times smaller than `stem`'s; their channels.
+
+    `stem`: `cifar_stem` or `imagenet_stem`; `residual`: `basic` or `bottleneck`; `depths`: how
+    many blocks each stage has.
+    """
+    layers = OrderedDict(stem=stem(conv, activation, channels, width))
+    in_channels = width
+    for index, depth in enumerate(depths):
+        layers[f"stage{index + 1}"], in_channels = _stage(
+            conv,
+            activation,
+            residual,
+            depth,
+            in_channels,
+            width=width * 2**index,
+            stride=1 if index == 0 else 2,
+        )
+    return nn.Sequential(layers), in_channels

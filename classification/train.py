@@ -1,0 +1,184 @@
+"""The training of a classifier, and what a run leaves in its folder."""
+
+import sys
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from classification import label_noise
+from classification.attacks import logits, pgd
+from classification.config import ClassifierConfig
+from classification.models import FORMAT
+from classification.trainer import Trainer
+from classification.training_data import TrainingData, noise_report, training_data
+from convnorm.experiment import checkpoint, loop
+from convnorm.experiment.config import RunOptions, to_yaml
+from convnorm.experiment.data import Images, load_images
+from convnorm.experiment.distributed import Process
+from convnorm.experiment.hardware import hardware
+from convnorm.experiment.loop import is_due
+from convnorm.experiment.tracking import Tracker, read_lines
+from convnorm.spectrum import layer_norms
+
+GRID = 64  # training images in a picture
+MISLABELLED = 1000  # training images with a wrong label that are looked at
+LOOK_BATCH = 500  # images at a time on which the network is only looked at
+
+
+def train(config: ClassifierConfig, options: RunOptions, process: Process) -> dict[str, Any]:
+    """Train, or resume, the run in `options.run_dir` and return its summary.
+
+    Raises InputError, or Stopped when a signal or a loss that is no number ends the run early.
+    """
+    run_dir = Path(options.run_dir)
+    opened = checkpoint.open_run(run_dir, config, options.overwrite)
+    with opened if process.is_main else nullcontext():
+        images = loop.load_on_all(partial(load_images, config.data, "train"), process)
+        data = training_data(config, images)
+        trainer = Trainer(config, data, process)
+        loop.resume(trainer, run_dir, FORMAT)
+        done_before = trainer.step == trainer.steps
+        if not done_before:
+            if process.is_main:
+                _keep_noise(data, config, run_dir)
+            journal = Journal(run_dir, trainer, data) if process.is_main else None
+            loop.run(trainer, journal, options, _log_intervals(trainer))
+        elif process.is_main:
+            print(f"{run_dir}: all {trainer.steps} steps were done before", file=sys.stderr)
+        summary = _summary(trainer, data, run_dir)
+        file = run_dir / "summary.json"
+        if process.is_main and not (done_before and file.exists()):
+            checkpoint.write_json(file, summary)
+        return summary
+
+
+def _keep_noise(data: TrainingData, config: ClassifierConfig, run_dir: Path) -> None:
+    """Write the labels and say how many of them are wrong."""
+    if config.noise.kind == "none":
+        return
+    parts = (data.clean, data.noisy, data.train_positions, data.validation_positions)
+    label_noise.save(run_dir / checkpoint.NOISY_LABELS, *parts, config.noise)
+    actual = noise_report(data, config)["train"]["actual_rate"]
+    print(
+        f"label noise: {config.noise.kind}, rate {config.noise.rate:g} requested, "
+        f"{actual:.4f} of the {len(data.train.labels)} training labels are wrong",
+        file=sys.stderr,
+    )
+
+
+def _log_intervals(trainer: Trainer) -> tuple[int, ...]:
+    """In steps: between log lines, between looks at the validation split and at norms."""
+    config, per_epoch = trainer.config, trainer.batches.per_epoch
+    epochs = [config.select.every] + [config.log.norms_every] * (config.log.norms_every > 0)
+    return config.log.every, *(every * per_epoch for every in epochs)
+
+
+class Journal:
+    """What is due at a step is measured and written: log lines, norms, validation, best.pt."""
+
+    def __init__(self, run_dir: Path, trainer: Trainer, data: TrainingData):
+        self.run_dir, self.trainer = run_dir, trainer
+        device = trainer.process.device
+        self.validation = None if data.validation is None else data.validation.to(device)
+        mislabelled, clean = data.mislabelled(MISLABELLED)
+        self.mislabelled, self.clean_labels = mislabelled.to(device), clean.to(device)
+        self.tracker = Tracker(run_dir, trainer.step, trainer.steps, to_yaml(trainer.config))
+
+    def write(self, means: dict[str, float] | None) -> None:
+        """After every step, with the means where a log line is due; changes no training."""
+        with self.tracker.not_training():
+            self._write(means)
+
+    def close(self) -> None:
+        """Flush the logs."""
+        self.tracker.close()
+
+    def _write(self, means: dict[str, float] | None) -> None:
+        trainer, config = self.trainer, self.trainer.config
+        step, steps, per_epoch = trainer.step, trainer.steps, trainer.batches.per_epoch
+        self.tracker.advance()
+        if means is not None:
+            values = {"epoch": step / per_epoch, **means}
+            norms_every = config.log.norms_every * per_epoch
+            if norms_every > 0 and is_due(step, norms_every, steps):
+                image_size = trainer.seen.shape[1:]
+                for name, norms in layer_norms(trainer.network, image_size).items():
+                    values[f"matrix_norm/{name}"], values[f"operator_norm/{name}"] = norms
+            self.tracker.log(step, values)
+        if is_due(step, config.select.every * per_epoch, steps):
+            self.tracker.images(step, trainer.seen[:GRID].cpu())
+            self._look()
+
+    def _look(self) -> None:
+        """Score the images that were held out, and keep the best network so far."""
+        trainer, metric = self.trainer, self.trainer.config.select.metric
+        scores = {}
+        if self.validation is not None:
+            scores["accuracy"] = self._accuracy(self.validation)
+            if metric == "pgd10":
+                scores["pgd10"] = self._accuracy(self.validation, trainer.eps)
+        if len(self.mislabelled.labels):
+            wrong = self._predictions(self.mislabelled.images)
+            scores["memorized"] = _share(wrong == self.mislabelled.labels)
+            scores["recovered"] = _share(wrong == self.clean_labels)
+        if scores:
+            self.tracker.score(trainer.step, {"epoch": trainer.epoch, "scores": scores})
+        if metric in scores and (
+            trainer.best is None or scores[metric] > trainer.best["scores"][metric]
+        ):
+            trainer.best = {"epoch": trainer.epoch, "step": trainer.step, "scores": scores}
+            checkpoint.save(self.run_dir / checkpoint.BEST, trainer.model_state())
+
+    def _predictions(self, images: torch.Tensor) -> torch.Tensor:
+        """Predicted classes (N,) of uint8 images."""
+        network = self.trainer.final_network
+        batches = images.split(LOOK_BATCH)
+        return torch.cat([logits(network, b.float() / 255, LOOK_BATCH).argmax(1) for b in batches])
+
+    def _accuracy(self, images: Images, eps: float = 0.0) -> float:
+        """The share of right predictions, under PGD-10 if eps is more than 0."""
+        if eps == 0:
+            return _share(self._predictions(images.images) == images.labels)
+        network, right = self.trainer.final_network, []
+        for first in range(0, len(images.labels), LOOK_BATCH):
+            x = images.images[first : first + LOOK_BATCH].float() / 255
+            labels = images.labels[first : first + LOOK_BATCH]
+            indices = range(first, first + len(labels))
+            x_adv = pgd(
+                network,
+                x,
+                labels,
+                norm="linf",
+                eps=eps,
+                step_size=eps / 4,
+                steps=10,
+                indices=indices,
+            )
+            right.append(logits(network, x_adv, LOOK_BATCH).argmax(1) == labels)
+        return _share(torch.cat(right))
+
+
+def _share(flags: torch.Tensor) -> float:
+    return flags.double().mean().item()
+
+
+def _summary(trainer: Trainer, data: TrainingData, run_dir: Path) -> dict[str, Any]:
+    """The end of the run: what it trained on, what was selected, its last log line and scores."""
+    log, metrics = (read_lines(run_dir / name) for name in ("log.jsonl", "metrics.jsonl"))
+    return {
+        "steps": trainer.step,
+        "epochs": trainer.epoch,
+        "parameters": sum(p.numel() for p in trainer.network.parameters()),
+        "train_images": len(data.train.labels),
+        "validation_images": len(data.validation_positions),
+        "noise": noise_report(data, trainer.config),
+        "hardware": hardware(trainer.process.device),
+        "world_size": trainer.process.world_size,
+        "torch": torch.__version__,
+        "best": trainer.best,
+        "log": log[-1] if log else None,
+        "metrics": metrics[-1] if metrics else None,
+    }

@@ -1,0 +1,91 @@
+"""What a run trains and selects on: one data set, split, with labels made wrong if asked."""
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from classification import label_noise
+from classification.config import ClassifierConfig
+from classification.splits import split
+from convnorm.experiment.data import Images
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The parts of a training file.
+
+    train, validation: with the labels that training and selection see; validation is None where
+        the config holds none out. A label that is wrong is so in both: who has wrong labels has
+        none that are right to select by.
+    clean, noisy: (N,) labels of the whole file; train_positions, validation_positions: in it.
+    mean, std: of the whole file's pixels in [0, 1], one a channel.
+    """
+
+    train: Images
+    validation: Images | None
+    clean: torch.Tensor
+    noisy: torch.Tensor
+    train_positions: torch.Tensor
+    validation_positions: torch.Tensor
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def sha256(self) -> str:
+        """Of the images and labels that are trained on."""
+        digest = hashlib.sha256(self.train.sha256().encode())
+        digest.update(self.train.labels.numpy())
+        return digest.hexdigest()
+
+    def mislabelled(self, limit: int) -> tuple[Images, torch.Tensor]:
+        """At most `limit` training images with a wrong label, with it; and their clean labels."""
+        clean = self.clean[self.train_positions]
+        wrong = (self.train.labels != clean).nonzero().flatten()[:limit]
+        return _taken(self.train, wrong), clean[wrong]
+
+
+def training_data(config: ClassifierConfig, images: Images) -> TrainingData:
+    """Split the images of a training file and draw the labels; InputError where that cannot be."""
+    noisy = label_noise.noisy_labels(images.labels, images.classes, config.noise)
+    train, validation = split(images.labels, config.split)
+    labelled = replace(images, labels=noisy)
+    mean, std = _moments(images.images)
+    return TrainingData(
+        _taken(labelled, train),
+        _taken(labelled, validation) if len(validation) else None,
+        images.labels,
+        noisy,
+        train,
+        validation,
+        mean,
+        std,
+    )
+
+
+def noise_report(data: TrainingData, config: ClassifierConfig) -> dict[str, Any]:
+    """The noise that was asked for and that there is, in each part."""
+    report = {}
+    for part in ("train", "validation"):
+        positions = getattr(data, f"{part}_positions")
+        report[part] = label_noise.describe(
+            data.clean[positions], data.noisy[positions], len(data.train.classes), config.noise
+        )
+        del report[part]["transitions"]  # 10,000 numbers for CIFAR-100; the labels are kept too
+    return report
+
+
+def _taken(images: Images, positions: torch.Tensor) -> Images:
+    return replace(images, images=images.images[positions], labels=images.labels[positions])
+
+
+def _moments(images: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of uint8 images, in units of 255 levels."""
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    means, stds = [], []
+    for channel in images.unbind(1):
+        share = torch.bincount(channel.flatten(), minlength=256).double() / channel.numel()
+        mean = (share * levels).sum()
+        means.append(mean.item())
+        stds.append((share * (levels - mean).square()).sum().sqrt().item())
+    return tuple(means), tuple(stds)

@@ -1,0 +1,220 @@
+"""Perturbations of training images against what the papers define."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from runs import ALONE, classifier_run, differing, state_of, tiny_classifier
+from torch import nn
+
+from classification.adversaries import (
+    cross_entropy_of,
+    divergence,
+    next_perturbation,
+    perturbed,
+)
+from classification.attacks import logits, pgd
+from classification.trainer import Trainer
+from classification.training_data import training_data
+from convnorm.experiment.data import load_images
+
+
+class Linear(nn.Module):
+    """Two classes: the logits are 0 and the sum of weight * x, whose gradient has known signs."""
+
+    def __init__(self):
+        super().__init__()
+        random = torch.Generator().manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(1, 4, 4, generator=random))
+        self.norm = nn.BatchNorm2d(1)
+        self.norm.weight.data.fill_(2.0)
+
+    def forward(self, x):
+        score = (self.norm(x) * self.weight).sum(dim=(1, 2, 3))
+        return torch.stack([torch.zeros_like(score), score], dim=1)
+
+
+def images(num: int = 6) -> torch.Tensor:
+    return torch.rand(num, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+
+
+LABELS = torch.tensor([0, 1, 0, 1, 0, 1])
+
+
+def test_enough_steps_end_at_the_corner_that_is_worst_for_a_linear_network():
+    network, x = Linear(), images()
+    towards = (1 - 2 * LABELS)[:, None, None, None] * network.weight.detach().sign()
+    worst = (x + 0.1 * towards).clamp(0, 1)
+    for steps, step_size in ((1, 0.2), (10, 0.025)):
+        start = 0.1 * (2 * torch.rand(x.shape, generator=torch.Generator().manual_seed(2)) - 1)
+        found = perturbed(
+            network, cross_entropy_of(LABELS), x, start, eps=0.1, step_size=step_size, steps=steps
+        )
+        assert torch.allclose(found, worst, atol=1e-6)
+
+
+def test_training_images_stay_in_the_ball_and_in_range():
+    """A start that is not projected, or a step after the projection, would leave them."""
+    x = images()
+    start = torch.full_like(x, 0.3)
+    for steps in (0, 3):
+        found = perturbed(
+            Linear(), cross_entropy_of(LABELS), x, start, eps=0.1, step_size=0.07, steps=steps
+        )
+        assert (found - x).abs().max() <= 0.1 + 1e-6
+        assert found.min() >= 0
+        assert found.max() <= 1
+
+
+def test_attacking_leaves_the_network_as_it_was():
+    """Attacked in training mode, perturbed images would move the running statistics."""
+    network = Linear().train()
+    network.norm.eval()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    x = images()
+    perturbed(
+        network,
+        cross_entropy_of(LABELS),
+        x,
+        torch.zeros_like(x),
+        eps=0.1,
+        step_size=0.1,
+        steps=2,
+    )
+    assert differing(before, dict(network.state_dict())) == []
+    assert network.training
+    assert not network.norm.training
+    assert all(p.grad is None and p.requires_grad for p in network.parameters())
+
+
+def test_the_divergence_is_that_of_the_attacked_from_the_clean_prediction():
+    """Kullback-Leibler is not symmetric; TRADES has the clean prediction first."""
+    clean, attacked = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
+    p, q = clean.softmax(1), attacked.softmax(1)
+    expected = (p * (p / q).log()).sum()
+    assert divergence(attacked, clean).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_free_perturbation_steps_by_sign_and_stays_in_the_ball():
+    before = torch.tensor([0.0, 0.02, -0.03, 0.03])
+    gradient = torch.tensor([0.5, 3.0, -1.0, 0.0])
+    after = next_perturbation(before, gradient, eps=0.03, step_size=0.02)
+    assert after.tolist() == pytest.approx([0.02, 0.03, -0.03, 0.03])
+
+
+def make_trainer(changes: dict) -> Trainer:
+    config = tiny_classifier(changes)
+    return Trainer(config, training_data(config, load_images(config.data)), ALONE)
+
+
+def test_free_makes_m_updates_a_minibatch_on_a_perturbation_that_grows(monkeypatch):
+    """The definition, step by step, from a network of the same weights."""
+    trainer = make_trainer({"adversary.kind": "free", "adversary.repeats": 3, "optim.lr": 0.01})
+    shown = []
+    update = Trainer.update
+
+    def recorded(self, x, labels):
+        shown.append((x.detach().clone(), labels))
+        update(self, x, labels)
+
+    monkeypatch.setattr(Trainer, "update", recorded)
+    trainer.train_step()
+    images, labels = trainer.batches(0)
+    x = images.float() / 255
+    assert len(shown) == 3
+    assert torch.equal(shown[0][0], x)  # the perturbation begins at zero, once
+    assert all(torch.equal(seen_labels, labels) for _, seen_labels in shown)
+
+    reference = make_trainer({"optim.lr": 0.01})
+    gradient = torch.autograd.grad(
+        F.cross_entropy(reference.network(x.requires_grad_()), labels), x
+    )[0]
+    step = trainer.eps * gradient.sign()
+    assert torch.equal(shown[1][0], (x.detach() + step).clamp(0, 1))
+    assert trainer.perturbation.abs().max().item() == pytest.approx(trainer.eps)
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_the_free_perturbation_is_carried_to_the_next_minibatch_unless_reset(reset):
+    trainer = make_trainer({"adversary.kind": "free", "adversary.reset_perturbation": reset})
+    trainer.train_step()
+    carried = trainer.perturbation.clone()
+    assert (carried != 0).any()
+    first = []
+    trainer.update, update = (
+        lambda x, y: (first.append(x.detach().clone()), update(x, y)),
+        (trainer.update),
+    )
+    trainer.train_step()
+    x = trainer.batches(1)[0].float() / 255
+    expected = x if reset else (x + carried).clamp(0, 1)
+    assert torch.equal(first[0], expected)
+
+
+@pytest.mark.parametrize("kind", ["fast", "pgd"])
+def test_attacked_minibatches_raise_the_loss_within_eps(kind):
+    trainer = make_trainer({"adversary.kind": kind, "adversary.eps": 16.0})
+    for _ in range(3):
+        trainer.train_step()
+    images, labels = trainer.batches(3)
+    x = images.float() / 255
+    x_adv = trainer.attack(x, labels)
+    assert (x_adv - x).abs().max() <= 16 / 255 + 1e-6
+    losses = [F.cross_entropy(logits(trainer.network, i, 99), labels) for i in (x, x_adv)]
+    assert losses[1] > losses[0]
+
+
+def test_a_random_start_depends_on_the_step_alone():
+    a, b = (make_trainer({"adversary.kind": "fast"}) for _ in range(2))
+    x = torch.zeros(40, 1, 8, 8)
+    torch.manual_seed(5)
+    assert torch.equal(a.noise_like(torch.rand, x), b.noise_like(torch.rand, x))
+    b.step = 1
+    assert not torch.equal(a.noise_like(torch.rand, x), b.noise_like(torch.rand, x))
+
+
+def test_trades_adds_beta_times_the_mean_divergence():
+    plain = make_trainer({"adversary.kind": "trades", "adversary.beta": 0.0})
+    trainer = make_trainer({"adversary.kind": "trades", "adversary.beta": 6.0})
+    clean = make_trainer({})
+    for each in (plain, trainer, clean):
+        each.train_step()
+    assert plain.means()["loss"] == pytest.approx(clean.means()["loss"], rel=1e-5)
+    weights = [dict(t.network.state_dict()) for t in (plain, trainer)]
+    assert differing(*weights) != []
+
+
+def test_every_adversary_uses_its_published_step():
+    steps = {"free": 8.0, "fast": 10.0, "pgd": 2.0, "trades": 8 * 0.007 / 0.031}
+    for kind, levels in steps.items():
+        assert make_trainer({"adversary.kind": kind}).step_size == pytest.approx(levels / 255)
+    assert make_trainer({"adversary.step_size": 3.0}).step_size == pytest.approx(3 / 255)
+
+
+def test_adversarial_training_makes_digits_more_robust(tmp_path):
+    """What it is for, at equal updates: 480 of standard training against 120 x 4 of Free's."""
+    common = {
+        "split.validation": 0.1,
+        "split.train_fraction": 1.0,
+        "model.width": 8,
+        "normalizer.kind": "batch",
+        "train.batch_size": 64,
+        "train.crop": 0,
+        "train.flip": False,
+        "adversary.eps": 32.0,
+        "select.every": 100,
+    }
+    config = tiny_classifier(common)
+    test = load_images(config.data, "test")
+    x, y = test.images.float() / 255, test.labels
+    robust = {}
+    for kind, epochs in (("standard", 24), ("free", 6)):
+        changes = {**common, "adversary.kind": kind, "train.epochs": epochs}
+        classifier_run(tmp_path / kind, changes)
+        trainer = make_trainer(changes)
+        trainer.network.load_state_dict(state_of(tmp_path / kind)["network"])
+        attack = {"norm": "linf", "eps": 32 / 255, "step_size": 8 / 255, "steps": 10}
+        x_adv = pgd(trainer.network, x, y, **attack)
+        predictions = [logits(trainer.network, i, 500).argmax(1) for i in (x, x_adv)]
+        clean, robust[kind] = ((p == y).float().mean().item() for p in predictions)
+        assert clean > 0.9
+    assert robust["free"] > robust["standard"] + 0.15, robust

@@ -1,0 +1,342 @@
+"""The training of classifiers: fair comparisons, what is selected, and runs that end early."""
+
+import os
+import signal
+import sys
+
+import numpy as np
+import pytest
+import torch
+from runs import (
+    ALONE,
+    classifier_run,
+    differing,
+    log_of,
+    state_of,
+    tiny_classifier,
+)
+
+from classification import trainer as trainer_module
+from classification.models import build, load_classifier
+from classification.trainer import Trainer
+from classification.training_data import noise_report, training_data
+from convnorm.experiment.data import DataConfig, Images, load_images
+from convnorm.experiment.errors import InputError, Stopped
+from convnorm.normalizers import CATALOGUE
+
+
+def data_of(changes: dict | None = None):
+    config = tiny_classifier(changes)
+    return config, training_data(config, load_images(config.data))
+
+
+def make_trainer(changes: dict | None = None) -> Trainer:
+    return Trainer(*data_of(changes), ALONE)
+
+
+# What is trained on
+
+
+def test_mean_and_deviation_are_those_of_all_pixels():
+    config, data = data_of()
+    pixels = load_images(config.data).images.double() / 255
+    assert data.mean == pytest.approx((pixels.mean().item(),))
+    assert data.std == pytest.approx((pixels.std(correction=0).item(),))
+
+
+def test_color_channels_have_moments_of_their_own():
+    images = torch.zeros(40, 3, 2, 2, dtype=torch.uint8)
+    images[::2, 1], images[:, 2] = 255, 51
+    images[0, :, 0, 0] = 102
+    labels = torch.arange(40) % 2
+    data = training_data(tiny_classifier({"split.validation": 0.1}), Images(images, labels, "ab"))
+    pixels = images.double() / 255
+    assert data.mean == pytest.approx(pixels.mean(dim=(0, 2, 3)).tolist())
+    assert data.std == pytest.approx(pixels.std(dim=(0, 2, 3), correction=0).tolist())
+
+
+def test_noise_changes_labels_and_nothing_else():
+    _, clean = data_of()
+    config, noisy = data_of({"noise.kind": "pair", "noise.rate": 0.5})
+    assert torch.equal(clean.train.images, noisy.train.images)
+    assert torch.equal(clean.validation.images, noisy.validation.images)
+    assert torch.equal(clean.train.labels, noisy.clean[noisy.train_positions])
+    changed = clean.train.labels != noisy.train.labels
+    assert 0.3 < changed.float().mean() < 0.7
+    assert clean.sha256() != noisy.sha256()
+    report = noise_report(noisy, config)
+    assert report["train"]["actual_rate"] == changed.double().mean().item()
+    wrong, right = noisy.mislabelled(10_000)
+    assert torch.equal(wrong.images, noisy.train.images[changed])
+    assert torch.equal((right + 1) % 10, wrong.labels)
+    assert len(noisy.mislabelled(5)[1]) == 5
+
+
+def test_a_run_keeps_its_noisy_labels_and_reports_both_rates(tmp_path, capsys):
+    changes = {"noise.kind": "symmetric", "noise.rate": 0.4}
+    summary = classifier_run(tmp_path, changes)
+    _, data = data_of(changes)
+    with np.load(tmp_path / "noisy_labels.npz") as saved:
+        assert (saved["noisy"] == data.noisy.numpy()).all()
+        assert (saved["split"] == "train").sum() == len(data.train.labels)
+    assert summary["noise"]["train"]["requested_rate"] == 0.4
+    assert 0.25 < summary["noise"]["train"]["actual_rate"] < 0.45  # 0.36 expected of 144
+    assert "rate 0.4 requested" in capsys.readouterr().err
+    assert {"memorized", "recovered"} <= summary["metrics"]["scores"].keys()
+
+
+# Fair comparisons
+
+
+@pytest.mark.parametrize("kind", CATALOGUE)
+def test_kinds_start_from_the_same_weights(kind):
+    """A kind that draws from the stream of the layers after it would start them elsewhere."""
+    network = build(tiny_classifier({"normalizer.kind": kind}), 10)
+    plain = build(tiny_classifier({"normalizer.kind": "none"}), 10)
+    assert differing(network.head.state_dict(), plain.head.state_dict()) == []
+
+
+def test_kinds_see_the_same_images_and_starts(monkeypatch):
+    seen = []
+    attack = Trainer.attack
+    monkeypatch.setattr(
+        Trainer,
+        "noise_like",
+        lambda *args, f=Trainer.noise_like: (seen.append(f(*args)), seen[-1])[1],
+    )
+    monkeypatch.setattr(
+        Trainer, "attack", lambda self, x, y: (seen.extend([x, y]), attack(self, x, y))[1]
+    )
+    runs = []
+    for kind in CATALOGUE:
+        torch.manual_seed(len(runs))  # the surroundings must not matter
+        trainer = make_trainer({"normalizer.kind": kind, "adversary.kind": "fast"})
+        for _ in range(2):
+            trainer.train_step()
+        runs.append(list(seen))
+        seen.clear()
+    assert len(runs[0]) == 6
+    assert all(differing(run, runs[0]) == [] for run in runs)
+
+
+@pytest.mark.parametrize("kind", ["spectral", "spectral_convnorm", "batch"])
+def test_looking_does_not_change_the_training(kind, tmp_path):
+    """A forward pass in train mode for a score would move u or running statistics."""
+    changes = {"normalizer.kind": kind, "train.ema_decay": 0.5}
+    often = {"select.every": 1, "select.metric": "pgd10", "log.norms_every": 1, "log.every": 1}
+    classifier_run(tmp_path / "never", {**changes, "select.every": 2})
+    classifier_run(tmp_path / "often", {**changes, **often})
+    states = [state_of(tmp_path / name) for name in ("never", "often")]
+    for name in ("network", "ema", "optimizer", "rng_cpu"):
+        assert differing(*(state[name] for state in states)) == []
+
+
+def test_the_loop_does_not_wait_for_the_device(tmp_path, monkeypatch):
+    """Reading a tensor's value on every step would stall a GPU; at log and save steps it is due."""
+    reading = []
+
+    def watch(name):
+        original = getattr(torch.Tensor, name)
+
+        def call(self, *args):
+            files = []
+            frame = sys._getframe(1)
+            while frame is not None:
+                files.append(frame.f_code.co_filename)
+                frame = frame.f_back
+            if not any("torch/optim" in file for file in files):
+                reading.append((name, files[0]))
+            return original(self, *args)
+
+        monkeypatch.setattr(torch.Tensor, name, call)
+
+    for name in ("item", "tolist", "__bool__", "__int__", "__float__", "__index__", "cpu", "numpy"):
+        watch(name)
+    watch("nonzero")
+    for kind in ("free", "pgd", "trades"):
+        trainer = make_trainer({"adversary.kind": kind, "train.ema_decay": 0.9})
+        reading.clear()
+        for _ in range(2):  # within an epoch, whose order is made once
+            trainer.train_step()
+        assert reading == [], kind
+    trainer.means()
+    assert reading  # the watch works
+
+
+# Steps and selection
+
+
+def test_a_nan_stops_the_run_with_its_step_and_keeps_the_last_good_checkpoint(
+    tmp_path, monkeypatch
+):
+    original, calls = trainer_module.F.cross_entropy, []
+
+    def cross_entropy(*args, **options):
+        calls.append(None)
+        return original(*args, **options) * (float("nan") if len(calls) == 5 else 1)
+
+    monkeypatch.setattr(trainer_module.F, "cross_entropy", cross_entropy)
+    with pytest.raises(Stopped, match=r"step 5: the loss is NaN .* keeps the last good"):
+        classifier_run(tmp_path, {"select.every": 2}, checkpoint_every=2)
+    assert state_of(tmp_path)["step"] == 4
+
+
+def test_the_best_epoch_is_kept_by_the_validation_split(tmp_path, monkeypatch):
+    """best.pt must hold the weights that got the best score, not the last ones."""
+    scores = iter([0.5, 0.75, 0.75, 0.25])
+    monkeypatch.setattr("classification.train._share", lambda flags: next(scores))
+    summary = classifier_run(tmp_path, {"train.epochs": 4})
+    assert summary["best"] == {"epoch": 2, "step": 6, "scores": {"accuracy": 0.75}}
+    best = state_of(tmp_path, "best.pt")
+    assert (best["epoch"], best["step"]) == (2, 6)
+    assert differing(best["network"], state_of(tmp_path)["network"]) != []
+    monkeypatch.undo()
+    classifier_run(tmp_path.parent / "short", {"train.epochs": 4, "select.every": 2})
+    classifier = load_classifier(tmp_path / "best.pt")
+    assert (classifier.epoch, classifier.config) == (2, tiny_classifier({"train.epochs": 4}))
+
+
+def test_the_validation_accuracy_is_that_of_the_network_and_pgd_is_below_it(tmp_path):
+    changes = {
+        "split.validation": 0.2,
+        "split.train_fraction": 1.0,
+        "normalizer.kind": "batch",
+        "select.metric": "pgd10",
+        "select.every": 2,
+    }
+    summary = classifier_run(tmp_path, changes)
+    _, data = data_of(changes)
+    classifier = load_classifier(tmp_path / "last.pt")
+    with torch.no_grad():
+        right = classifier.network(data.validation.images / 255).argmax(1) == data.validation.labels
+    scores = summary["metrics"]["scores"]
+    assert scores["accuracy"] == pytest.approx(right.double().mean().item())
+    assert 0.1 < scores["pgd10"] < scores["accuracy"] - 0.05
+
+
+def test_without_validation_images_nothing_is_selected(tmp_path):
+    summary = classifier_run(tmp_path, {"split.validation": 0.0})
+    assert summary["best"] is None
+    assert not (tmp_path / "best.pt").exists()
+
+
+def test_the_test_images_are_never_read(tmp_path, monkeypatch):
+    """Selection on test images is the commonest fault of robustness tables."""
+    asked = []
+
+    def load(config: DataConfig, split: str = "train") -> Images:
+        asked.append(split)
+        return load_images(config, split)
+
+    monkeypatch.setattr("classification.train.load_images", load)
+    classifier_run(tmp_path, {"select.metric": "pgd10"})
+    assert asked == ["train"]
+
+
+# Runs that end early
+
+
+class Crash(Exception):
+    """The end of a process, as far as files can tell."""
+
+
+def crash_before(step: int, monkeypatch) -> None:
+    original = Trainer.train_step
+
+    def train_step(self):
+        if self.step == step:
+            raise Crash
+        original(self)
+
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+
+
+@pytest.mark.parametrize(
+    ("kind", "adversary"),
+    [("convnorm", "free"), ("batch", "standard"), ("spectral", "pgd"), ("ocnn", "trades")],
+)
+def test_a_resumed_run_is_bit_identical(kind, adversary, tmp_path, monkeypatch):
+    """Anything that the next step depends on and that last.pt lacks shows here."""
+    changes = {
+        "normalizer.kind": kind,
+        "adversary.kind": adversary,
+        "adversary.steps": 2,
+        "train.ema_decay": 0.9,
+        "train.epochs": 3,
+        "log.every": 4,
+    }
+    classifier_run(tmp_path / "whole", changes)
+    torch.manual_seed(98)  # what was drawn before a run is no part of it
+    with monkeypatch.context() as patch:
+        crash_before(8, patch)
+        with pytest.raises(Crash):
+            classifier_run(tmp_path / "cut", changes, checkpoint_every=5)
+    assert state_of(tmp_path / "cut")["step"] == 5
+    torch.manual_seed(99)
+    classifier_run(tmp_path / "cut", changes, checkpoint_every=2)
+    for name in ("last.pt", "best.pt"):
+        states = [state_of(tmp_path / run, name) for run in ("cut", "whole")]
+        assert differing(*states) == []
+    for name in ("log.jsonl", "metrics.jsonl"):
+        assert log_of(tmp_path / "cut", name) == log_of(tmp_path / "whole", name)
+
+
+def test_a_signal_saves_and_says_how_to_resume(tmp_path, monkeypatch):
+    classifier_run(tmp_path / "whole")
+    original = Trainer.train_step
+
+    def train_step(self):
+        original(self)
+        if self.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", train_step)
+        with pytest.raises(Stopped, match=r"step 2 of 6 .* the same command"):
+            classifier_run(tmp_path / "cut")
+    classifier_run(tmp_path / "cut")
+    assert differing(state_of(tmp_path / "cut"), state_of(tmp_path / "whole")) == []
+
+
+def test_other_data_behind_the_same_name_are_noticed_on_resume(tmp_path, monkeypatch):
+    """The steps after a resume would silently be of another experiment."""
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 8, 8), np.uint8)
+    labels = np.arange(60) % 3
+    np.savez(tmp_path / "d.npz", images=pixels, labels=labels)
+    changes = {
+        "data.name": "npz",
+        "data.root": str(tmp_path / "d.npz"),
+        "split.train_fraction": 1.0,
+        "split.validation": 0.1,
+    }
+    with monkeypatch.context() as patch:
+        crash_before(1, patch)
+        with pytest.raises(Crash):
+            classifier_run(tmp_path / "run", changes, checkpoint_every=1)
+    np.savez(tmp_path / "d.npz", images=pixels, labels=labels[::-1])
+    with pytest.raises(InputError, match=r"last.pt: the run began with other training data"):
+        classifier_run(tmp_path / "run", changes)
+
+
+@pytest.mark.parametrize("damage", [lambda s: s.pop("optimizer"), lambda s: s["network"].popitem()])
+def test_an_incomplete_checkpoint_is_refused_and_kept(damage, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        crash_before(3, patch)
+        with pytest.raises(Crash):
+            classifier_run(tmp_path, checkpoint_every=2)
+    state = state_of(tmp_path)
+    damage(state)
+    torch.save(state, tmp_path / "last.pt")
+    content = (tmp_path / "last.pt").read_bytes()
+    with pytest.raises(InputError, match=r"last.pt: not a complete checkpoint"):
+        classifier_run(tmp_path)
+    assert (tmp_path / "last.pt").read_bytes() == content
+
+
+def test_overwrite_deletes_what_belonged_to_the_old_weights(tmp_path):
+    """A best.pt or an evaluation of deleted weights would be taken for the new ones'."""
+    classifier_run(tmp_path, {"noise.kind": "pair", "noise.rate": 0.2})
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "best.json").write_text("{}")
+    classifier_run(tmp_path, {"split.validation": 0.0}, overwrite=True)
+    assert not any((tmp_path / n).exists() for n in ("best.pt", "evaluation", "noisy_labels.npz"))

@@ -38,7 +38,8 @@ TINY = {
     "score.protocol": "none",
     "steps": 4,
 }
-# 14 images of each class train, in 3 steps an epoch; 2 of each validate.
+# 14 images of each class train, in 3 steps an epoch; 2 of each validate. Every key that the
+# default config of the script sets is set.
 TINY_CLASSIFIER = {
     "data.name": "digits",
     "data.image_size": 8,
@@ -46,9 +47,11 @@ TINY_CLASSIFIER = {
     "split.train_fraction": 0.1,
     "model.arch": "simple_cnn",
     "model.width": 4,
+    "adversary.eps": 8.0,
     "optim.schedule": "cosine",
     "train.batch_size": 40,
     "train.epochs": 2,
+    "train.flip": True,
     "train.crop": 1,
 }
 ALONE = Process(torch.device("cpu"))

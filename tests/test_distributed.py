@@ -8,9 +8,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import ROOT, Child, arguments, differing, log_of, run, script, state_of
+from runs import (
+    ROOT,
+    TINY_CLASSIFIER,
+    Child,
+    arguments,
+    classifier_run,
+    differing,
+    log_of,
+    run,
+    script,
+    state_of,
+)
 
-from convnorm.experiment import distributed
+from classification.trainer import Trainer as ClassifierTrainer
+from convnorm.experiment import distributed, loop
 from convnorm.experiment.distributed import Process
 from convnorm.experiment.errors import InputError
 from gan.trainer import Trainer
@@ -132,6 +144,48 @@ def interrupted(folder: str, *argv: str) -> None:
     script("train_gan.py", *argv)
 
 
+def test_two_processes_train_the_classifier_of_one(tmp_path):
+    """Free's perturbation has to be cut, gathered and cut again at the same places."""
+    changes = {
+        "normalizer.kind": "none",  # no statistics of a batch, so the halves add up
+        "adversary.kind": "free",
+        "adversary.repeats": 2,
+        "optim.lr": 0.01,
+        "noise.kind": "pair",
+        "noise.rate": 0.2,
+        "train.epochs": 1,
+    }
+    run_dir = tmp_path / "run"
+    options = arguments(run_dir, changes, TINY_CLASSIFIER)
+    codes = pair(tmp_path, stopped_classifier, *options)
+    assert [code for code, _ in codes] == [143, 143], codes
+    assert state_of(run_dir)["step"] == 1
+    codes = pair(tmp_path, script, "train_cls.py", *options)
+    assert [code for code, _ in codes] == [0, 0], codes
+    assert codes[1][1] == ""
+    classifier_run(tmp_path / "alone", changes)
+    found, expected = (state_of(folder) for folder in (run_dir, tmp_path / "alone"))
+    assert found["step"] == expected["step"] == 3
+    assert found["perturbation"].shape == (40, 1, 8, 8)
+    assert (found["perturbation"] != expected["perturbation"]).float().mean() < 0.01
+    for name, weight in expected["network"].items():
+        assert torch.allclose(found["network"][name], weight, rtol=1e-3, atol=1e-5), name
+
+
+def stopped_classifier(*argv: str) -> None:
+    """Training whose second process is asked to stop after its first step."""
+    train_step = ClassifierTrainer.train_step
+
+    def signalled(self):
+        train_step(self)
+        if os.environ["RANK"] == "1" and self.step == 1:
+            os.kill(os.getpid(), 15)
+
+    ClassifierTrainer.train_step = signalled
+    loop.VOTE_EVERY = 1
+    script("train_cls.py", *argv)
+
+
 def test_a_batch_that_does_not_divide_is_named_by_each(tmp_path):
     for key in ("train.batch_size", "train.generator_batch_size"):
         for code, output in train_pair(tmp_path, {key: 7}):
@@ -159,6 +213,7 @@ def collectives(folder: str) -> None:
         "averages": tensors,
         "any": [process.any(False), process.any(process.rank == 1)],
         "share": [process.share(6, "x").start, process.share(6, "x").stop],
+        "gathered": process.gather(torch.tensor([[process.rank, 7]])),
     }
     torch.save(result, Path(folder) / f"rank{process.rank}.pt")
     distributed.stop()
@@ -172,6 +227,7 @@ def test_averages_votes_and_shares(tmp_path):
     assert differing(first["averages"], expected) == []
     assert differing(second["averages"], expected) == []
     assert first["any"] == second["any"] == [False, True]
+    assert first["gathered"].tolist() == second["gathered"].tolist() == [[0, 7], [1, 7]]
     assert (first["share"], second["share"]) == ([0, 3], [3, 6])
 
 

@@ -120,4 +120,4 @@ def test_a_gan_in_the_folder_is_no_classifier(tmp_path):
 def test_the_tiny_config_is_what_the_command_line_gives():
     argv = arguments("x", {}, TINY_CLASSIFIER)
     config, _ = parse(ClassifierConfig, "classification", "digits_convnorm", argv)
-    assert config.model == tiny_classifier().model
+    assert config == tiny_classifier()

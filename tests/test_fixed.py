@@ -68,7 +68,9 @@ def test_the_gain_is_computed_once_inside_and_every_time_outside(gains):
 def test_a_parametrized_weight_is_computed_once_inside():
     layer, x = layer_of("spectral"), images()
     calls = Counter()
-    layer.parametrizations.weight[0].parametrization.register_forward_hook(lambda *_: calls.update(["weight"]))
+    layer.parametrizations.weight[0].parametrization.register_forward_hook(
+        lambda *_: calls.update(["weight"])
+    )
     with fixed_weights():
         for _ in range(3):
             layer(x)

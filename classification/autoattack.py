@@ -1,0 +1,86 @@
+"""AutoAttack (Croce & Hein, ICML 2020) on a batch, by the package pyautoattack, freed of its traps.
+
+Left to itself the package attacks a model in whatever mode it is in, reseeds the global random
+numbers, replaces the process's trace function, fails on channels_last images, and returns the
+images only.
+"""
+
+import logging
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+
+from classification.attacks import Norm, attacked, check_budget
+from convnorm.experiment.errors import InputError
+
+STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")  # of the standard version, in its order
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Images after AutoAttack.
+
+    x_adv: (N, C, H, W) float32 in [0, 1], within the budget; an image is unchanged if no stage
+        fooled the model with it.
+    fooled_by: for each image the stage that fooled the model, "clean" where it was wrong before,
+        None where it withstood all: the robust accuracy is the share of None.
+    """
+
+    x_adv: torch.Tensor
+    fooled_by: list[str | None]
+
+
+def autoattack(
+    model: nn.Module, x: torch.Tensor, y: torch.Tensor, *, norm: Norm, eps: float, seed: int
+) -> Outcome:
+    """Run the standard version on x: (N, C, H, W) float32 in [0, 1] with labels y: (N,).
+
+    APGD on the cross-entropy, then targeted APGD and targeted FAB (each 9 targets, or all other
+    classes if fewer), of 100 steps each, then Square with 5,000 queries. Each sees the images
+    that are left, as one batch: what the package does with a batch size of N. Its random numbers
+    belong to the batch and not to the image, so the batch size is part of the protocol. The model
+    and the global random states are left as they were found.
+
+    Raises `InputError` if the package is missing or the model has fewer than 4 classes, which the
+    targeted loss needs.
+    """
+    try:
+        from pyautoattack import AutoAttack
+    except ImportError:
+        raise InputError("autoattack: the package pyautoattack is not installed") from None
+    if len(x) == 0:
+        return Outcome(x, [])
+    x = x.detach().clone(memory_format=torch.contiguous_format)
+    every_gpu = range(torch.cuda.device_count())  # the package seeds them all
+    with attacked(model), torch.no_grad(), torch.random.fork_rng(every_gpu):
+        scores = model(x)
+        num_classes = scores.shape[1]
+        if num_classes < 4:
+            raise InputError(f"autoattack: needs at least 4 classes, the model has {num_classes}")
+
+        def forward(x: torch.Tensor) -> torch.Tensor:
+            # Square may ask for the logits of no image, for which there is no FFT.
+            return model(x) if len(x) else x.new_empty(0, num_classes)
+
+        attack = AutoAttack(forward, norm=norm.capitalize(), eps=eps, seed=seed, device=x.device)
+        attack.fab.targeted = True
+        for targeted in (attack.apgd_targeted, attack.fab):
+            targeted.n_target_classes = min(9, num_classes - 1)
+        # Its warning of a zero gradient would go to standard error.
+        attack.apgd_targeted.logger = SimpleNamespace(warning=log.debug)
+
+        stages = (attack.apgd, attack.apgd_targeted, attack.fab, attack.square)
+        x_adv = x.clone()
+        fooled_by = [None if right else "clean" for right in (scores.argmax(1) == y).tolist()]
+        for name, stage in zip(STAGES, stages, strict=True):
+            robust = [i for i, by in enumerate(fooled_by) if by is None]
+            if not robust:
+                break
+            point = stage.perturb(x[robust], y[robust])
+            wrong = model(point).argmax(1) != y[robust]
+            for k in wrong.nonzero().flatten().tolist():
+                x_adv[robust[k]], fooled_by[robust[k]] = point[k], name
+    return Outcome(check_budget(x_adv, x, norm, eps), fooled_by)

@@ -1,0 +1,60 @@
+"""Where an evaluation's corrupted images come from: made here, or read from official files."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from classification.corruptions import CORRUPTIONS, VERSION, applicable, corrupt, load_official
+from convnorm.experiment.data import Images
+from convnorm.experiment.errors import InputError
+
+
+@dataclass(frozen=True)
+class Source:
+    """One corruption of a data set.
+
+    settings: JSON-able, all that decides the images beside the clean ones.
+    images: (positions (N,), severity) -> (N, C, H, W) uint8.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    images: Callable[[Tensor, int], Tensor]
+
+
+def made_here(clean: Images, seed: int) -> list[Source]:
+    """Every corruption that suits the images' channels."""
+    settings = {"source": VERSION, "seed": seed, "pillow": version("pillow")}
+    names = [name for name in CORRUPTIONS if applicable(name, clean.images.shape[1])]
+    return [Source(name, settings, partial(_make, clean.images, name, seed)) for name in names]
+
+
+def official(clean: Images, folder: Path) -> list[Source]:
+    """Every .npy file in a folder of CIFAR-10-C or CIFAR-100-C; InputError if one is not sound."""
+    files = sorted(file for file in folder.glob("*.npy") if file.name != "labels.npy")
+    if not files:
+        raise InputError(f"corruptions_dir: {folder} has no corruption in it; expected .npy files")
+    loaded = {file: load_official(folder, file.stem, clean) for file in files}
+    return [
+        Source(file.stem, {"source": "official", "sha256": _sha256(file)}, partial(_take, images))
+        for file, images in loaded.items()
+    ]
+
+
+def _make(clean: Tensor, name: str, seed: int, positions: Tensor, severity: int) -> Tensor:
+    return corrupt(clean[positions], name, severity, seed=seed, indices=positions)
+
+
+def _take(corrupted: Tensor, positions: Tensor, severity: int) -> Tensor:
+    return corrupted[severity - 1][positions]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,179 @@
+"""The attacks that an evaluation is asked for by name, such as pgd50x10, with their settings."""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from classification.attacks import Norm, fgsm, pgd, simba
+from classification.autoattack import STAGES, autoattack
+from classification.config import AdversaryConfig
+from convnorm.experiment.config import require
+from convnorm.experiment.errors import InputError
+
+NAMES = (
+    "fgsm, pgd<STEPS>[x<RESTARTS>][_l2] (such as pgd20, pgd50x10 or pgd20_l2), autoattack[_l2], "
+    "simba_pixel, simba_dct, sweep, corruptions"
+)
+# In grey levels of 1/255. Within the last every image can become one uniform grey, so that no
+# network can be right about more than one class: an attack that works ends at chance or below.
+SWEEP = (1, 2, 4, 8, 16, 32, 64, 128)
+SWEEP_STEPS = 20
+
+# (network, x, y, positions in the data set) -> results with a row for each image: `fooled_at`,
+# the least eps at which the image was misclassified, infinite if at none, and what else there is.
+Run = Callable[[nn.Module, Tensor, Tensor, Tensor], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How far an image may be changed, and how it is sought.
+
+    eps: of linf attacks, in grey levels of 1/255. eps_l2: of l2 attacks, the Euclidean norm of an
+        image's change, for values in [0, 1].
+    step_size: of PGD under linf, in grey levels; None for eps / 4. Under l2 it is eps_l2 / 4.
+    max_queries: how often SimBA may ask the network about an image.
+    """
+
+    eps: float = AdversaryConfig.eps
+    eps_l2: float = 0.5
+    step_size: float | None = None
+    max_queries: int = 5000
+    seed: int = 0
+
+    def __post_init__(self):
+        require(0 < self.eps <= 255, "eps", self.eps, "0 < eps <= 255 grey levels")
+        require(0 < self.eps_l2 < math.inf, "eps_l2", self.eps_l2, "more than 0")
+        if self.step_size is not None:
+            require(0 < self.step_size <= 255, "step_size", self.step_size, "0 < step_size <= 255")
+        require(self.max_queries >= 1, "max_queries", self.max_queries, "1 or more")
+        require(self.seed >= 0, "seed", self.seed, "0 or more")
+
+
+@dataclass(frozen=True)
+class Attack:
+    """settings: JSON-able, all that decides the result beside network and images."""
+
+    name: str
+    settings: dict[str, Any]
+    run: Run
+
+
+def attack_named(name: str, budget: Budget) -> Attack:
+    """Return the attack of one of `NAMES` but corruptions; InputError for any other name."""
+    ball = {"norm": "linf", "eps": budget.eps / 255}
+    if name.endswith("_l2"):
+        ball = {"norm": "l2", "eps": budget.eps_l2}
+    settings = {**ball, "seed": budget.seed}
+    if found := re.fullmatch(r"pgd([1-9]\d*)(?:x([1-9]\d*))?(_l2)?", name):
+        step_size = ball["eps"] / 4
+        if ball["norm"] == "linf" and budget.step_size is not None:
+            step_size = budget.step_size / 255
+        loop = {"step_size": step_size, "steps": int(found[1]), "restarts": int(found[2] or 1)}
+        return _attack(name, _pgd, settings | loop)
+    match name:
+        case "fgsm":
+            return _attack(name, _fgsm, ball)
+        case "autoattack" | "autoattack_l2":
+            versions = {"version": "standard", "pyautoattack": _pyautoattack()}
+            return Attack(name, settings | versions, partial(_autoattack, **settings))
+        case "simba_pixel" | "simba_dct":
+            search = {"basis": name.removeprefix("simba_"), "max_queries": budget.max_queries}
+            return _attack(name, _simba, settings | search)
+        case "sweep":
+            ladder = {"norm": "linf", "eps": [eps / 255 for eps in SWEEP], "seed": budget.seed}
+            climb = {"steps": SWEEP_STEPS, "step_size_of_eps": 1 / 4}
+            return _attack(name, _sweep, ladder | climb)
+    raise InputError(f"attacks: no attack is named {name!r}; expected {NAMES}")
+
+
+def _attack(name: str, function: Callable, settings: dict[str, Any]) -> Attack:
+    return Attack(name, settings, partial(function, **settings))
+
+
+def _pyautoattack() -> str:
+    """Find out before the work begins that the package is missing."""
+    try:
+        return version("pyautoattack")
+    except PackageNotFoundError:
+        raise InputError("autoattack: expected pyautoattack: pip install pyautoattack") from None
+
+
+def _fooled_at(network: nn.Module, x_adv: Tensor, y: Tensor, eps: float) -> Tensor:
+    """Ask the network once more: what an attack says of itself does not count."""
+    with torch.no_grad():
+        wrong = network(x_adv).argmax(1) != y
+    # In float64, as eps is: rounded to float32, an eps could lie above itself.
+    return torch.where(wrong, *torch.tensor([eps, math.inf], dtype=torch.float64, device=y.device))
+
+
+def _fgsm(
+    network: nn.Module, x: Tensor, y: Tensor, positions: Tensor, *, norm: Norm, eps: float
+) -> dict[str, Tensor]:
+    return {"fooled_at": _fooled_at(network, fgsm(network, x, y, eps=eps), y, eps)}
+
+
+def _pgd(
+    network: nn.Module, x: Tensor, y: Tensor, positions: Tensor, *, eps: float, **settings: Any
+) -> dict[str, Tensor]:
+    x_adv = pgd(network, x, y, eps=eps, indices=positions.tolist(), **settings)
+    return {"fooled_at": _fooled_at(network, x_adv, y, eps)}
+
+
+def _sweep(
+    network: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    positions: Tensor,
+    *,
+    eps: list[float],
+    step_size_of_eps: float,
+    **settings: Any,
+) -> dict[str, Tensor]:
+    """PGD at growing eps, each on the images that withstood the smaller ones."""
+    fooled_at = torch.full((len(x),), math.inf, dtype=torch.float64, device=x.device)
+    for radius in eps:
+        left = fooled_at.isinf().nonzero().flatten()
+        if len(left) == 0:
+            break
+        step = {"eps": radius, "step_size": step_size_of_eps * radius}
+        found = _pgd(network, x[left], y[left], positions[left.cpu()], **step, **settings)
+        fooled_at[left] = found["fooled_at"]
+    return {"fooled_at": fooled_at}
+
+
+def _simba(
+    network: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    positions: Tensor,
+    *,
+    norm: Norm,
+    eps: float,
+    **settings: Any,
+) -> dict[str, Tensor]:
+    x_adv, queries = simba(network, x, y, eps=eps, indices=positions.tolist(), **settings)
+    return {"fooled_at": _fooled_at(network, x_adv, y, eps), "queries": queries}
+
+
+def _autoattack(
+    network: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    positions: Tensor,
+    *,
+    norm: Norm,
+    eps: float,
+    seed: int,
+) -> dict[str, Tensor]:
+    """`stage`: the number of the stage in STAGES that fooled, or how many there are."""
+    outcome = autoattack(network, x, y, norm=norm, eps=eps, seed=seed)
+    numbers = {None: len(STAGES), "clean": -1, **{name: k for k, name in enumerate(STAGES)}}
+    stage = torch.tensor([numbers[name] for name in outcome.fooled_by])
+    return {"fooled_at": _fooled_at(network, outcome.x_adv, y, eps), "stage": stage}

@@ -1,0 +1,620 @@
+"""Evaluations of a linear classifier on digits: numbers, resuming, doubts, tables and errors."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from runs import tiny_classifier
+from torch import Tensor, nn
+
+from classification import corruptions, named_attacks
+from classification.attacks import fgsm, pgd
+from classification.evaluate import Options, evaluate
+from classification.evaluation_record import (
+    accuracy,
+    attack_record,
+    checks,
+    corruption_record,
+    worst_cases,
+)
+from classification.evaluation_report import save, table
+from classification.measurement import Subject
+from classification.models import LoadedClassifier, build
+from classification.named_attacks import Attack, Budget, attack_named
+from classification.splits import SplitConfig, split
+from convnorm.experiment.data import DataConfig, load_images
+from convnorm.experiment.errors import InputError
+
+CPU = torch.device("cpu")
+DIGITS = DataConfig("digits", image_size=8)
+EPS = Budget.eps / 255
+
+
+def nearest_mean(sharpness: float = 1.0) -> nn.Module:
+    """A linear classifier that needs no training: the class whose mean image is nearest."""
+    train = load_images(DIGITS, "train")
+    x = train.images.flatten(1).double() / 255
+    means = torch.stack([x[train.labels == label].mean(0) for label in range(10)])
+    linear = nn.Linear(64, 10)
+    linear.weight.data = (2 * sharpness * means).float()
+    linear.bias.data = (-sharpness * means.square().sum(1)).float()
+    return nn.Sequential(nn.Flatten(), linear)
+
+
+class Rounded(nn.Module):
+    """Masks gradients: what is rounded has none, and moves by less than half change nothing."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network((4 * x).round() / 4)
+
+
+@pytest.fixture(autouse=True)
+def _few_corruptions(monkeypatch):
+    """Three stand for all: one with random numbers, one without, and one for colours only."""
+    few = {name: corruptions.CORRUPTIONS[name] for name in ("shot_noise", "contrast", "saturate")}
+    monkeypatch.setattr("classification.corruption_sources.CORRUPTIONS", few)
+
+
+@pytest.fixture
+def loaded(tmp_path) -> LoadedClassifier:
+    """The linear classifier as if it were of a run in tmp_path."""
+    config = tiny_classifier({"split.validation": 0.1})
+    classes = tuple("0123456789")
+    file = tmp_path / "best.pt"
+    return LoadedClassifier(nearest_mean().eval(), config, classes, 1, 7, 2, file, "c" * 64)
+
+
+def run(loaded: LoadedClassifier, *attacks: str, **changes) -> dict:
+    """Evaluate 60 images in batches of 25."""
+    return evaluate(loaded, Options(attacks, **{"num": 60, "batch_size": 25, **changes}), CPU)
+
+
+def attack_of(record: dict, name: str) -> dict:
+    return next(attack for attack in record["attacks"] if attack["name"] == name)
+
+
+def text(record: dict) -> str:
+    return json.dumps(record, indent=2)
+
+
+# ----------------------------------------------------------------------------------- numbers
+
+
+def test_accuracies_are_those_of_the_attacks_called_by_hand(loaded):
+    """Catches a lost image, a wrong unit of eps, and an eps that float32 rounds above itself."""
+    record = run(loaded, "fgsm", "pgd5x2", "pgd5_l2", num=None)
+    test = load_images(DIGITS, "test")
+    x, y, network = test.images.float() / 255, test.labels, loaded.network
+    right = network(x).argmax(1) == y
+    settings = {"steps": 5, "seed": 0}
+    linf = {**settings, "norm": "linf", "eps": EPS, "step_size": EPS / 4, "restarts": 2}
+    l2 = {**settings, "norm": "l2", "eps": 0.5, "step_size": 0.125}
+    assert record["clean"]["top1"]["correct"] == right.sum()
+    top5 = (network(x).topk(5).indices == y[:, None]).any(1).sum()
+    assert record["clean"]["top5"]["correct"] == top5
+    for attack, x_adv in zip(
+        record["attacks"],
+        (fgsm(network, x, y, eps=EPS), pgd(network, x, y, **linf), pgd(network, x, y, **l2)),
+        strict=True,
+    ):
+        assert attack["correct"] == (right & (network(x_adv).argmax(1) == y)).sum()
+        assert attack["n"] == 360
+        assert attack["attacked"] == right.sum()
+        assert attack["interval"][0] < attack["accuracy"] < attack["interval"][1]
+
+
+def test_only_images_that_were_right_are_attacked(loaded, monkeypatch):
+    seen = []
+
+    def spy(network: nn.Module, x: Tensor, y: Tensor, *, eps: float) -> Tensor:
+        seen.append((network(x).argmax(1) == y).all())
+        return fgsm(network, x, y, eps=eps)
+
+    monkeypatch.setattr(named_attacks, "fgsm", spy)
+    assert run(loaded, "fgsm")["clean"]["top1"]["correct"] < 60
+    assert len(seen) == 3
+    assert all(seen)
+
+
+def test_an_attack_that_claims_too_much_is_not_believed(loaded, monkeypatch):
+    """Only the network says whether it is fooled: here the attack changes no image."""
+    monkeypatch.setattr(named_attacks, "fgsm", lambda network, x, y, *, eps: x)
+    record = run(loaded, "fgsm")
+    assert attack_of(record, "fgsm")["correct"] == record["clean"]["top1"]["correct"]
+
+
+def test_no_attack_raises_the_accuracy_and_the_worst_case_is_the_lowest(loaded):
+    budget = Budget(max_queries=60)
+    record = run(loaded, "fgsm", "pgd5", "pgd5_l2", "simba_pixel", "simba_dct", budget=budget)
+    clean = record["clean"]["top1"]["correct"]
+    linf = [a["correct"] for a in record["attacks"] if a["norm"] == "linf"]
+    assert all(0 < attack["correct"] <= clean for attack in record["attacks"])
+    worst = {case["norm"]: case for case in record["worst_case"]}
+    assert worst["linf"]["correct"] <= min(linf) < clean
+    assert worst["linf"]["attacks"] == ["fgsm", "pgd5", "simba_pixel", "simba_dct"]
+    assert worst["l2"]["correct"] == attack_of(record, "pgd5_l2")["correct"]
+
+
+def test_worst_case_is_over_images_and_within_the_budget():
+    """Two attacks that fool different images leave fewer than each of them alone."""
+    inf = math.inf
+    found = [
+        (Attack("a", {"norm": "linf", "eps": 0.1}, None), [0.1, inf, inf, inf]),
+        (Attack("b", {"norm": "linf", "eps": 0.1}, None), [inf, 0.1, inf, inf]),
+        (Attack("sweep", {"norm": "linf", "eps": [0.05, 0.2]}, None), [inf, inf, 0.05, 0.2]),
+    ]
+    found = [(a, {"fooled_at": torch.tensor(at, dtype=torch.float64)}) for a, at in found]
+    (case,) = worst_cases(found, n=8)
+    assert (case["correct"], case["n"], case["eps"]) == (1, 8, 0.1)
+
+
+def test_batch_size_does_not_matter(loaded):
+    """Random numbers that belong to a batch instead of an image would show."""
+    names = ("fgsm", "pgd3x2", "simba_dct", "sweep", "corruptions")
+    budget = Budget(max_queries=40)
+    one, other = (run(loaded, *names, budget=budget, batch_size=size) for size in (7, 60))
+    for record in (one, other):
+        del record["batch_size"]
+    assert text(one) == text(other)
+
+
+def test_a_subset_is_random_and_belongs_to_the_seed(loaded):
+    """The first images of a file come sorted by class."""
+    first, again, other = (
+        run(loaded, budget=Budget(seed=seed))["data"]["positions_sha256"] for seed in (0, 0, 1)
+    )
+    assert first == again != other
+
+
+def test_validation_is_what_the_run_held_out(loaded):
+    record = run(loaded, split="validation", num=None)
+    train = load_images(DIGITS, "train")
+    held_out = split(train.labels, SplitConfig(validation=0.1))[1]
+    x = train.images[held_out].float() / 255
+    assert record["data"]["n"] == len(held_out) < 200
+    right = loaded.network(x).argmax(1) == train.labels[held_out]
+    assert record["clean"]["top1"]["correct"] == right.sum()
+
+
+def test_simba_reports_queries_of_those_it_fooled(loaded):
+    record = run(loaded, "simba_pixel", budget=Budget(eps=64, max_queries=30))
+    attack = attack_of(record, "simba_pixel")
+    fooled = attack["attacked"] - attack["correct"]
+    assert attack["queries"]["n"] == fooled > 0
+    assert 2 <= attack["queries"]["median"] <= 30
+
+
+def test_autoattack_reports_its_stages(loaded, monkeypatch):
+    package = pytest.importorskip("pyautoattack")
+    original = package.AutoAttack._set_version
+
+    def shorter(self, version):
+        original(self, version)
+        self.square.n_queries = 20
+        self.apgd.n_iter = self.apgd_targeted.n_iter = self.fab.n_iter = 10
+
+    monkeypatch.setattr(package.AutoAttack, "_set_version", shorter)
+    record = run(loaded, "fgsm", "autoattack", num=20)
+    attack = attack_of(record, "autoattack")
+    assert attack["version"] == "standard"
+    assert 0 < attack["correct"] <= attack_of(record, "fgsm")["correct"]
+    stages = [stage["correct"] for stage in attack["stages"].values()]
+    assert list(attack["stages"]) == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert stages == sorted(stages, reverse=True)
+    assert stages[-1] == attack["correct"]
+
+
+def test_stages_count_the_images_that_are_left():
+    rows = {
+        "fooled_at": torch.tensor([0.1, math.inf, 0.1, 0.1, math.inf], dtype=torch.float64),
+        "stage": torch.tensor([0, 4, 3, 1, 4]),
+    }
+    attack = Attack("autoattack", {"norm": "linf", "eps": 0.1}, None)
+    stages = attack_record(attack, rows, n=10)["stages"]
+    assert [stage["correct"] for stage in stages.values()] == [4, 3, 3, 2]
+
+
+def test_a_network_that_is_always_wrong_has_a_record(loaded):
+    """No image is left to attack: that is an accuracy of 0, not a crash."""
+    always_wrong = nn.Sequential(loaded.network, ShiftedClasses())
+    record = run(replace(loaded, network=always_wrong), "fgsm", "sweep", "simba_dct", num=5)
+    assert [attack.get("correct", 0) for attack in record["attacks"]] == [0, 0, 0]
+    assert "0.00 %" in table(record)
+
+
+class ShiftedClasses(nn.Module):
+    def forward(self, scores: Tensor) -> Tensor:
+        return scores.roll(1, dims=1)
+
+
+def test_gains_are_computed_once_an_evaluation(tmp_path, monkeypatch):
+    """Catches an evaluation that transforms the same weights in every forward pass."""
+    import convnorm.functional
+
+    calls = []
+    original = convnorm.functional.spectral_gain
+
+    def counting(*args, **options):
+        calls.append(args)
+        return original(*args, **options)
+
+    monkeypatch.setattr(convnorm.functional, "spectral_gain", counting)
+    config = tiny_classifier({"normalizer.kind": "convnorm"})
+    network = build(config, 10, (0.5,), (0.5,)).eval()
+    classes = tuple("0123456789")
+    loaded = LoadedClassifier(network, config, classes, 1, 0, 0, tmp_path / "last.pt", "c" * 64)
+    record = run(loaded, "fgsm", "pgd2", "corruptions")
+    assert attack_of(record, "pgd2")["attacked"] > 0
+    assert len(calls) == 4  # layers
+
+
+# ------------------------------------------------------------------------------------ resuming
+
+
+def crash_after(monkeypatch, batches: int) -> list[int]:
+    """Make a measurement end in its next batch after so many; return the sizes computed."""
+    computed = []
+    original = Subject._fitting
+
+    def crashing(self, compute, batch):
+        if len(computed) == batches:
+            raise KeyboardInterrupt
+        computed.append(len(batch))
+        return original(self, compute, batch)
+
+    monkeypatch.setattr(Subject, "_fitting", crashing)
+    return computed
+
+
+NAMES = ("fgsm", "pgd3", "simba_pixel", "sweep", "corruptions")
+QUICK = Budget(eps=64, max_queries=20)
+
+
+def forget(loaded: LoadedClassifier) -> None:
+    for file in (loaded.file.parent / "evaluation").glob("*.pt"):
+        file.unlink()
+
+
+@pytest.mark.parametrize("batches", [0, 1, 5, 16])
+def test_killed_and_resumed_it_ends_with_the_same_json(loaded, monkeypatch, batches):
+    """Catches a batch that is lost, done twice, or cut elsewhere after the kill."""
+    whole = run(loaded, *NAMES, budget=QUICK)
+    forget(loaded)
+    with monkeypatch.context() as patch:
+        before = crash_after(patch, batches)
+        with pytest.raises(KeyboardInterrupt):
+            run(loaded, *NAMES, budget=QUICK)
+    computed = crash_after(monkeypatch, -1)
+    assert text(run(loaded, *NAMES, budget=QUICK)) == text(whole)
+    queue = whole["clean"]["top1"]["correct"]
+    assert before + computed == [25, 25, 10] + 4 * [25, 25, queue - 50] + 2 * [25, 25, 10]
+
+
+def test_what_is_there_is_not_computed_again(loaded, monkeypatch):
+    first = run(loaded, *NAMES, budget=QUICK)
+    crash_after(monkeypatch, 0)
+    assert text(run(loaded, *NAMES, budget=QUICK)) == text(first)
+    assert len(run(loaded, "fgsm", budget=QUICK)["attacks"]) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"budget": Budget(eps=4)},
+        {"budget": Budget(seed=1)},
+        {"budget": Budget(step_size=1)},
+        {"num": 61},
+        {"batch_size": 26},
+        {"split": "validation"},
+        {"checkpoint": "d" * 64},
+    ],
+    ids=str,
+)
+def test_whatever_decides_a_result_makes_it_new(loaded, monkeypatch, change):
+    """Catches a number that is shown for another network, image or setting than its own."""
+    run(loaded, "pgd2")
+    computed = crash_after(monkeypatch, -1)
+    change = dict(change)
+    changed = replace(loaded, sha256=change.pop("checkpoint", loaded.sha256))
+    run(changed, "pgd2", **change)
+    assert computed
+
+
+def test_results_of_single_images_are_kept_for_paired_tests(loaded):
+    record = run(loaded, "fgsm")
+    (file,) = (loaded.file.parent / "evaluation").glob("fgsm-*.pt")
+    state = torch.load(file, weights_only=True)
+    assert len(state["positions"]) == len(state["rows"]["fooled_at"]) == state["done"]
+    survived = (state["rows"]["fooled_at"] > EPS).sum()
+    assert survived == attack_of(record, "fgsm")["correct"]
+    assert state["facts"]["eps"] == EPS
+
+
+def test_hardware_of_a_resumed_measurement_is_told_in_full(loaded, monkeypatch):
+    with monkeypatch.context() as patch:
+        crash_after(patch, 1)
+        patch.setattr("classification.measurement.hardware", lambda device: "machine A")
+        with pytest.raises(KeyboardInterrupt):
+            run(loaded)
+    monkeypatch.setattr("classification.measurement.hardware", lambda device: "machine B")
+    assert run(loaded)["hardware"] == ["machine A", "machine B"]
+
+
+# ------------------------------------------------------------------------------------- doubts
+
+
+def test_sweep_falls_to_chance_on_an_ordinary_network(loaded):
+    record = run(loaded, "fgsm", "pgd20", "sweep")
+    points = attack_of(record, "sweep")["points"]
+    assert [255 * point["eps"] for point in points] == [1, 2, 4, 8, 16, 32, 64, 128]
+    counts = [record["clean"]["top1"]["correct"], *(point["correct"] for point in points)]
+    assert counts == sorted(counts, reverse=True)
+    assert points[3]["correct"] <= attack_of(record, "pgd20")["correct"]
+    assert points[-1]["correct"] == 0
+    assert [check["passed"] for check in record["checks"]] == [True, True]
+
+
+def test_masked_gradients_are_noticed(loaded):
+    """A network that gradients say nothing about looks robust; the checks must not believe it."""
+    masked = replace(loaded, network=Rounded(loaded.network))
+    budget = Budget(eps=48, max_queries=130)
+    record = run(masked, "fgsm", "pgd20", "simba_pixel", "sweep", budget=budget)
+    passed = {check["check"]: check["passed"] for check in record["checks"]}
+    assert passed["sweep ends at chance"] is False
+    assert [ok for name, ok in passed.items() if name.endswith("simba_pixel")] == [False]
+    assert table(record).count("DOUBT: ") >= 2
+
+
+def test_fewer_fooled_by_many_steps_than_by_one_is_a_doubt():
+    pgd = {"name": "pgd20", "norm": "linf", "eps": 0.1, "steps": 20, "step_size": 0.025}
+    one_step = {"name": "fgsm", "norm": "linf", "eps": 0.1, **accuracy(40, 100)}
+    for correct, passed in ((45, True), (60, False)):
+        record = {"attacks": [one_step, pgd | accuracy(correct, 100)], "chance": 0.1}
+        assert [check["passed"] for check in checks(record)] == [passed]
+    short = pgd | accuracy(60, 100) | {"steps": 2}  # cannot cross the ball: no wonder, no doubt
+    assert checks({"attacks": [one_step, short], "chance": 0.1}) == []
+
+
+def test_square_that_finds_much_more_is_a_doubt():
+    names = ("apgd-ce", "apgd-t", "fab-t", "square")
+    for last, passed in ((48, True), (20, False)):
+        counts = (52, 50, 50, last)
+        stages = {name: accuracy(k, 100) for name, k in zip(names, counts, strict=True)}
+        attack = {"name": "autoattack", "norm": "linf", "stages": stages, **accuracy(last, 100)}
+        assert [c["passed"] for c in checks({"attacks": [attack], "chance": 0.1})] == [passed]
+
+
+# -------------------------------------------------------------------------------- corruptions
+
+
+def test_corruptions_are_those_of_the_images_positions(loaded):
+    """Catches corruptions numbered within a batch, and severities that are off by one."""
+    record = run(loaded, "corruptions")["corruptions"]
+    test = load_images(DIGITS, "test")
+    state = torch.load(next((loaded.file.parent / "evaluation").glob("clean-*")))
+    positions = state["positions"]
+    for severity in (1, 5):
+        images = corruptions.corrupt(
+            test.images[positions], "shot_noise", severity, seed=0, indices=positions
+        )
+        right = loaded.network(images.float() / 255).argmax(1) == test.labels[positions]
+        assert record["accuracies"]["shot_noise"][severity - 1]["correct"] == right.sum()
+    assert "saturate" not in record["accuracies"]  # digits are gray
+    assert record["sources"][0]["source"] == corruptions.VERSION
+
+
+def test_means_leave_out_the_extra_corruptions_and_know_how_many_images_there_are():
+    """An interval from 9 x 5 x 100 draws would be too narrow for 100 images."""
+    right = torch.zeros(100, 5, dtype=torch.bool)
+    right[:60] = True
+    record = corruption_record({"contrast": right, "fog": ~right, "spatter": ~right})
+    assert record["mean_over"] == ["contrast", "fog"]
+    assert record["mean"]["accuracy"] == 0.5
+    assert record["mean"]["interval"] == accuracy(50, 100)["interval"]
+    assert record["mean_by_corruption"]["spatter"]["accuracy"] == pytest.approx(0.4)
+
+
+def official_folder(folder: Path, names: tuple[str, ...] = ("contrast", "fog")) -> Path:
+    """Files as CIFAR-10-C's, of digits: severity s inverts the first 60 s images."""
+    test = load_images(DIGITS, "test")
+    folder.mkdir()
+    np.save(folder / "labels.npy", np.tile(test.labels.numpy(), 5))
+    severities = []
+    for severity in range(1, 6):
+        images = test.images.permute(0, 2, 3, 1).numpy().copy()
+        images[: 60 * severity] = 255 - images[: 60 * severity]
+        severities.append(images)
+    for name in names:
+        np.save(folder / f"{name}.npy", np.concatenate(severities))
+    return folder
+
+
+def test_official_files_are_read_at_the_images_positions(loaded, tmp_path):
+    folder = official_folder(tmp_path / "official")
+    record = run(loaded, "corruptions", corruptions_dir=folder, num=100)["corruptions"]
+    test = load_images(DIGITS, "test")
+    state = torch.load(next((loaded.file.parent / "evaluation").glob("clean-*")))
+    positions = state["positions"]
+    for severity, found in enumerate(record["accuracies"]["fog"], start=1):
+        x = test.images[positions].float() / 255
+        inverted = positions < 60 * severity
+        x[inverted] = 1 - x[inverted]
+        right = loaded.network(x).argmax(1) == test.labels[positions]
+        assert found["correct"] == right.sum()
+    assert record["mean_over"] == ["contrast", "fog"]
+    assert {source["source"] for source in record["sources"]} == {"official"}
+
+
+def test_other_official_files_are_other_results(loaded, tmp_path):
+    """The hash of a file is part of what its results depend on, not its name alone."""
+    folder = official_folder(tmp_path / "official", ("fog",))
+    first = run(loaded, "corruptions", corruptions_dir=folder)["corruptions"]
+    np.save(folder / "fog.npy", np.zeros((1800, 8, 8, 1), np.uint8))
+    second = run(loaded, "corruptions", corruptions_dir=folder)["corruptions"]
+    assert second["mean"]["accuracy"] < first["mean"]["accuracy"]
+
+
+# ---------------------------------------------------------------------------- table and files
+
+
+def test_table_has_a_line_for_every_accuracy(loaded):
+    record = run(loaded, "fgsm", "pgd20x2", "sweep", "corruptions")
+    lines = table(record).splitlines()
+    assert sum(line.startswith("sweep ") for line in lines) == 8
+    for start in ("clean ", "fgsm ", "pgd20x2 ", "worst case ", "shot_noise ", "corruptions"):
+        assert any(line.startswith(start) for line in lines), start
+    (line,) = (line for line in lines if line.startswith("pgd20x2 "))
+    attack = attack_of(record, "pgd20x2")
+    low, high = (100 * end for end in attack["interval"])
+    assert "linf 8/255, 20 steps of 2/255, 2 restarts" in line
+    assert f" {100 * attack['accuracy']:.2f} %" in line
+    assert f"{low:.2f} to" in line
+    assert line.endswith(f" {high:.2f}")
+    assert lines[-2].startswith("ok: sweep") or lines[-1].startswith("ok: sweep")
+
+
+def test_a_record_without_checks_says_so(loaded):
+    assert "not checked for masked gradients" in table(run(loaded, "pgd1"))
+
+
+def test_record_and_picture_lie_beside_the_checkpoint(loaded, tmp_path):
+    """Catches a picture that stays from another record, and names that collide."""
+    record = run(loaded, "fgsm", "sweep", "corruptions")
+    file = save(record, loaded.file)
+    assert file == tmp_path / "evaluation" / "best.json"
+    assert json.loads(file.read_text()) == record
+    assert file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    save(run(loaded, split="validation", num=20), loaded.file)
+    assert json.loads(file.read_text()) == record
+    save(run(loaded), loaded.file)
+    assert not file.with_suffix(".png").exists()
+
+
+# ------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["pgd"], r"no attack is named 'pgd'; expected fgsm, pgd<STEPS>"),
+        (["fgsm", "pgd0"], "no attack is named 'pgd0'"),
+        (["pgd20x0"], "no attack is named 'pgd20x0'"),
+        (["fgsm_l2"], "no attack is named 'fgsm_l2'"),
+        (["PGD20"], "no attack is named 'PGD20'"),
+    ],
+)
+def test_unknown_attacks_are_told_before_any_work(loaded, tmp_path, names, message):
+    with pytest.raises(InputError, match=message):
+        run(loaded, *names)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num": 0}, "num: 0 is not allowed; expected 1 or more"),
+        ({"num": 361}, "num: 361 is not allowed; expected at most the 360 images of the test"),
+        ({"batch_size": 0}, "batch_size: 0 is not allowed"),
+        ({"corruptions_dir": Path("absent")}, "corruptions_dir: 'absent' is not allowed; expected"),
+    ],
+)
+def test_wrong_options_are_told(loaded, change, message):
+    with pytest.raises(InputError, match=message):
+        run(loaded, **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"eps": 0}, "eps: 0 is not allowed"),
+        ({"eps": math.nan}, "eps: nan is not allowed"),
+        ({"eps_l2": -1}, "eps_l2: -1 is not allowed"),
+        ({"step_size": 0}, "step_size: 0 is not allowed"),
+        ({"max_queries": 0}, "max_queries: 0 is not allowed"),
+        ({"seed": -1}, "seed: -1 is not allowed"),
+    ],
+)
+def test_wrong_budgets_are_told(change, message):
+    with pytest.raises(InputError, match=message):
+        Budget(**change)
+
+
+def test_official_files_that_do_not_fit_are_told(loaded, tmp_path):
+    """Nothing is measured, and no folder is left, where a file is of another shape."""
+    folder = official_folder(tmp_path / "official")
+    np.save(folder / "fog.npy", np.zeros((1800, 32, 32, 3), np.uint8))
+    with pytest.raises(InputError, match=r"fog\.npy: got uint8 \(1800, 32, 32, 3\), expected"):
+        run(loaded, "corruptions", corruptions_dir=folder)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="empty has no corruption in it"):
+        run(loaded, "corruptions", corruptions_dir=tmp_path / "empty")
+    with pytest.raises(InputError, match="expected the test split"):
+        run(loaded, "corruptions", corruptions_dir=folder, split="validation")
+    assert not (tmp_path / "evaluation").exists()
+
+
+def test_validation_of_a_run_that_held_nothing_out_is_told(loaded):
+    config = tiny_classifier({"split.validation": 0})
+    with pytest.raises(InputError, match=r"split.validation is 0; expected test"):
+        run(replace(loaded, config=config), split="validation")
+
+
+def test_data_that_do_not_fit_the_network_are_told(loaded, tmp_path):
+    """Labels beyond the network's, classes in another order, and colour for a gray network."""
+    with pytest.raises(InputError, match=r"9 classes 0, .*; the images have the 10 classes 0, "):
+        run(replace(loaded, classes=tuple("012345678")))
+    with pytest.raises(InputError, match="classes 9, 8, 7"):
+        run(replace(loaded, classes=tuple("9876543210")))
+    with pytest.raises(InputError, match="a network for 3 channels; the images have 1"):
+        run(replace(loaded, channels=3))
+
+
+def test_data_that_have_moved_are_found_with_data_root(loaded, tmp_path):
+    test = load_images(DIGITS, "test")
+    images = test.images.permute(0, 2, 3, 1).numpy()
+    for split_name in ("train", "test"):
+        np.savez(tmp_path / f"{split_name}.npz", images=images, labels=test.labels.numpy())
+    changes = {"data.name": "npz", "data.root": str(tmp_path / "gone" / "train.npz")}
+    moved = replace(loaded, config=tiny_classifier(changes))
+    with pytest.raises(InputError, match=r"data.root: .*gone"):
+        run(moved)
+    record = run(moved, data_root=str(tmp_path / "train.npz"))
+    assert record["clean"] == run(loaded)["clean"]
+
+
+def test_a_network_that_has_diverged_is_told(loaded):
+    diverged = nearest_mean(sharpness=math.inf)
+    with pytest.raises(InputError, match="outputs are not finite"):
+        run(replace(loaded, network=diverged))
+
+
+def test_a_batch_that_does_not_fit_is_told_with_the_option(loaded, monkeypatch):
+    def exhausted(*args, **options):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(named_attacks, "fgsm", exhausted)
+    with pytest.raises(InputError, match="batch_size: 25 images do not fit into the memory"):
+        run(loaded, "fgsm")
+
+
+def test_settings_of_a_name():
+    """Catches an l2 attack in grey levels, a step of the other norm, and restarts that are lost."""
+    budget = Budget(eps=4, eps_l2=2.0, step_size=3, seed=5)
+    assert attack_named("pgd50x10", budget).settings == {
+        "norm": "linf",
+        "eps": 4 / 255,
+        "step_size": 3 / 255,
+        "steps": 50,
+        "restarts": 10,
+        "seed": 5,
+    }
+    l2 = attack_named("pgd7_l2", budget).settings
+    assert (l2["norm"], l2["eps"], l2["step_size"], l2["restarts"]) == ("l2", 2.0, 0.5, 1)

@@ -30,7 +30,7 @@ class AdversaryConfig:
         of each minibatch. fast: FGSM from a random start. pgd: `steps` of it. trades: clean ones,
         and the KL divergence of PGD's from them with weight `beta`.
     eps, step_size: of an l_inf perturbation, in grey levels of 1/255; a step_size of null is the
-        published share of eps.
+        published share of eps. Of clean training too, eps is what the network is tested with.
     reset_perturbation: free: each minibatch begins at zero, as in ConvNorm's code, and not where
         the last one ended.
     """

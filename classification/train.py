@@ -109,7 +109,8 @@ class Journal:
                     values[f"matrix_norm/{name}"], values[f"operator_norm/{name}"] = norms
             self.tracker.log(step, values)
         if is_due(step, config.select.every * per_epoch, steps):
-            self.tracker.images(step, trainer.seen[:GRID].cpu())
+            grid = (trainer.seen[:GRID] * 255).round().to(torch.uint8)
+            self.tracker.images(step, grid.cpu())
             self._look()
 
     def _look(self) -> None:

@@ -67,8 +67,9 @@ class Trainer:
         self.optimizer = make_optimizer(config.optim, self.network)
         self.step, self.steps = 0, train.epochs * self.batches.per_epoch
         self.meter = Meter(TERMS, process.device)
-        self.seen, _ = self.batches(0)  # the last step's images as the network saw them, uint8
-        self.perturbation = torch.zeros(self.seen.shape, device=process.device)  # Free's
+        images, _ = self.batches(0)
+        self.seen = images.float() / 255  # the images of the last step as the network saw them
+        self.perturbation = torch.zeros_like(self.seen)  # Free's
         self.best: dict[str, Any] | None = None  # what was selected so far: epoch and value
         # In units of pixels in [0, 1].
         adversary = config.adversary
@@ -225,5 +226,4 @@ class Trainer:
         loss.backward()
         self.process.average_([p.grad for p in self.network.parameters() if p.grad is not None])
         self.optimizer.step()
-        seen = x if x_adv is None else x_adv
-        self.seen = (seen.detach() * 255).round().to(torch.uint8)
+        self.seen = (x if x_adv is None else x_adv).detach()

@@ -33,6 +33,12 @@ class Outcome:
     fooled_by: list[str | None]
 
 
+def check_classes(num_classes: int) -> None:
+    """Raise InputError where the targeted loss has too few classes to compare."""
+    if num_classes < 4:
+        raise InputError(f"autoattack: needs at least 4 classes, the model has {num_classes}")
+
+
 def autoattack(
     model: nn.Module, x: torch.Tensor, y: torch.Tensor, *, norm: Norm, eps: float, seed: int
 ) -> Outcome:
@@ -58,8 +64,7 @@ def autoattack(
     with attacked(model), torch.no_grad(), torch.random.fork_rng(every_gpu):
         scores = model(x)
         num_classes = scores.shape[1]
-        if num_classes < 4:
-            raise InputError(f"autoattack: needs at least 4 classes, the model has {num_classes}")
+        check_classes(num_classes)
 
         def forward(x: torch.Tensor) -> torch.Tensor:
             # Square may ask for the logits of no image, for which there is no FFT.

@@ -45,8 +45,8 @@ class AdversaryConfig:
 
     def __post_init__(self):
         require(0 < self.eps <= 255, "adversary.eps", self.eps, "0 < eps <= 255")
-        positive = self.step_size is None or self.step_size > 0
-        require(positive, "adversary.step_size", self.step_size, "more than 0, or null")
+        fits = self.step_size is None or 0 < self.step_size <= 255
+        require(fits, "adversary.step_size", self.step_size, "0 < step_size <= 255, or null")
         for key in ("steps", "repeats"):
             require(getattr(self, key) >= 1, f"adversary.{key}", getattr(self, key), "1 or more")
         require(self.beta >= 0, "adversary.beta", self.beta, "0 or more")
@@ -97,7 +97,8 @@ class TrainConfig:
 
     epochs: passes over the training images; `free` does `repeats` updates on each minibatch of
         them, so a comparison at equal cost divides its epochs by that.
-    batch_size: over all processes together.
+    batch_size: over all processes together; BatchNorm sees the share of each, so with it a run on
+        two is another run than on one.
     flip: mirror half of the images; crop: cut each out of itself padded by so many black pixels.
     label_smoothing: the share of the target that is spread over all classes.
     ema_decay: of weights and buffers, per step; 0 keeps no average.
@@ -174,6 +175,15 @@ class ClassifierConfig:
     def __post_init__(self):
         require(self.seed >= 0, "seed", self.seed, "0 or more")
         require(self.normalizer.eps >= 0, "normalizer.eps", self.normalizer.eps, "0 or more")
+        fits = self.train.crop < self.data.image_size
+        require(fits, "train.crop", self.train.crop, "less than data.image_size")
+        if self.select.metric == "pgd10":
+            require(
+                self.split.validation > 0,
+                "select.metric",
+                "pgd10",
+                "images to attack, and split.validation holds none out",
+            )
         optim = self.optim
         if optim.schedule == "multistep" and max(optim.milestones, default=0) >= self.train.epochs:
             raise InputError(

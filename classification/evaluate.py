@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from classification.attacks import attacked
+from classification.autoattack import check_classes
 from classification.corruption_sources import Source, made_here, official
 from classification.corruptions import SEVERITIES
 from classification.evaluation_record import (
@@ -23,6 +24,7 @@ from classification.measurement import Rows, Subject, sha256_of
 from classification.models import LoadedClassifier
 from classification.named_attacks import Attack, Budget, attack_named
 from classification.splits import split
+from classification.training_data import sha256_of as sha256_of_file
 from convnorm.experiment import checkpoint
 from convnorm.experiment.config import require
 from convnorm.experiment.data import Images, load_images
@@ -69,9 +71,9 @@ def checkpoint_of(run: Path, which: Literal["best", "last"]) -> Path:
     file = run / {"best": checkpoint.BEST, "last": checkpoint.CHECKPOINT}[which]
     if file.is_file():
         return file
-    hint = "a run folder or a checkpoint file"
+    hint = "a run folder of train_cls.py or a checkpoint file"
     if which == "best" and (run / checkpoint.CHECKPOINT).is_file():
-        hint = "--checkpoint last, as nothing was selected on a validation split"
+        hint += "; where nothing was selected on a validation split, --checkpoint last"
     raise InputError(f"{file}: no such checkpoint; expected {hint}")
 
 
@@ -87,6 +89,8 @@ def evaluate(loaded: LoadedClassifier, options: Options, device: torch.device) -
     """
     names = dict.fromkeys(options.attacks)
     attacks = [attack_named(name, options.budget) for name in names if name != CORRUPTIONS]
+    if any(name.startswith("autoattack") for name in names):
+        check_classes(len(loaded.classes))
     subject = _subject(loaded, options, device)
     sources = _sources(options, subject.images) if CORRUPTIONS in names else []
     _make_folder(subject.folder)
@@ -151,9 +155,16 @@ def _exact() -> Iterator[None]:
 def _subject(loaded: LoadedClassifier, options: Options, device: torch.device) -> Subject:
     data = loaded.config.data
     if options.data_root is not None:
+        elsewhere = data.name != "digits"
+        require(elsewhere, "data_root", options.data_root, "none: the digits come with the suite")
         data = replace(data, root=options.data_root)
     images = load_images(data, "train" if options.split == "validation" else "test")
     _check_fit(loaded, images)
+    if options.split == "validation" and sha256_of_file(images) != loaded.data_sha256:
+        raise InputError(
+            f"data.root: {data.root} has other training data than the run had, so what was held "
+            "out is not known; expected the same file, or --split test"
+        )
     positions = _positions(loaded, options, images)
     folder = loaded.file.parent / checkpoint.EVALUATION
     facts = {
@@ -186,7 +197,7 @@ def _check_fit(loaded: LoadedClassifier, images: Images) -> None:
         raise InputError(
             f"{loaded.file}: a network for {loaded.channels} channels; the images have {channels}"
         )
-    if images.classes != known[: len(images.classes)]:
+    if images.classes != known:
         raise InputError(
             f"{loaded.file}: a network for the {len(known)} classes {_shown(known)}; "
             f"the images have the {len(images.classes)} classes {_shown(images.classes)}"

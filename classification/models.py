@@ -1,6 +1,5 @@
 """The classifier of a config, and the classifier of a finished run."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,8 @@ FORMAT = "convnorm-suite/classifier/1"
 def build(
     config: ClassifierConfig,
     num_classes: int,
-    mean: Sequence[float] = (0.5,),
-    std: Sequence[float] = (0.5,),
+    mean: Sequence[float],
+    std: Sequence[float],
 ) -> nn.Module:
     """Return the network on the CPU, initialized from the config's seed alone.
 
@@ -56,18 +55,19 @@ class LoadedClassifier:
     epoch: int
     file: Path
     sha256: str  # of the checkpoint file
+    data_sha256: str  # of the training file, see training_data.sha256_of
 
 
 def load_classifier(file: Path, device: torch.device | str = "cpu") -> LoadedClassifier:
     """Read the classifier of a checkpoint file; InputError if there is none."""
-    state = checkpoint.load(file, FORMAT)
+    state, sha256 = checkpoint.load_with_hash(file, FORMAT)
     try:
         config = from_dict(ClassifierConfig, state["config"])
         classes, channels = tuple(state["classes"]), state["channels"]
         network = build(config, len(classes), (0.5,) * channels, (0.5,) * channels)
         network.load_state_dict(state["network"] if state["ema"] is None else state["ema"])
-        step, epoch = state["step"], state["epoch"]
-    except (KeyError, RuntimeError) as error:
+        step, epoch, data_sha256 = state["step"], state["epoch"], state["data_sha256"]
+    except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{file}: not a complete checkpoint ({reason})") from None
     return LoadedClassifier(
@@ -78,5 +78,6 @@ def load_classifier(file: Path, device: torch.device | str = "cpu") -> LoadedCla
         step,
         epoch,
         file,
-        hashlib.sha256(file.read_bytes()).hexdigest(),
+        sha256,
+        data_sha256,
     )

@@ -53,7 +53,7 @@ class Budget:
         if self.step_size is not None:
             require(0 < self.step_size <= 255, "step_size", self.step_size, "0 < step_size <= 255")
         require(self.max_queries >= 1, "max_queries", self.max_queries, "1 or more")
-        require(self.seed >= 0, "seed", self.seed, "0 or more")
+        require(0 <= self.seed < 2**63, "seed", self.seed, "0 to 2**63 - 1")
 
 
 @dataclass(frozen=True)

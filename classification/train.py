@@ -118,9 +118,10 @@ class Journal:
         trainer, metric = self.trainer, self.trainer.config.select.metric
         scores = {}
         if self.validation is not None:
-            scores["accuracy"] = self._accuracy(self.validation)
+            right = self._predictions(self.validation.images) == self.validation.labels
+            scores["accuracy"] = _share(right)
             if metric == "pgd10":
-                scores["pgd10"] = self._accuracy(self.validation, trainer.eps)
+                scores["pgd10"] = _share(self._withstand(self.validation, right))
         if len(self.mislabelled.labels):
             wrong = self._predictions(self.mislabelled.images)
             scores["memorized"] = _share(wrong == self.mislabelled.labels)
@@ -139,27 +140,15 @@ class Journal:
         batches = images.split(LOOK_BATCH)
         return torch.cat([logits(network, b.float() / 255, LOOK_BATCH).argmax(1) for b in batches])
 
-    def _accuracy(self, images: Images, eps: float = 0.0) -> float:
-        """The share of right predictions, under PGD-10 if eps is more than 0."""
-        if eps == 0:
-            return _share(self._predictions(images.images) == images.labels)
-        network, right = self.trainer.final_network, []
-        for first in range(0, len(images.labels), LOOK_BATCH):
-            x = images.images[first : first + LOOK_BATCH].float() / 255
-            labels = images.labels[first : first + LOOK_BATCH]
-            indices = range(first, first + len(labels))
-            x_adv = pgd(
-                network,
-                x,
-                labels,
-                norm="linf",
-                eps=eps,
-                step_size=eps / 4,
-                steps=10,
-                indices=indices,
-            )
-            right.append(logits(network, x_adv, LOOK_BATCH).argmax(1) == labels)
-        return _share(torch.cat(right))
+    def _withstand(self, images: Images, right: torch.Tensor) -> torch.Tensor:
+        """Which images (N,) are `right` and stay so under PGD-10, with steps of eps / 4."""
+        network, eps, right = self.trainer.final_network, self.trainer.eps, right.clone()
+        for indices in right.nonzero().flatten().split(LOOK_BATCH):
+            x, labels = images.images[indices].float() / 255, images.labels[indices]
+            attack = {"norm": "linf", "eps": eps, "step_size": eps / 4, "steps": 10}
+            x_adv = pgd(network, x, labels, indices=indices.tolist(), **attack)
+            right[indices] = logits(network, x_adv, LOOK_BATCH).argmax(1) == labels
+        return right
 
 
 def _share(flags: torch.Tensor) -> float:

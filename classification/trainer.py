@@ -21,7 +21,7 @@ from classification.models import FORMAT, build
 from classification.schedules import learning_rate
 from classification.training_data import TrainingData
 from convnorm.experiment import streams
-from convnorm.experiment.averaging import averaged, follow
+from convnorm.experiment.averaging import averaged, follow, running_statistics
 from convnorm.experiment.batches import Batches
 from convnorm.experiment.distributed import Process
 from convnorm.experiment.meter import Meter
@@ -49,7 +49,7 @@ class Trainer:
 
     def __init__(self, config: ClassifierConfig, data: TrainingData, process: Process):
         self.config, self.process, self.classes = config, process, data.train.classes
-        self.data_sha256 = data.sha256()
+        self.data_sha256 = data.sha256
         train = config.train
         self.batches = Batches(
             data.train.to(process.device),
@@ -95,6 +95,7 @@ class Trainer:
             "config": asdict(self.config),
             "classes": list(self.classes),
             "channels": self.perturbation.shape[1],
+            "data_sha256": self.data_sha256,
             "step": self.step,
             "epoch": self.epoch,
             "network": self.network.state_dict(),
@@ -106,7 +107,6 @@ class Trainer:
         device = self.process.device
         return {
             **self.model_state(),
-            "data_sha256": self.data_sha256,
             "optimizer": self.optimizer.state_dict(),
             "perturbation": self.process.gather(self.perturbation),
             "best": self.best,
@@ -143,23 +143,23 @@ class Trainer:
             group["lr"] = rate
         images, labels = self.batches(self.step)
         x = images.float() / 255
-        with torch.autocast(
-            self.process.device.type,
-            torch.bfloat16,
-            enabled=self.config.train.precision == "bfloat16",
-        ):
-            match self.config.adversary.kind:
-                case "standard":
-                    self.update(x, labels)
-                case "free":
-                    self.free_updates(x, labels)
-                case "fast" | "pgd":
-                    self.update(self.attack(x, labels), labels)
-                case "trades":
-                    self.trades_update(x, labels)
-        self.meter.end_step(self.process, self.network.buffers())
+        match self.config.adversary.kind:
+            case "standard":
+                self.update(x, labels)
+            case "free":
+                self.free_updates(x, labels)
+            case "fast" | "pgd":
+                self.update(self.attack(x, labels), labels)
+            case "trades":
+                self.trades_update(x, labels)
+        self.meter.end_step(self.process, running_statistics(self.network))
         follow(self.ema, self.network, self.config.train.ema_decay, self.step)
         self.step += 1
+
+    def autocast(self) -> torch.autocast:
+        """The precision of the network; left before each update, as it keeps cast weights."""
+        enabled = self.config.train.precision == "bfloat16"
+        return torch.autocast(self.process.device.type, torch.bfloat16, enabled=enabled)
 
     def noise_like(self, draw, x: torch.Tensor) -> torch.Tensor:
         """This process's share of the random perturbations of a minibatch."""
@@ -168,15 +168,16 @@ class Trainer:
 
     def attack(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Images moved against the network from a random start, by one step or PGD."""
-        return perturbed(
-            self.network,
-            cross_entropy_of(labels),
-            x,
-            self.eps * (2 * self.noise_like(torch.rand, x) - 1),
-            eps=self.eps,
-            step_size=self.step_size,
-            steps=1 if self.config.adversary.kind == "fast" else self.config.adversary.steps,
-        )
+        with self.autocast():
+            return perturbed(
+                self.network,
+                cross_entropy_of(labels),
+                x,
+                self.eps * (2 * self.noise_like(torch.rand, x) - 1),
+                eps=self.eps,
+                step_size=self.step_size,
+                steps=1 if self.config.adversary.kind == "fast" else self.config.adversary.steps,
+            )
 
     def free_updates(self, x: torch.Tensor, labels: torch.Tensor) -> None:
         """Several updates on one minibatch, each of which also moves the perturbation."""
@@ -193,30 +194,31 @@ class Trainer:
 
     def trades_update(self, x: torch.Tensor, labels: torch.Tensor) -> None:
         """Clean cross-entropy, plus beta times the mean divergence of the attacked images."""
-        network = self.network
-        with attacked(network), torch.no_grad():
-            clean_logits = network(x)
-        x_adv = perturbed(
-            network,
-            lambda logits: divergence(logits, clean_logits),
-            x,
-            1e-3 * self.noise_like(torch.randn, x),
-            eps=self.eps,
-            step_size=self.step_size,
-            steps=self.config.adversary.steps,
-        )
+        with self.autocast():
+            with attacked(self.network), torch.no_grad():
+                clean_logits = self.network(x)
+            x_adv = perturbed(
+                self.network,
+                lambda logits: divergence(logits, clean_logits),
+                x,
+                1e-3 * self.noise_like(torch.randn, x),
+                eps=self.eps,
+                step_size=self.step_size,
+                steps=self.config.adversary.steps,
+            )
         self.update(x, labels, x_adv)
 
     def update(
         self, x: torch.Tensor, labels: torch.Tensor, x_adv: torch.Tensor | None = None
     ) -> None:
         """One update by the gradients of all processes; x_adv adds TRADES's second term."""
-        logits = self.network(x).float()
         smoothing = self.config.train.label_smoothing
-        loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
-        if x_adv is not None:
-            far = divergence(self.network(x_adv), logits) / len(x)
-            loss = loss + self.config.adversary.beta * far
+        with self.autocast():
+            logits = self.network(x).float()
+            loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+            if x_adv is not None:
+                far = divergence(self.network(x_adv), logits) / len(x)
+                loss = loss + self.config.adversary.beta * far
         self.meter.note(loss=loss, accuracy=(logits.argmax(1) == labels).float().mean())
         penalty = self.config.normalizer.penalty(self.network)
         if penalty is not None:

@@ -20,7 +20,8 @@ class TrainingData:
         the config holds none out. A label that is wrong is so in both: who has wrong labels has
         none that are right to select by.
     clean, noisy: (N,) labels of the whole file; train_positions, validation_positions: in it.
-    mean, std: of the whole file's pixels in [0, 1], one a channel.
+    mean, std: of the whole file's pixels in [0, 1], one a channel. sha256: of its images and
+        clean labels, from which all of this follows by the config.
     """
 
     train: Images
@@ -31,12 +32,7 @@ class TrainingData:
     validation_positions: torch.Tensor
     mean: tuple[float, ...]
     std: tuple[float, ...]
-
-    def sha256(self) -> str:
-        """Of the images and labels that are trained on."""
-        digest = hashlib.sha256(self.train.sha256().encode())
-        digest.update(self.train.labels.numpy())
-        return digest.hexdigest()
+    sha256: str
 
     def mislabelled(self, limit: int) -> tuple[Images, torch.Tensor]:
         """At most `limit` training images with a wrong label, with it; and their clean labels."""
@@ -60,7 +56,13 @@ def training_data(config: ClassifierConfig, images: Images) -> TrainingData:
         validation,
         mean,
         std,
+        sha256_of(images),
     )
+
+
+def sha256_of(images: Images) -> str:
+    """Of images and their labels, in hex."""
+    return hashlib.sha256(images.sha256().encode() + images.labels.numpy().tobytes()).hexdigest()
 
 
 def noise_report(data: TrainingData, config: ClassifierConfig) -> dict[str, Any]:

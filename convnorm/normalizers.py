@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
+from convnorm.fixed import once
 from convnorm.layer import ConvNorm2d
 from convnorm.parametrizations import ONI, OWN, InFloat32, Scale, UnitRows
 from convnorm.penalties import orthogonality
@@ -55,7 +56,11 @@ class UnitOperatorNorm(nn.Module):
         with torch.autocast(self.u.device.type, enabled=False):
             if self.training:
                 self._iterate()
-            return self._linear(self.u.clone()).norm()
+                return self._norm(self.u)
+            return once(self._norm, self.u)
+
+    def _norm(self, u: torch.Tensor) -> torch.Tensor:
+        return self._linear(u.clone()).norm()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         norm = self.operator_norm().clamp(min=1e-12)

@@ -1,6 +1,5 @@
 """Generator and discriminator of a config, and the generator of a finished run."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,16 +84,15 @@ class LoadedGenerator:
 def load_generator(path: Path, device: torch.device | str = "cpu") -> LoadedGenerator:
     """Read the generator of a run folder or a checkpoint file; InputError if there is none."""
     file = path / checkpoint.CHECKPOINT if path.is_dir() else path
-    state = checkpoint.load(file, FORMAT)
+    state, sha256 = checkpoint.load_with_hash(file, FORMAT)
     try:
         config = from_dict(GanConfig, state["config"])
         generator, _ = build(config, state["channels"])
         ema = state["ema"] is not None
         generator.load_state_dict(state["ema"] if ema else state["generator"])
         step = state["step"]
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f"{file}: not a complete checkpoint ({str(error).splitlines()[0]})"
         ) from None
-    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
     return LoadedGenerator(generator.to(device).eval(), config, step, ema, sha256)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from convnorm.experiment import streams
-from convnorm.experiment.averaging import averaged, follow
+from convnorm.experiment.averaging import averaged, follow, running_statistics
 from convnorm.experiment.batches import Batches
 from convnorm.experiment.data import Images, from_uint8
 from convnorm.experiment.distributed import Process
@@ -101,7 +101,8 @@ class Trainer:
             self.discriminator_step(self.real_batch(repeat), repeat)
         self.generator_step()
         networks = (self.generator, self.discriminator)
-        self.meter.end_step(self.process, (b for network in networks for b in network.buffers()))
+        statistics = [b for network in networks for b in running_statistics(network)]
+        self.meter.end_step(self.process, statistics)
         follow(self.ema, self.generator, self.config.train.ema_decay, self.step)
         self.step += 1
 

@@ -24,7 +24,9 @@ from convnorm.experiment.errors import Stopped, exit_code
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        usage="%(prog)s RUN [options]",  # in this order: --attacks takes all that follows
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="a run folder or a checkpoint (.pt)")
     parser.add_argument(

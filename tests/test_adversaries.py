@@ -172,15 +172,55 @@ def test_a_random_start_depends_on_the_step_alone():
     assert not torch.equal(a.noise_like(torch.rand, x), b.noise_like(torch.rand, x))
 
 
-def test_trades_adds_beta_times_the_mean_divergence():
-    plain = make_trainer({"adversary.kind": "trades", "adversary.beta": 0.0})
-    trainer = make_trainer({"adversary.kind": "trades", "adversary.beta": 6.0})
-    clean = make_trainer({})
-    for each in (plain, trainer, clean):
-        each.train_step()
-    assert plain.means()["loss"] == pytest.approx(clean.means()["loss"], rel=1e-5)
-    weights = [dict(t.network.state_dict()) for t in (plain, trainer)]
+def test_trades_adds_beta_times_the_mean_divergence(monkeypatch):
+    """A sum for a mean, the arguments swapped or another weight would train another loss."""
+    changes = {"adversary.kind": "trades", "adversary.beta": 3.0, "normalizer.kind": "layer"}
+    trainer, reference = make_trainer(changes), make_trainer(changes)
+    attacks = []
+
+    def recorded(network, loss, x, start, **options):
+        attacks.append((start, perturbed(network, loss, x, start, **options)))
+        return attacks[-1][1]
+
+    monkeypatch.setattr("classification.trainer.perturbed", recorded)
+    trainer.train_step()
+    images, labels = trainer.batches(0)
+    x = images.float() / 255
+    ((start, x_adv),) = attacks
+    p, q = (reference.network(i).double().softmax(1) for i in (x, x_adv))
+    expected = F.nll_loss(p.log(), labels) + 3 * (p * (p / q).log()).sum() / len(x)
+    assert (x_adv - x).abs().max().item() == pytest.approx(trainer.eps, rel=1e-5)
+    assert start.std().item() == pytest.approx(1e-3, rel=0.05)
+    assert trainer.means()["loss"] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_penalty_on_the_weights_moves_them():
+    """Logged and not added to the loss, it would look as if it worked."""
+    weights = []
+    for strength in (0.0, 1.0):
+        trainer = make_trainer(
+            {"normalizer.kind": "ocnn", "normalizer.penalty_weight": strength, "optim.lr": 1e-3}
+        )
+        trainer.train_step()
+        weights.append(dict(trainer.network.state_dict()))
     assert differing(*weights) != []
+
+
+def test_free_uses_the_new_weights_in_each_repeat_under_bfloat16(monkeypatch):
+    """Autocast keeps the weights that it has cast until it is left."""
+    trainer = make_trainer(
+        {"adversary.kind": "free", "train.precision": "bfloat16", "normalizer.kind": "layer"}
+    )
+    wrong = []
+
+    def compare(module, inputs, output):
+        fresh = F.linear(inputs[0], module.weight.bfloat16(), module.bias.bfloat16())
+        wrong.append((fresh - output).abs().max().item())
+
+    trainer.network.head.linear.register_forward_hook(compare)
+    trainer.train_step()
+    assert len(wrong) == 4
+    assert max(wrong) == 0
 
 
 def test_every_adversary_uses_its_published_step():

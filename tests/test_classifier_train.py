@@ -23,6 +23,7 @@ from classification.training_data import noise_report, training_data
 from convnorm.experiment.data import DataConfig, Images, load_images
 from convnorm.experiment.errors import InputError, Stopped
 from convnorm.normalizers import CATALOGUE
+from convnorm.spectrum import matrix_norm, normalized_convolutions, operator_norm
 
 
 def data_of(changes: dict | None = None):
@@ -63,7 +64,7 @@ def test_noise_changes_labels_and_nothing_else():
     assert torch.equal(clean.train.labels, noisy.clean[noisy.train_positions])
     changed = clean.train.labels != noisy.train.labels
     assert 0.3 < changed.float().mean() < 0.7
-    assert clean.sha256() != noisy.sha256()
+    assert clean.sha256 == noisy.sha256  # the noise follows from the config
     report = noise_report(noisy, config)
     assert report["train"]["actual_rate"] == changed.double().mean().item()
     wrong, right = noisy.mislabelled(10_000)
@@ -91,8 +92,8 @@ def test_a_run_keeps_its_noisy_labels_and_reports_both_rates(tmp_path, capsys):
 @pytest.mark.parametrize("kind", CATALOGUE)
 def test_kinds_start_from_the_same_weights(kind):
     """A kind that draws from the stream of the layers after it would start them elsewhere."""
-    network = build(tiny_classifier({"normalizer.kind": kind}), 10)
-    plain = build(tiny_classifier({"normalizer.kind": "none"}), 10)
+    network = build(tiny_classifier({"normalizer.kind": kind}), 10, (0.5,), (0.5,))
+    plain = build(tiny_classifier({"normalizer.kind": "none"}), 10, (0.5,), (0.5,))
     assert differing(network.head.state_dict(), plain.head.state_dict()) == []
 
 
@@ -212,6 +213,42 @@ def test_the_validation_accuracy_is_that_of_the_network_and_pgd_is_below_it(tmp_
     scores = summary["metrics"]["scores"]
     assert scores["accuracy"] == pytest.approx(right.double().mean().item())
     assert 0.1 < scores["pgd10"] < scores["accuracy"] - 0.05
+
+
+def test_the_average_is_what_is_selected_saved_and_loaded(tmp_path):
+    changes = {"train.ema_decay": 0.9, "split.validation": 0.2, "train.epochs": 3}
+    changes |= {"split.train_fraction": 1.0, "normalizer.kind": "batch"}
+    summary = classifier_run(tmp_path, changes)
+    _, data = data_of(changes)
+    classifier, live = load_classifier(tmp_path / "last.pt"), make_trainer(changes).network
+    live.load_state_dict(state_of(tmp_path)["network"])
+    x, y = data.validation.images / 255, data.validation.labels
+    with torch.no_grad():
+        average, last = (
+            (network.eval()(x).argmax(1) == y).double().mean().item()
+            for network in (classifier.network, live)
+        )
+    assert summary["metrics"]["scores"]["accuracy"] == pytest.approx(average)
+    assert average != last
+
+
+@pytest.mark.parametrize("kind", ["spectral", "spectral_convnorm"])
+def test_an_averaged_network_is_still_normalized(kind):
+    """Averaged like weights, the vectors of power iterations lose their length."""
+    trainer = make_trainer(
+        {"normalizer.kind": kind, "normalizer.batch_norm": False, "train.ema_decay": 0.99}
+    )
+    for _ in range(30):
+        trainer.train_step()
+    trainer.ema.eval()
+    layers = normalized_convolutions(trainer.ema)
+    assert len(layers) == 4
+    for layer in layers.values():
+        if kind == "spectral":
+            assert matrix_norm(layer.weight) == pytest.approx(1, abs=0.05)
+        else:
+            size = torch.Size((1, layer.layer.in_channels, 16, 16))
+            assert operator_norm(layer, size) == pytest.approx(1, abs=0.05)
 
 
 def test_without_validation_images_nothing_is_selected(tmp_path):

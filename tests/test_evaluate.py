@@ -26,12 +26,14 @@ from classification.measurement import Subject
 from classification.models import LoadedClassifier, build
 from classification.named_attacks import Attack, Budget, attack_named
 from classification.splits import SplitConfig, split
+from classification.training_data import sha256_of
 from convnorm.experiment.data import DataConfig, load_images
 from convnorm.experiment.errors import InputError
 
 CPU = torch.device("cpu")
 DIGITS = DataConfig("digits", image_size=8)
 EPS = Budget.eps / 255
+TRAINED_ON = sha256_of(load_images(DIGITS, "train"))
 
 
 def nearest_mean(sharpness: float = 1.0) -> nn.Module:
@@ -69,7 +71,9 @@ def loaded(tmp_path) -> LoadedClassifier:
     config = tiny_classifier({"split.validation": 0.1})
     classes = tuple("0123456789")
     file = tmp_path / "best.pt"
-    return LoadedClassifier(nearest_mean().eval(), config, classes, 1, 7, 2, file, "c" * 64)
+    return LoadedClassifier(
+        nearest_mean().eval(), config, classes, 1, 7, 2, file, "c" * 64, TRAINED_ON
+    )
 
 
 def run(loaded: LoadedClassifier, *attacks: str, **changes) -> dict:
@@ -250,7 +254,9 @@ def test_gains_are_computed_once_an_evaluation(tmp_path, monkeypatch):
     config = tiny_classifier({"normalizer.kind": "convnorm"})
     network = build(config, 10, (0.5,), (0.5,)).eval()
     classes = tuple("0123456789")
-    loaded = LoadedClassifier(network, config, classes, 1, 0, 0, tmp_path / "last.pt", "c" * 64)
+    loaded = LoadedClassifier(
+        network, config, classes, 1, 0, 0, tmp_path / "last.pt", "c" * 64, TRAINED_ON
+    )
     record = run(loaded, "fgsm", "pgd2", "corruptions")
     assert attack_of(record, "pgd2")["attacked"] > 0
     assert len(calls) == 4  # layers
@@ -567,10 +573,31 @@ def test_validation_of_a_run_that_held_nothing_out_is_told(loaded):
         run(replace(loaded, config=config), split="validation")
 
 
+def test_validation_of_other_training_data_is_refused(loaded):
+    """What the run held out would be among what it was trained on, and nobody could see it."""
+    with pytest.raises(InputError, match=r"data.root: .* other training data than the run had"):
+        run(replace(loaded, data_sha256="0" * 64), split="validation")
+    assert run(replace(loaded, data_sha256="0" * 64), "fgsm")["data"]["split"] == "test"
+
+
+def test_autoattack_on_three_classes_is_refused_before_any_work(loaded, tmp_path):
+    with pytest.raises(InputError, match="autoattack: needs at least 4 classes, the model has 3"):
+        run(replace(loaded, classes=tuple("012")), "pgd20", "autoattack")
+    assert not (tmp_path / "evaluation").exists()
+
+
+def test_the_digits_cannot_have_moved(loaded):
+    """--data_root would be read by nobody, and the result taken for that of other data."""
+    with pytest.raises(InputError, match="data_root: 'elsewhere' is not allowed"):
+        run(loaded, data_root="elsewhere")
+
+
 def test_data_that_do_not_fit_the_network_are_told(loaded, tmp_path):
     """Labels beyond the network's, classes in another order, and colour for a gray network."""
     with pytest.raises(InputError, match=r"9 classes 0, .*; the images have the 10 classes 0, "):
         run(replace(loaded, classes=tuple("012345678")))
+    with pytest.raises(InputError, match="11 classes 0, "):  # a class that no image has
+        run(replace(loaded, classes=(*"0123456789", "10")))
     with pytest.raises(InputError, match="classes 9, 8, 7"):
         run(replace(loaded, classes=tuple("9876543210")))
     with pytest.raises(InputError, match="a network for 3 channels; the images have 1"):

@@ -26,9 +26,10 @@ def make_run(folder: Path, changes: dict | None = None, **state) -> Path:
         "config": asdict(config),
         "classes": tuple("0123456789"),
         "channels": 1,
+        "data_sha256": "d" * 64,
         "step": 3,
         "epoch": 1,
-        "network": build(config, 10).state_dict(),
+        "network": build(config, 10, (0.5,), (0.5,)).state_dict(),
         "ema": None,
     }
     checkpoint.save(folder / "best.pt", content | state)
@@ -129,13 +130,18 @@ def broken(tmp_path: Path) -> dict[str, Path]:
     make_run(tmp_path / "good")
     make_run(tmp_path / "last").joinpath("best.pt").rename(tmp_path / "last" / "last.pt")
     make_run(
-        tmp_path / "other", network=build(tiny_classifier({"model.width": 8}), 10).state_dict()
+        tmp_path / "other",
+        network=build(tiny_classifier({"model.width": 8}), 10, (0.5,), (0.5,)).state_dict(),
     )
     make_run(tmp_path / "gan", format="convnorm-suite/gan/1")
     make_run(tmp_path / "few", classes=tuple("01234"), network=None)
-    few = build(tiny_classifier(), 5).state_dict()
+    few = build(tiny_classifier(), 5, (0.5,), (0.5,)).state_dict()
     state = torch.load(tmp_path / "few" / "best.pt")
     checkpoint.save(tmp_path / "few" / "best.pt", state | {"network": few})
+    config = asdict(tiny_classifier())
+    make_run(tmp_path / "odd", config={**config, "split": {**config["split"], "newkey": 1}})
+    make_run(tmp_path / "old", config={k: v for k, v in config.items() if k != "noise"})
+    make_run(tmp_path / "torn", classes=None)
     make_run(tmp_path / "cut").joinpath("best.pt").write_bytes(b"PK")
     (tmp_path / "empty").mkdir()
     return {path.name: path for path in tmp_path.iterdir()}
@@ -145,11 +151,19 @@ def broken(tmp_path: Path) -> dict[str, Path]:
     ("run_name", "argv", "message"),
     [
         ("absent", [], "absent: no such checkpoint"),
-        ("empty", [], "empty/best.pt: no such checkpoint; expected a run folder or a checkpoint"),
-        ("last", [], "last/best.pt: no such checkpoint; expected --checkpoint last, as nothing"),
+        (
+            "empty",
+            [],
+            "empty/best.pt: no such checkpoint; expected a run folder of train_cls.py or",
+        ),
+        ("last", [], "last/best.pt: no such checkpoint; expected a run folder of train_cls.py"),
         ("good", ["--checkpoint", "last"], "good/last.pt: no such checkpoint; expected a run"),
         ("cut", [], "cut/best.pt: damaged or not a checkpoint"),
         ("gan", [], "gan/best.pt: holds 'convnorm-suite/gan/1'; expected"),
+        ("odd", [], "odd/best.pt: not a complete checkpoint (config of another version"),
+        ("old", [], "old/best.pt: not a complete checkpoint (config of another version"),
+        ("torn", [], "torn/best.pt: not a complete checkpoint ("),
+        ("good", ["--seed", "9" * 20], "seed: 99999999999999999999 is not allowed"),
         ("other", [], "other/best.pt: not a complete checkpoint (Error(s) in loading"),
         (
             "few",

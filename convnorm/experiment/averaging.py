@@ -4,6 +4,8 @@ import copy
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
 
 
 def averaged(network: nn.Module, decay: float) -> nn.Module | None:
@@ -11,19 +13,36 @@ def averaged(network: nn.Module, decay: float) -> nn.Module | None:
     return copy.deepcopy(network).requires_grad_(False) if decay > 0 else None
 
 
+def running_statistics(network: nn.Module) -> list[torch.Tensor]:
+    """Means and variances that BatchNorm has seen."""
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    return [b for norm in norms for b in norm.buffers() if b.is_floating_point()]
+
+
 @torch.no_grad()
 def follow(average: nn.Module | None, network: nn.Module, decay: float, step: int) -> None:
-    """Move the average of weights and buffers towards the network, at step `step` from 0 on.
+    """Move the average of weights and running statistics, at step `step` from 0 on.
 
     The decay is at most (1 + t) / (10 + t) at step t, so that the average forgets the first
-    weights. Whole numbers, such as counts of batches, are copied.
+    weights. The vectors of power iterations are not averaged: they would lose their length, and
+    they belong to the averaged weights, which get an iteration of their own.
     """
     if average is None:
         return
     decay = min(decay, (1 + step) / (10 + step))
-    live = network.state_dict()
-    for name, value in average.state_dict().items():
-        if value.is_floating_point():
-            value.lerp_(live[name], 1 - decay)
-        else:
-            value.copy_(live[name])
+    own = [*average.parameters(), *running_statistics(average)]
+    live = [*network.parameters(), *running_statistics(network)]
+    for value, target in zip(own, live, strict=True):
+        value.lerp_(target, 1 - decay)
+    for module in average.modules():
+        if parametrize.is_parametrized(module) and any(True for _ in module.buffers()):
+            _in_training_mode(module, lambda module: module.weight)
+        elif hasattr(module, "operator_norm"):
+            _in_training_mode(module, lambda module: module.operator_norm())
+
+
+def _in_training_mode(module: nn.Module, iterate) -> None:
+    training = module.training
+    module.train()
+    iterate(module)
+    module.train(training)

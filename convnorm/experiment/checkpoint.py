@@ -1,6 +1,7 @@
 """Run folders and checkpoints: one file that holds everything, replaced as a whole."""
 
 import fcntl
+import hashlib
 import io
 import json
 import os
@@ -148,8 +149,14 @@ def load(path: Path, kind: str) -> dict[str, Any]:
 
     Raises InputError for a file that is missing, cut, or of another kind.
     """
+    return load_with_hash(path, kind)[0]
+
+
+def load_with_hash(path: Path, kind: str) -> tuple[dict[str, Any], str]:
+    """As `load`, and the SHA-256 of the very bytes that were read: a run may replace the file."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        content = path.read_bytes()
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: no such checkpoint") from None
     except Exception:  # what the unpickler raises depends on the bytes that it meets
@@ -159,4 +166,4 @@ def load(path: Path, kind: str) -> dict[str, Any]:
     found = state.get("format") if isinstance(state, dict) else type(state).__name__
     if found != kind:
         raise InputError(f"{path}: holds {found!r}; expected a checkpoint of format {kind!r}")
-    return state
+    return state, hashlib.sha256(content).hexdigest()

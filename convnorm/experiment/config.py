@@ -203,12 +203,30 @@ def parse(
 
 
 def from_dict(config: type[Config], values: dict[str, Any]) -> Config:
-    """Rebuild a config from `dataclasses.asdict` of one; unknown keys raise InputError."""
+    """Rebuild a config from `dataclasses.asdict` of one.
+
+    Raises InputError for a key that does not exist, or one that lacks: its default may be another
+    than when the config was written.
+    """
+    types = _types(config)
+    if odd := sorted(_leaves(values) ^ {k for k in types if not is_dataclass(types[k])}):
+        raise InputError(f"config of another version of the suite: {', '.join(odd)}")
     parser = _parser(config)
     try:
         return _instantiate(parser, config, parser.parse_object(values))
     except (jsonargparse.ArgumentError, TypeError) as error:
-        raise InputError(_one_line(error, _types(config))) from None
+        raise InputError(_one_line(error, types)) from None
+
+
+def _leaves(values: Any, prefix: str = "") -> set[str]:
+    """The dotted names of all values in nested dicts."""
+    if not isinstance(values, dict):
+        return {prefix}
+    return {
+        name
+        for key, value in values.items()
+        for name in _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    }
 
 
 def to_yaml(config: object) -> str:

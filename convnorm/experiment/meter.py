@@ -26,9 +26,9 @@ class Meter:
             self.sums[self.terms.index(name)] += value.detach()
             self.counts[name] += 1
 
-    def end_step(self, process: Process, buffers: Iterable[torch.Tensor]) -> None:
-        """Average the sums and the networks' floating-point buffers over the processes."""
-        process.average_([self.sums, *(b for b in buffers if b.is_floating_point())])
+    def end_step(self, process: Process, statistics: list[torch.Tensor]) -> None:
+        """Average the sums and the networks' running statistics over the processes."""
+        process.average_([self.sums, *statistics])
         self.finite_steps += self.sums.isfinite().all()
 
     def means(self) -> dict[str, float]:

@@ -125,6 +125,50 @@ def differing(a: Any, b: Any, path: str = "") -> list[str]:
     return [] if a == b else [path]
 
 
+class Crash(Exception):
+    """The end of a process, as far as files can tell."""
+
+
+def crash_before(step: int, trainer: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a trainer's training end without a word before this step."""
+    original = trainer.train_step
+
+    def train_step(self):
+        if self.step == step:
+            raise Crash
+        original(self)
+
+    monkeypatch.setattr(trainer, "train_step", train_step)
+
+
+def values_read(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """A list that grows by (method, file) whenever a value of a tensor is asked for.
+
+    On a GPU each of these waits for the device. The counters of optimizers are on the CPU.
+    """
+    reading = []
+
+    def watch(name: str) -> None:
+        original = getattr(torch.Tensor, name)
+
+        def call(self, *args):
+            files = []
+            frame = sys._getframe(1)
+            while frame is not None:
+                files.append(frame.f_code.co_filename)
+                frame = frame.f_back
+            if not any("torch/optim" in file for file in files):
+                reading.append((name, files[0]))
+            return original(self, *args)
+
+        monkeypatch.setattr(torch.Tensor, name, call)
+
+    for name in ("item", "tolist", "__bool__", "__int__", "__float__", "__index__", "cpu", "numpy"):
+        watch(name)
+    watch("nonzero")
+    return reading
+
+
 @cache
 def _server() -> multiprocessing.context.ForkServerContext:
     """A process that has imported everything once and forks others in no time."""

@@ -2,18 +2,20 @@
 
 import os
 import signal
-import sys
 
 import numpy as np
 import pytest
 import torch
 from runs import (
     ALONE,
+    Crash,
     classifier_run,
+    crash_before,
     differing,
     log_of,
     state_of,
     tiny_classifier,
+    values_read,
 )
 
 from classification import trainer as trainer_module
@@ -134,26 +136,7 @@ def test_looking_does_not_change_the_training(kind, tmp_path):
 
 def test_the_loop_does_not_wait_for_the_device(tmp_path, monkeypatch):
     """Reading a tensor's value on every step would stall a GPU; at log and save steps it is due."""
-    reading = []
-
-    def watch(name):
-        original = getattr(torch.Tensor, name)
-
-        def call(self, *args):
-            files = []
-            frame = sys._getframe(1)
-            while frame is not None:
-                files.append(frame.f_code.co_filename)
-                frame = frame.f_back
-            if not any("torch/optim" in file for file in files):
-                reading.append((name, files[0]))
-            return original(self, *args)
-
-        monkeypatch.setattr(torch.Tensor, name, call)
-
-    for name in ("item", "tolist", "__bool__", "__int__", "__float__", "__index__", "cpu", "numpy"):
-        watch(name)
-    watch("nonzero")
+    reading = values_read(monkeypatch)
     for kind in ("free", "pgd", "trades"):
         trainer = make_trainer({"adversary.kind": kind, "train.ema_decay": 0.9})
         reading.clear()
@@ -273,21 +256,6 @@ def test_the_test_images_are_never_read(tmp_path, monkeypatch):
 # Runs that end early
 
 
-class Crash(Exception):
-    """The end of a process, as far as files can tell."""
-
-
-def crash_before(step: int, monkeypatch) -> None:
-    original = Trainer.train_step
-
-    def train_step(self):
-        if self.step == step:
-            raise Crash
-        original(self)
-
-    monkeypatch.setattr(Trainer, "train_step", train_step)
-
-
 @pytest.mark.parametrize(
     ("kind", "adversary"),
     [("convnorm", "free"), ("batch", "standard"), ("spectral", "pgd"), ("ocnn", "trades")],
@@ -305,7 +273,7 @@ def test_a_resumed_run_is_bit_identical(kind, adversary, tmp_path, monkeypatch):
     classifier_run(tmp_path / "whole", changes)
     torch.manual_seed(98)  # what was drawn before a run is no part of it
     with monkeypatch.context() as patch:
-        crash_before(8, patch)
+        crash_before(8, Trainer, patch)
         with pytest.raises(Crash):
             classifier_run(tmp_path / "cut", changes, checkpoint_every=5)
     assert state_of(tmp_path / "cut")["step"] == 5
@@ -347,7 +315,7 @@ def test_other_data_behind_the_same_name_are_noticed_on_resume(tmp_path, monkeyp
         "split.validation": 0.1,
     }
     with monkeypatch.context() as patch:
-        crash_before(1, patch)
+        crash_before(1, Trainer, patch)
         with pytest.raises(Crash):
             classifier_run(tmp_path / "run", changes, checkpoint_every=1)
     np.savez(tmp_path / "d.npz", images=pixels, labels=labels[::-1])
@@ -358,7 +326,7 @@ def test_other_data_behind_the_same_name_are_noticed_on_resume(tmp_path, monkeyp
 @pytest.mark.parametrize("damage", [lambda s: s.pop("optimizer"), lambda s: s["network"].popitem()])
 def test_an_incomplete_checkpoint_is_refused_and_kept(damage, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        crash_before(3, patch)
+        crash_before(3, Trainer, patch)
         with pytest.raises(Crash):
             classifier_run(tmp_path, checkpoint_every=2)
     state = state_of(tmp_path)

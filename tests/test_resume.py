@@ -5,26 +5,10 @@ import signal
 
 import pytest
 import torch
-from runs import differing, log_of, run, state_of
+from runs import Crash, crash_before, differing, log_of, run, state_of
 
 from convnorm.experiment.errors import InputError, Stopped
 from gan.trainer import Trainer
-
-
-class Crash(Exception):
-    """The end of a process, as far as files can tell."""
-
-
-def crash_before(step: int, monkeypatch) -> None:
-    original = Trainer.train_step
-
-    def train_step(self):
-        if self.step == step:
-            raise Crash
-        original(self)
-
-    monkeypatch.setattr(Trainer, "train_step", train_step)
-
 
 # log.every and checkpoint_every fall on different steps: a log line spans the crash.
 RESUMED = {"train.ema_decay": 0.9, "steps": 6, "log.every": 4, "log.norms_every": 6}
@@ -37,7 +21,7 @@ def test_a_resumed_run_is_bit_identical(kind, tmp_path, monkeypatch):
     run(tmp_path / "whole", changes)
     torch.manual_seed(98)  # what was drawn before a run is no part of it
     with monkeypatch.context() as patch:
-        crash_before(5, patch)
+        crash_before(5, Trainer, patch)
         with pytest.raises(Crash):
             run(tmp_path / "cut", changes, checkpoint_every=3)
     assert state_of(tmp_path / "cut")["step"] == 3
@@ -55,7 +39,7 @@ def test_a_crash_before_the_first_checkpoint_starts_again(tmp_path, monkeypatch)
     """Log lines of the lost steps must not stay."""
     changes = {"log.every": 1}
     with monkeypatch.context() as patch:
-        crash_before(3, patch)
+        crash_before(3, Trainer, patch)
         with pytest.raises(Crash):
             run(tmp_path / "cut", changes)
     assert len(log_of(tmp_path / "cut")) == 3
@@ -122,7 +106,7 @@ def test_overwrite_starts_anew(tmp_path):
 )
 def test_a_foreign_checkpoint_is_refused_and_kept(damage, message, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        crash_before(3, patch)
+        crash_before(3, Trainer, patch)
         with pytest.raises(Crash):
             run(tmp_path, checkpoint_every=2)
     state = state_of(tmp_path)

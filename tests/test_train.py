@@ -1,12 +1,11 @@
 """The training loop: fair comparisons, and steps that do what they say."""
 
-import sys
 from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import torch
-from runs import ALONE, differing, log_of, run, state_of, tiny
+from runs import ALONE, differing, log_of, run, state_of, tiny, values_read
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -108,26 +107,7 @@ def test_scoring_does_not_change_the_training(tmp_path):
 
 def test_the_loop_does_not_wait_for_the_device(tmp_path, monkeypatch):
     """Reading a tensor's value on every step would stall a GPU; at log and save steps it is due."""
-    reading = []
-
-    def watch(name):
-        original = getattr(torch.Tensor, name)
-
-        def call(self, *args):
-            files = []
-            frame = sys._getframe(1)
-            while frame is not None:
-                files.append(frame.f_code.co_filename)
-                frame = frame.f_back
-            if not any("torch/optim" in file for file in files):  # Adam's counters are on the CPU
-                reading.append((name, files[0]))
-            return original(self, *args)
-
-        monkeypatch.setattr(torch.Tensor, name, call)
-
-    names = ["item", "tolist", "__bool__", "__int__", "__float__", "__index__", "cpu", "numpy"]
-    for name in [*names, "nonzero"]:
-        watch(name)
+    reading = values_read(monkeypatch)
     penalty = {"loss.gradient_penalty": 1.0, "train.flip": True, "train.ema_decay": 0.9}
     trainer = make_trainer({"normalizer.kind": "convnorm", **penalty})
     reading.clear()

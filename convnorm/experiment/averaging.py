@@ -15,8 +15,12 @@ def averaged(network: nn.Module, decay: float) -> nn.Module | None:
 
 def running_statistics(network: nn.Module) -> list[torch.Tensor]:
     """Means and variances that BatchNorm has seen."""
+    return [buffer for buffer in _batch_norm_buffers(network) if buffer.is_floating_point()]
+
+
+def _batch_norm_buffers(network: nn.Module) -> list[torch.Tensor]:
     norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
-    return [b for norm in norms for b in norm.buffers() if b.is_floating_point()]
+    return [buffer for norm in norms for buffer in norm.buffers()]
 
 
 @torch.no_grad()
@@ -30,10 +34,13 @@ def follow(average: nn.Module | None, network: nn.Module, decay: float, step: in
     if average is None:
         return
     decay = min(decay, (1 + step) / (10 + step))
-    own = [*average.parameters(), *running_statistics(average)]
-    live = [*network.parameters(), *running_statistics(network)]
+    own = [*average.parameters(), *_batch_norm_buffers(average)]
+    live = [*network.parameters(), *_batch_norm_buffers(network)]
     for value, target in zip(own, live, strict=True):
-        value.lerp_(target, 1 - decay)
+        if value.is_floating_point():
+            value.lerp_(target, 1 - decay)
+        else:
+            value.copy_(target)  # a number of batches
     for module in average.modules():
         if parametrize.is_parametrized(module) and any(True for _ in module.buffers()):
             _in_training_mode(module, lambda module: module.weight)

@@ -114,12 +114,24 @@ def test_two_at_once_do_not_spoil_each_other(tmp_path, whole):
     assert record_of(folder) == whole
 
 
+def interrupted(*argv: str) -> None:
+    """The script, with a Ctrl-C after its second batch."""
+    save, saved = checkpoint.save, []
+
+    def save_and_interrupt(*args):
+        save(*args)
+        saved.append(None)
+        if len(saved) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    checkpoint.save = save_and_interrupt
+    script("evaluate_cls.py", *argv)
+
+
 def test_ctrl_c_says_that_the_same_command_goes_on(tmp_path):
     make_run(tmp_path / "run")
-    child = run(tmp_path, str(tmp_path / "run"), *LONG)
-    wait_for(tmp_path / "run" / "evaluation", 2)
-    os.kill(child.process.pid, signal.SIGINT)
-    code, output = child.end()
+    argv = [str(tmp_path / "run"), *LONG, "--device=cpu"]
+    code, output = Child(tmp_path / "output.txt", interrupted, *argv).end()
     assert code == 130, output
     assert "Traceback" not in output
     assert output.splitlines()[-1] == "interrupted; the same command goes on where it was"

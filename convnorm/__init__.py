@@ -1,8 +1,16 @@
 """ConvNorm: convolutions whose every output channel is normalized by its spectrum."""
 
+from convnorm.fixed import fixed_weights
 from convnorm.layer import ConvNorm2d, from_reference
 from convnorm.normalizers import CATALOGUE, Normalizer
 
 __version__ = "0.1.0"
 
-__all__ = ["ConvNorm2d", "from_reference", "Normalizer", "CATALOGUE", "__version__"]
+__all__ = [
+    "ConvNorm2d",
+    "from_reference",
+    "fixed_weights",
+    "Normalizer",
+    "CATALOGUE",
+    "__version__",
+]

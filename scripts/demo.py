@@ -139,7 +139,9 @@ def main() -> None:
     device = pick_device("auto")
     records, grids = {}, {}
     for kind in KINDS:
-        folders = [args.runs / f"digits_{kind}" / f"seed{seed}" for seed in range(args.seeds)]
+        folders = [
+            args.runs / "gan" / f"digits_{kind}" / f"seed{seed}" for seed in range(args.seeds)
+        ]
         train_side_by_side(kind, folders, args.steps)
         summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders]
         records[kind] = [summary["metrics"]["scores"] for summary in summaries]

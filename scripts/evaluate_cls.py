@@ -1,6 +1,6 @@
 """Measure how robust a trained classifier is.
 
-    python scripts/evaluate_cls.py runs/digits_convnorm/seed0
+    python scripts/evaluate_cls.py runs/classification/digits_convnorm/seed0
     python scripts/evaluate_cls.py RUN --attacks pgd50x10 autoattack simba_pixel sweep corruptions
 
 RUN is a run folder or a checkpoint (.pt). Prints a table and writes the record and a picture,

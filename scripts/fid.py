@@ -1,6 +1,6 @@
 """Score generated images against real ones: FID, KID, IS, precision and recall.
 
-    python scripts/fid.py runs/cifar10_sngan/seed0 cifar10
+    python scripts/fid.py runs/gan/sngan_convnorm/seed0 cifar10
     python scripts/fid.py digits digits:test
 
 FAKE and REAL are each a run folder, a checkpoint (.pt), a folder of images, an .npz file with

@@ -158,7 +158,7 @@ def test_a_config_survives_its_dictionary():
 
 def test_the_run_folder_is_named_after_config_and_seed():
     options = parse(GanConfig, "gan", "sngan_none", ["--cfg", "sngan_spectral", "--seed", "7"])[1]
-    assert Path(options.run_dir) == Path("runs/sngan_spectral/seed7")
+    assert Path(options.run_dir) == Path("runs/gan/sngan_spectral/seed7")
 
 
 @pytest.mark.parametrize(

@@ -34,8 +34,8 @@ def test_demo_trains_every_kind_and_leaves_table_numbers_and_picture(tmp_path):
 
 
 def test_demo_says_which_run_is_in_the_way(tmp_path):
-    (tmp_path / "runs" / "digits_none" / "seed0").mkdir(parents=True)
-    (tmp_path / "runs" / "digits_none" / "seed0" / "thesis.tex").touch()
+    (tmp_path / "runs" / "gan" / "digits_none" / "seed0").mkdir(parents=True)
+    (tmp_path / "runs" / "gan" / "digits_none" / "seed0" / "thesis.tex").touch()
     done = start("demo.py", "--seeds", "1", "--steps", "2", folder=tmp_path)
     assert done.returncode == 2
     assert "holds other files" in done.stderr

@@ -62,7 +62,7 @@ def test_the_default_run_learns_the_digits(tmp_path):
 def test_every_shipped_config_loads_and_says_what_it_shows(name):
     config, options = parse(ClassifierConfig, "classification", "digits_convnorm", ["--cfg", name])
     assert isinstance(config, ClassifierConfig)
-    assert options.run_dir == f"runs/{name}/seed0"
+    assert options.run_dir == f"runs/classification/{name}/seed0"
     first = (CONFIGS / "classification" / f"{name}.yaml").read_text().splitlines()[0]
     assert first.startswith("# ")
 

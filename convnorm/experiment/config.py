@@ -22,7 +22,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 class RunOptions:
     """How a run is carried out, not what it is.
 
-    run_dir: the run's folder (default: runs/<config>/seed<seed>).
+    run_dir: the run's folder (default: runs/<pipeline>/<config>/seed<seed>).
     device: auto takes a CUDA device where there is one; its random numbers are not the CPU's.
     checkpoint_every: steps between checkpoints.
     overwrite: delete the run that is in the folder instead of resuming it.
@@ -198,7 +198,8 @@ def parse(
     built = _instantiate(parser, config, values)
     options = _instantiate(parser, RunOptions, values)
     if not options.run_dir:
-        options = replace(options, run_dir=str(Path("runs") / path.stem / f"seed{built.seed}"))
+        run_dir = Path("runs") / pipeline / path.stem / f"seed{built.seed}"
+        options = replace(options, run_dir=str(run_dir))
     return built, options
 
 

@@ -125,6 +125,8 @@ def interrupted(*argv: str) -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
     checkpoint.save = save_and_interrupt
+    # Shells start what runs in the background, the tests perhaps, with Ctrl-C ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     script("evaluate_cls.py", *argv)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from classification import label_noise
-from classification.attacks import logits, pgd
+from classification.attacks import attacked, logits, pgd
 from classification.config import ClassifierConfig
 from classification.models import FORMAT
 from classification.trainer import Trainer
@@ -89,17 +89,8 @@ class Journal:
 
     def write(self, means: dict[str, float] | None) -> None:
         """After every step, with the means where a log line is due; changes no training."""
-        with self.tracker.not_training():
-            self._write(means)
-
-    def close(self) -> None:
-        """Flush the logs."""
-        self.tracker.close()
-
-    def _write(self, means: dict[str, float] | None) -> None:
         trainer, config = self.trainer, self.trainer.config
         step, steps, per_epoch = trainer.step, trainer.steps, trainer.batches.per_epoch
-        self.tracker.advance()
         if means is not None:
             values = {"epoch": step / per_epoch, **means}
             norms_every = config.log.norms_every * per_epoch
@@ -111,7 +102,8 @@ class Journal:
         if is_due(step, config.select.every * per_epoch, steps):
             grid = (trainer.seen[:GRID] * 255).round().to(torch.uint8)
             self.tracker.images(step, grid.cpu())
-            self._look()
+            with attacked(trainer.final_network):  # all looks at it compute its gains once
+                self._look()
 
     def _look(self) -> None:
         """Score the images that were held out, and keep the best network so far."""

@@ -1,5 +1,6 @@
 """One step of a classifier: the network, its optimizer, and all that a checkpoint holds."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -161,7 +162,7 @@ class Trainer:
         enabled = self.config.train.precision == "bfloat16"
         return torch.autocast(self.process.device.type, torch.bfloat16, enabled=enabled)
 
-    def noise_like(self, draw, x: torch.Tensor) -> torch.Tensor:
+    def noise_like(self, draw: Callable, x: torch.Tensor) -> torch.Tensor:
         """This process's share of the random perturbations of a minibatch."""
         size = (self.config.train.batch_size, *x.shape[1:])
         return self.process.random(draw, size, self.config.seed, "perturbation", self.step)

@@ -236,6 +236,13 @@ class Normalizer:
     as_published: bool = False
 
     @property
+    def uses_batch_statistics(self) -> bool:
+        """Whether what becomes of an image in training depends on the others in its batch."""
+        if self.kind in ("none", "batch", "layer", "affine"):
+            return self.kind in ("batch", "affine")
+        return self.batch_norm
+
+    @property
     def shifts(self) -> bool:
         """Whether a normalized convolution adds an offset of its own, so needs no bias before.
 
@@ -243,9 +250,7 @@ class Normalizer:
         """
         if self.kind in ("batch", "layer"):
             return self.multiplier
-        if self.kind in ("none", "affine"):
-            return self.kind == "affine"
-        return self.batch_norm or (self.affine and "convnorm" in self.kind)
+        return self.uses_batch_statistics or (self.affine and "convnorm" in self.kind)
 
     def penalty(self, network: nn.Module) -> torch.Tensor | None:
         """What to add to the loss of a normalized network, a scalar; None for most kinds."""

@@ -147,11 +147,8 @@ class GanConfig:
                 f"loss.weight_clip: bounds nothing, as normalizer.kind {self.normalizer.kind!r} "
                 "takes the scale out of the weights; expected another kind"
             )
-        uses_batch_statistics = self.normalizer.kind in ("batch", "affine") or (
-            self.normalizer.kind not in ("none", "layer") and self.normalizer.batch_norm
-        )
         for key in ("gradient_penalty", "r1"):
-            if uses_batch_statistics and getattr(self.loss, key) > 0:
+            if self.normalizer.uses_batch_statistics and getattr(self.loss, key) > 0:
                 raise InputError(
                     f"loss.{key}: needs the gradient of one image, and normalizer.kind "
                     f"{self.normalizer.kind!r} mixes the images of a batch; expected another kind"

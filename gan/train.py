@@ -66,17 +66,8 @@ class Journal:
 
     def write(self, means: dict[str, float] | None) -> None:
         """After every step, with the means where a log line is due; changes no training."""
-        with self.tracker.not_training():
-            self._write(means)
-
-    def close(self) -> None:
-        """Flush the logs."""
-        self.tracker.close()
-
-    def _write(self, means: dict[str, float] | None) -> None:
         trainer, config = self.trainer, self.trainer.config
         step, generator = trainer.step, trainer.final_generator
-        self.tracker.advance()
         if means is not None:
             values = dict(means)
             if is_due(step, config.log.norms_every, config.steps):

@@ -343,51 +343,51 @@ def test_jpeg_is_pillows_in_rgb_order(severity, quality):
 
 
 @pytest.fixture
-def test_images() -> Images:
+def clean_images() -> Images:
     return Images(leaves(4, size=8), torch.tensor([2, 0, 1, 1]), ("a", "b", "c"))
 
 
 @pytest.fixture
-def official(tmp_path, test_images):
+def official(tmp_path, clean_images):
     """A right folder: severity s adds s to the images."""
-    images = torch.cat([test_images.images + s for s in SEVERITIES])
+    images = torch.cat([clean_images.images + s for s in SEVERITIES])
     np.save(tmp_path / "fog.npy", images.permute(0, 2, 3, 1).contiguous().numpy())
     np.save(tmp_path / "labels.npy", np.tile(np.array([2, 0, 1, 1], np.uint8), 5))
     return tmp_path
 
 
-def test_official_files_are_read_in_the_order_of_severities(official, test_images):
-    loaded = load_official(official, "fog", test_images)
+def test_official_files_are_read_in_the_order_of_severities(official, clean_images):
+    loaded = load_official(official, "fog", clean_images)
     assert loaded.dtype == torch.uint8
     for severity in SEVERITIES:
-        assert torch.equal(loaded[severity - 1], test_images.images + severity)
+        assert torch.equal(loaded[severity - 1], clean_images.images + severity)
 
 
-def test_writing_into_loaded_images_leaves_the_file_alone(official, test_images):
+def test_writing_into_loaded_images_leaves_the_file_alone(official, clean_images):
     before = (official / "fog.npy").read_bytes()
-    load_official(official, "fog", test_images).zero_()
+    load_official(official, "fog", clean_images).zero_()
     assert (official / "fog.npy").read_bytes() == before
 
 
-def refused(official, test_images) -> str:
+def refused(official, clean_images) -> str:
     with pytest.raises(InputError) as caught:
-        load_official(official, "fog", test_images)
+        load_official(official, "fog", clean_images)
     line = str(caught.value)
     assert "\n" not in line
     return line
 
 
 @pytest.mark.parametrize("name", ["fog", "labels"])
-def test_missing_truncated_and_foreign_official_files_are_refused(name, official, test_images):
+def test_missing_truncated_and_foreign_official_files_are_refused(name, official, clean_images):
     file = official / f"{name}.npy"
     whole = file.read_bytes()
     for content in (whole[:-1], whole[:40], b"", b"PK\x03\x04 an archive"):
         file.write_bytes(content)
-        line = refused(official, test_images)
+        line = refused(official, clean_images)
         assert line.startswith(f"{file}: cannot be read (")
         assert ", expected " in line
     file.unlink()
-    assert refused(official, test_images).startswith(f"{file}: missing, expected ")
+    assert refused(official, clean_images).startswith(f"{file}: missing, expected ")
 
 
 @pytest.mark.parametrize(
@@ -402,21 +402,21 @@ def test_missing_truncated_and_foreign_official_files_are_refused(name, official
     ],
 )
 def test_official_images_of_another_shape_or_type_are_refused(
-    shape, dtype, found, official, test_images
+    shape, dtype, found, official, clean_images
 ):
     np.save(official / "fog.npy", np.zeros(shape, dtype))
-    line = refused(official, test_images)
+    line = refused(official, clean_images)
     assert line == f"{official / 'fog.npy'}: got {found}, expected uint8 (20, 8, 8, 3)"
 
 
-def test_official_labels_must_be_those_of_the_test_images(official, test_images):
+def test_official_labels_must_be_those_of_the_test_images(official, clean_images):
     """Images of another split or in another order would be scored as wrong answers."""
     file = official / "labels.npy"
     np.save(file, np.tile(np.array([2, 0, 1, 1]), 5))
-    load_official(official, "fog", test_images)
+    load_official(official, "fog", clean_images)
     np.save(file, np.repeat(np.array([2, 0, 1, 1]), 5))
-    assert f"{file}: 10 of 20 labels differ" in refused(official, test_images)
+    assert f"{file}: 10 of 20 labels differ" in refused(official, clean_images)
     np.save(file, np.array([2, 0, 1, 1]))
-    assert refused(official, test_images) == f"{file}: got int64 (4,), expected integer (20,)"
+    assert refused(official, clean_images) == f"{file}: got int64 (4,), expected integer (20,)"
     np.save(file, np.tile(np.array([2.0, 0, 1, 1]), 5))
-    assert refused(official, test_images) == f"{file}: got float64 (20,), expected integer (20,)"
+    assert refused(official, clean_images) == f"{file}: got float64 (20,), expected integer (20,)"

@@ -1,6 +1,7 @@
 """Exponential moving averages of a network over training steps."""
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -48,7 +49,7 @@ def follow(average: nn.Module | None, network: nn.Module, decay: float, step: in
             _in_training_mode(module, lambda module: module.operator_norm())
 
 
-def _in_training_mode(module: nn.Module, iterate) -> None:
+def _in_training_mode(module: nn.Module, iterate: Callable[[nn.Module], object]) -> None:
     training = module.training
     module.train()
     iterate(module)

@@ -12,6 +12,7 @@ from convnorm.experiment.data import Images
 from convnorm.experiment.distributed import Process
 from convnorm.experiment.errors import InputError, Stopped
 from convnorm.experiment.interrupts import Interrupts
+from convnorm.experiment.tracking import Tracker
 
 VOTE_EVERY = 10  # at most so many steps before several processes agree on a signal
 
@@ -42,10 +43,10 @@ class Trainer(Protocol):
 class Journal(Protocol):
     """What the main process measures and writes between two steps."""
 
+    tracker: Tracker
+
     def write(self, means: dict[str, float] | None) -> None:
         """After every step, with the means where a log line is due; changes no training."""
-
-    def close(self) -> None: ...
 
 
 def load_on_all(load: Callable[[], Images], process: Process) -> Images:
@@ -87,7 +88,7 @@ def run(
     journal: of the main process, None in the others; log_every: the intervals at whose ends it
     is given means.
     """
-    with Interrupts() as interrupts, closing(journal) if journal else nullcontext():
+    with Interrupts() as interrupts, closing(journal.tracker) if journal else nullcontext():
         while trainer.step < trainer.steps:
             trainer.train_step()
             log_due = any(is_due(trainer.step, every, trainer.steps) for every in log_every)
@@ -112,7 +113,9 @@ def _between_steps(
         trainer.check_finite(run_dir)
     means = trainer.means() if log_due else None
     if journal is not None:
-        journal.write(means)
+        with journal.tracker.not_training():
+            journal.tracker.advance()
+            journal.write(means)
     if saving:
         state = trainer.state_dict()  # in every process: parts of it may have to be gathered
         if trainer.process.is_main:

@@ -1,9 +1,64 @@
-"""What a sample says about the whole from which it was drawn."""
+"""From the scores of some runs and images to what they say about others.
 
-from scipy.stats import binomtest
+Seeds are few, so intervals and tests of means are Student's, which take the scores to be normal:
+with three seeds nobody can check that. Intervals are at 95 %, tests are two-sided.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import fmean, mean, stdev
+from typing import Literal
+
+import numpy as np
+from scipy.stats import binomtest, t, ttest_rel
+
+Interval = tuple[float, float]
+
+CONFIDENCE = 0.95
+# Of the values themselves: differences that vary by less do so by rounding.
+ROUNDING = 1e-9
 
 
-def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+@dataclass(frozen=True)
+class Summary:
+    """The scores of `n` runs; `sd` and `interval` are None of a single one.
+
+    sd: sample standard deviation, over n - 1. interval: t-interval of the mean; of no width where
+        all scores are equal, which does not say that the next one would be.
+    """
+
+    mean: float
+    sd: float | None
+    n: int
+    interval: Interval | None
+
+
+@dataclass(frozen=True)
+class Paired:
+    """`n` pairs, compared by a t-test.
+
+    difference: mean of a - b. interval: t-interval of it. p: of no difference. Both are None for
+        a single pair, and where all differences are equal: a t statistic of x / 0 is no evidence.
+    """
+
+    n: int
+    difference: float
+    interval: Interval | None
+    p: float | None
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """`only_a`, `only_b`: how many images one alone is right about; p: of being right as often."""
+
+    only_a: int
+    only_b: int
+    p: float
+
+
+def wilson_interval(successes: int, n: int, confidence: float = CONFIDENCE) -> Interval:
     """Return the interval (low, high) of a proportion, of which `successes` of `n` were seen.
 
     By Wilson (1927), without continuity correction: inside [0, 1], and of the promised coverage
@@ -17,3 +72,127 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
         raise ValueError(f"no proportion: {successes} of {n}")
     interval = binomtest(successes, n).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
+
+
+def summary(values: Sequence[float]) -> Summary:
+    """Sum up the scores of runs that differ in their seed.
+
+    Raises:
+        ValueError: there is no value, or one that is not finite.
+    """
+    values = _finite(values)
+    n, centre = len(values), mean(values)
+    if n == 1:
+        return Summary(centre, None, n, None)
+    sd = stdev(values)  # in exact arithmetic, as `mean`: 0, not 1e-17, where all are equal
+    half = float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * sd / math.sqrt(n)
+    return Summary(centre, sd, n, (centre - half, centre + half))
+
+
+def area_under(points: Sequence[tuple[float, float]]) -> float:
+    """Return the area under a curve of (step, value), over the range of steps.
+
+    By trapezoids, and so the mean of the curve, in units of the value; of a single point, its
+    value. Only areas over the same range of steps can be compared.
+
+    Raises:
+        ValueError: there is no point, one is not finite, or steps do not increase.
+    """
+    steps = _finite(step for step, _ in points)
+    values = _finite(value for _, value in points)
+    widths = [after - before for before, after in pairwise(steps)]
+    if any(width <= 0 for width in widths):
+        raise ValueError(f"steps do not increase: {steps}")
+    if len(values) == 1:
+        return values[0]
+    return fmean(map(fmean, pairwise(values)), weights=widths)
+
+
+def collapsed(
+    curve: Sequence[float],
+    final: float,
+    better: Literal["lower", "higher"],
+    resolution: float = 0.01,
+) -> bool:
+    """Return whether a run ended worse than twice the best value of its curve.
+
+    Where higher is better, values are shares and the errors 1 - share are compared. An error of a
+    half or more cannot double: of an accuracy under a strong attack this says nothing.
+
+    resolution: a best value, or error, below it counts as it, or a single slip after a best of 0
+        would be a collapse. 0.01 suits shares; of a distance, take that of real images to others.
+    final: may be of other images than the curve.
+
+    Raises:
+        ValueError: there is no value, one is not finite or no share, or `resolution` is 0 or less.
+    """
+    values, last = _finite(curve), _finite([final])[0]
+    if not resolution > 0:
+        raise ValueError(f"resolution is {resolution}; expected more than 0")
+    if better == "higher":
+        if not all(0 <= share <= 1 for share in (*values, last)):
+            raise ValueError(f"no shares: {values} and {last}; expected 0 to 1")
+        values, last = [1 - share for share in values], 1 - last
+    limit = 2 * max(min(values), resolution)
+    return last > limit and not math.isclose(last, limit)  # twice, but for rounding, is no more
+
+
+def paired(a: Sequence[float], b: Sequence[float]) -> Paired:
+    """Compare two ways of training by their scores, (n,) each, at the same seeds in the same order.
+
+    Raises:
+        ValueError: there is no pair, a value without a partner, or one that is not finite.
+    """
+    a, b = _finite(a), _finite(b)
+    differences = [x - y for x, y in zip(a, b, strict=True)]
+    n, difference = len(differences), fmean(differences)
+    if max(differences) - min(differences) <= ROUNDING * max(map(abs, a + b)):
+        return Paired(n, difference, None, None)
+    test = ttest_rel(a, b)
+    low, high = test.confidence_interval(CONFIDENCE)
+    return Paired(n, difference, (float(low), float(high)), float(test.pvalue))
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Return p-values adjusted for their number, in the order given.
+
+    By the step-down procedure of Holm (1979): among all that are at most 0.05 there is a false one
+    with a probability of at most 0.05, however the tests depend on each other. None, where no test
+    could be made, stays None and does not count.
+
+    Raises:
+        ValueError: a p-value is not in 0 to 1.
+    """
+    if bad := [p for p in p_values if p is not None and not 0 <= p <= 1]:
+        raise ValueError(f"no p-values: {bad}")
+    tested = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
+    adjusted: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, (p, index) in enumerate(tested):
+        largest = max(largest, min(1.0, (len(tested) - rank) * float(p)))
+        adjusted[index] = largest
+    return adjusted
+
+
+def mcnemar(a: np.ndarray, b: np.ndarray) -> McNemar:
+    """Compare two classifiers by which of the same images, (N,) bool, each is right about.
+
+    The exact form of the test of McNemar (1947): of the images that one alone is right about, it is
+    each with probability 1/2. It speaks of these two networks on other images, not of other seeds.
+
+    Raises:
+        ValueError: `a` and `b` are not of one length.
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"not the same images: {len(a)} and {len(b)}")
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    discordant = only_a + only_b
+    p = float(binomtest(only_a, discordant).pvalue) if discordant else 1.0
+    return McNemar(only_a, only_b, p)
+
+
+def _finite(values: Iterable[float]) -> list[float]:
+    values = [float(value) for value in values]
+    if not values or not all(map(math.isfinite, values)):
+        raise ValueError(f"no sample: {values}; expected finite numbers, at least one")
+    return values

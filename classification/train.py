@@ -16,6 +16,7 @@ from classification.trainer import Trainer
 from classification.training_data import TrainingData, noise_report, training_data
 from convnorm.experiment import checkpoint, loop
 from convnorm.experiment.config import RunOptions, to_yaml
+from convnorm.experiment.cost import macs
 from convnorm.experiment.data import Images, load_images
 from convnorm.experiment.distributed import Process
 from convnorm.experiment.hardware import hardware
@@ -85,7 +86,9 @@ class Journal:
         self.validation = None if data.validation is None else data.validation.to(device)
         mislabelled, clean = data.mislabelled(MISLABELLED)
         self.mislabelled, self.clean_labels = mislabelled.to(device), clean.to(device)
-        self.tracker = Tracker(run_dir, trainer.step, trainer.steps, to_yaml(trainer.config))
+        self.tracker = Tracker(
+            run_dir, trainer.step, trainer.steps, to_yaml(trainer.config), device
+        )
 
     def write(self, means: dict[str, float] | None) -> None:
         """After every step, with the means where a log line is due; changes no training."""
@@ -97,7 +100,8 @@ class Journal:
             if norms_every > 0 and is_due(step, norms_every, steps):
                 image_size = trainer.seen.shape[1:]
                 for name, norms in layer_norms(trainer.network, image_size).items():
-                    values[f"matrix_norm/{name}"], values[f"operator_norm/{name}"] = norms
+                    for kind, value in norms._asdict().items():
+                        values[f"{kind}/{name}"] = value
             self.tracker.log(step, values)
         if is_due(step, config.select.every * per_epoch, steps):
             grid = (trainer.seen[:GRID] * 255).round().to(torch.uint8)
@@ -148,16 +152,21 @@ def _share(flags: torch.Tensor) -> float:
 
 
 def _summary(trainer: Trainer, data: TrainingData, run_dir: Path) -> dict[str, Any]:
-    """The end of the run: what it trained on, what was selected, its last log line and scores."""
+    """The end of the run: what it trained on, what was selected, its last log line and scores.
+
+    macs: of an image in a batch of the run's size.
+    """
+    batch, device = trainer.config.train.batch_size, trainer.process.device
     log, metrics = (read_lines(run_dir / name) for name in ("log.jsonl", "metrics.jsonl"))
     return {
         "steps": trainer.step,
         "epochs": trainer.epoch,
         "parameters": sum(p.numel() for p in trainer.network.parameters()),
+        "macs": macs(trainer.network, torch.zeros(batch, *trainer.seen.shape[1:], device=device)),
         "train_images": len(data.train.labels),
         "validation_images": len(data.validation_positions),
         "noise": noise_report(data, trainer.config),
-        "hardware": hardware(trainer.process.device),
+        "hardware": hardware(device),
         "world_size": trainer.process.world_size,
         "torch": torch.__version__,
         "best": trainer.best,

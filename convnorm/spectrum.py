@@ -1,11 +1,22 @@
 """Singular values of what the layers of a network compute."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from convnorm.normalizers import Normalized, UnitOperatorNorm
+
+PROBES = 64  # vectors in one batch, from which a Frobenius norm is estimated
+
+
+class LayerNorms(NamedTuple):
+    """Singular values of a layer: what spectral norm sees, then its linear map's own."""
+
+    matrix_norm: float
+    operator_norm: float
+    rms_singular_value: float  # operator_norm over this is 1 for an isometry, else more
 
 
 def matrix_norm(weight: torch.Tensor) -> float:
@@ -57,6 +68,25 @@ def operator_norm(layer: nn.Module, input_size: torch.Size, steps: int = 40) -> 
     return math.sqrt(max(0.0, torch.linalg.eigvalsh(tridiagonal)[-1].item()))
 
 
+@torch.no_grad()
+def rms_singular_value(layer: nn.Module, input_size: torch.Size) -> float:
+    """Root mean square of the singular values of the affine map A that `layer` computes.
+
+    sqrt(|A|_F^2 / min(inputs, outputs)), with |A|_F^2 = E |A v|^2 over random signs v
+    (Hutchinson, 1990), without a dense matrix. Within 0.5 % for maps of 1000 numbers and more,
+    1.5 % for 100 to 200. NaN if the layer is not finite. The layer must be in evaluation mode.
+    """
+    parameter = next(layer.parameters())
+    random = torch.Generator(parameter.device).manual_seed(0)
+    signs = torch.empty(PROBES, *input_size[1:], device=parameter.device, dtype=parameter.dtype)
+    signs.bernoulli_(generator=random).mul_(2).sub_(1)
+    offset = layer(torch.zeros_like(signs[:1]))
+    image = (layer(signs) - offset).double()
+    rank = min(signs[0].numel(), image[0].numel())
+    mean = (image.square().sum() / PROBES / rank).item()
+    return math.sqrt(mean) if math.isfinite(mean) else math.nan
+
+
 def normalized_convolutions(network: nn.Module) -> dict[str, nn.Module]:
     """The convolutions of a network by name, each with what normalizes it.
 
@@ -76,8 +106,8 @@ def normalized_convolutions(network: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
-def layer_norms(network: nn.Module, image_size: torch.Size) -> dict[str, tuple[float, float]]:
-    """name -> (matrix norm of the kernel, operator norm of the layer) for each convolution.
+def layer_norms(network: nn.Module, image_size: torch.Size) -> dict[str, LayerNorms]:
+    """name -> singular values of each convolution, with what normalizes it.
 
     image_size: (C, H, W) of the network's input, which fixes the size of every map. The
     network's training state (modes, buffers, random numbers) is left as it was found.
@@ -99,7 +129,11 @@ def layer_norms(network: nn.Module, image_size: torch.Size) -> dict[str, tuple[f
         norms = {}
         for name, module in layers.items():
             conv = next(m for m in module.modules() if isinstance(m, nn.Conv2d))
-            norms[name] = (matrix_norm(conv.weight), operator_norm(module, sizes[name]))
+            norms[name] = LayerNorms(
+                matrix_norm(conv.weight),
+                operator_norm(module, sizes[name]),
+                rms_singular_value(module, sizes[name]),
+            )
     finally:
         for hook in hooks:
             hook.remove()

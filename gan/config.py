@@ -111,15 +111,31 @@ class ScoreConfig:
     """Scores during training: under `protocol` every `every` steps (0: at the end only).
 
     protocol: see gan.protocols; `none` leaves it to scripts/fid.py.
+    select: a protocol on the other split, by which the best step can be chosen without a look at
+        the score that is reported; drawn at the same steps, from latents of its own.
     weights: a file of Inception weights; empty looks them up or downloads them.
     """
 
     protocol: Literal[("none", *PROTOCOLS)] = "none"
     every: int = 0
+    select: Literal[("none", *PROTOCOLS)] = "none"
     weights: str = ""
 
     def __post_init__(self):
         require(self.every >= 0, "score.every", self.every, "0 or more")
+        if self.select == "none":
+            return
+        if self.protocol == "none":
+            raise InputError(
+                f"score.select: {self.select!r} chooses among scores, and score.protocol is "
+                "'none'; expected a protocol there"
+            )
+        split = PROTOCOLS[self.protocol].split
+        if PROTOCOLS[self.select].split == split:
+            raise InputError(
+                f"score.select: {self.select!r} takes the real images that score.protocol "
+                f"{self.protocol!r} reports on, the {split} split; expected one of the other"
+            )
 
 
 @dataclass(frozen=True)

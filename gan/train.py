@@ -10,6 +10,7 @@ import torch
 
 from convnorm.experiment import checkpoint, loop, streams
 from convnorm.experiment.config import RunOptions, to_yaml
+from convnorm.experiment.cost import macs
 from convnorm.experiment.data import load_images
 from convnorm.experiment.distributed import Process
 from convnorm.experiment.hardware import hardware
@@ -18,7 +19,7 @@ from convnorm.experiment.tracking import Tracker, read_lines
 from convnorm.spectrum import layer_norms
 from gan.config import GanConfig
 from gan.models import FORMAT, generate, sample
-from gan.scoring import Scorer
+from gan.scoring import Record, Scorer
 from gan.trainer import Trainer
 
 GRID = 64  # images in a grid of samples
@@ -57,12 +58,19 @@ class Journal:
         self.grid_z = torch.randn(
             GRID, config.model.z_dim, generator=streams.generator("cpu", config.seed, "grid")
         )
-        self.scorer = None
-        if config.score.protocol != "none" and trainer.step < config.steps:
-            weights = Path(config.score.weights) if config.score.weights else None
-            device = trainer.process.device
-            self.scorer = Scorer(config.score.protocol, config.data, device, weights=weights)
-        self.tracker = Tracker(run_dir, trainer.step, config.steps, to_yaml(config))
+        self.scorer = self._scorer(config.score.protocol)
+        self.selector = self._scorer(config.score.select)
+        self.tracker = Tracker(
+            run_dir, trainer.step, config.steps, to_yaml(config), trainer.process.device
+        )
+
+    def _scorer(self, protocol: str) -> Scorer | None:
+        """The preflight of a protocol: what it lacks is found before training starts."""
+        if protocol == "none":
+            return None
+        config = self.trainer.config
+        weights = Path(config.score.weights) if config.score.weights else None
+        return Scorer(protocol, config.data, self.trainer.process.device, weights=weights)
 
     def write(self, means: dict[str, float] | None) -> None:
         """After every step, with the means where a log line is due; changes no training."""
@@ -72,30 +80,47 @@ class Journal:
             values = dict(means)
             if is_due(step, config.log.norms_every, config.steps):
                 for name, norms in layer_norms(trainer.discriminator, self.image_size).items():
-                    values[f"matrix_norm/{name}"], values[f"operator_norm/{name}"] = norms
+                    for kind, value in norms._asdict().items():
+                        values[f"{kind}/{name}"] = value
             self.tracker.log(step, values)
         if is_due(step, config.log.samples_every, config.steps):
             self.tracker.images(step, generate(generator, self.grid_z))
         if self.scorer is not None and is_due(step, config.score.every, config.steps):
-            record = self.scorer(
-                lambda num, seed: sample(generator, config.model.z_dim, num, seed),
-                config.seed,
-                step=step,
-                ema=trainer.ema is not None,
-            )
-            self.tracker.score(step, record)
+            self.tracker.score(step, self._score())
+
+    def _score(self) -> Record:
+        """The score that is reported and, within it, the one by which a step can be selected."""
+        trainer, config = self.trainer, self.trainer.config
+        facts = {"step": trainer.step, "ema": trainer.ema is not None}
+        draw = partial(sample, trainer.final_generator, config.model.z_dim)
+        record = self.scorer(draw, config.seed, **facts)
+        if self.selector is not None:
+            record["selection"] = self.selector(self._other_sample, config.seed, **facts)
+        return record
+
+    def _other_sample(self, num: int, seed: int) -> torch.Tensor:
+        """As `sample`, from other latents."""
+        random = streams.generator("cpu", seed, "selection")
+        z = torch.randn(num, self.trainer.config.model.z_dim, generator=random)
+        return generate(self.trainer.final_generator, z)
 
 
 def _summary(trainer: Trainer, run_dir: Path) -> dict[str, Any]:
-    """The end of the run: its last log line and its last scores."""
+    """The end of the run: what an image costs in batches of the run's size, the last log line
+    and the last scores."""
     log, metrics = (read_lines(run_dir / name) for name in ("log.jsonl", "metrics.jsonl"))
+    train, generator, discriminator = trainer.config.train, trainer.generator, trainer.discriminator
+    device = trainer.process.device
+    z = torch.zeros(train.generator_batch_size, trainer.config.model.z_dim, device=device)
+    images = torch.zeros(train.batch_size, *trainer.batches.data.images.shape[1:], device=device)
     return {
         "steps": trainer.step,
         "parameters": {
-            "generator": sum(p.numel() for p in trainer.generator.parameters()),
-            "discriminator": sum(p.numel() for p in trainer.discriminator.parameters()),
+            "generator": sum(p.numel() for p in generator.parameters()),
+            "discriminator": sum(p.numel() for p in discriminator.parameters()),
         },
-        "hardware": hardware(trainer.process.device),
+        "macs": {"generator": macs(generator, z), "discriminator": macs(discriminator, images)},
+        "hardware": hardware(device),
         "world_size": trainer.process.world_size,
         "torch": torch.__version__,
         "log": log[-1] if log else None,

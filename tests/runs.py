@@ -36,6 +36,7 @@ TINY = {
     "train.generator_batch_size": 8,
     "train.n_dis": 2,
     "score.protocol": "none",
+    "score.select": "none",
     "steps": 4,
 }
 # 14 images of each class train, in 3 steps an epoch; 2 of each validate. Every key that the
@@ -108,9 +109,10 @@ def state_of(run_dir: Path, name: str = "last.pt") -> dict[str, Any]:
 
 
 def log_of(run_dir: Path, name: str = "log.jsonl") -> list[dict[str, Any]]:
-    """The lines of a log without what depends on the clock."""
+    """The lines of a log without what depends on the clock and the process."""
     lines = [json.loads(line) for line in (run_dir / name).read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "steps_per_second"} for line in lines]
+    cost = ("steps_per_second", "seconds", "peak_memory")
+    return [{k: v for k, v in line.items() if k not in cost} for line in lines]
 
 
 def differing(a: Any, b: Any, path: str = "") -> list[str]:

@@ -62,6 +62,7 @@ GAN = {
     "log.norms_every": ({}, 1),
     "score.protocol": ({}, "digits"),
     "score.every": ({"score.protocol": "digits"}, 1),
+    "score.select": ({"score.protocol": "digits"}, "digits_test"),
     "score.weights": ({"score.protocol": "digits"}, "weights.pt"),
     "seed": ({}, 1),
     "steps": ({}, 3),

@@ -326,6 +326,17 @@ def test_wrong_numbers_are_told_with_the_way_out():
         protocol_named("fid")
 
 
+def test_the_real_images_to_select_by_are_enough(digits_extractor, digits):
+    """Catches fewer images than features, and a test split that is another kind of images."""
+    test = load_images(DataConfig("digits", image_size=16), "test").images
+    train, held_out = (digits_extractor(images).features.double() for images in (digits, test))
+    assert torch.linalg.matrix_rank(torch.cov(held_out.T)) == held_out.shape[1] == 64
+    assert fidelity.frechet_distance(train, held_out) < 0.2
+    fitted = PROTOCOLS["digits_test"].fitted(len(test))
+    assert (fitted.split, fitted.num_real, fitted.num_fake) == ("test", 360, len(digits))
+    assert fitted.kid_subset_size < 180  # halves of the floor still are more than a subset
+
+
 # The records
 
 

@@ -8,7 +8,13 @@ import torch
 from torch import nn
 
 from convnorm import CATALOGUE, ConvNorm2d, Normalizer
-from convnorm.spectrum import layer_norms, matrix_norm, normalized_convolutions, operator_norm
+from convnorm.spectrum import (
+    layer_norms,
+    matrix_norm,
+    normalized_convolutions,
+    operator_norm,
+    rms_singular_value,
+)
 from gan.networks import ARCHITECTURES, build_discriminator
 
 every_kind = pytest.mark.parametrize("kind", CATALOGUE)
@@ -55,6 +61,38 @@ def test_operator_norm_of_small_and_clustered_spectra(dtype):
     nn.init.constant_(zero.weight, math.nan)
     assert math.isnan(operator_norm(zero, torch.Size((1, 2, 5, 5))))
     assert math.isnan(matrix_norm(zero.weight))
+    assert math.isnan(rms_singular_value(zero, torch.Size((1, 2, 5, 5))))
+
+
+@every_kind
+@pytest.mark.parametrize(("channels", "stride"), [((3, 8), 1), ((8, 3), 2)])
+def test_rms_singular_value_is_the_frobenius_norm(kind, channels, stride):
+    """Over the smaller side of the matrix, without the bias; 64 probes of a map of 243 or more."""
+    torch.manual_seed(0)
+    layer = Normalizer(kind, affine=True)(nn.Conv2d(*channels, 3, stride, padding=1))
+    layer(torch.randn(4, channels[0], 9, 9))
+    layer = layer.eval()[0] if kind == "layer" else layer.eval()
+    A = reference.dense(layer, (channels[0], 9, 9)).flatten(0, 1)
+    expected = (A.square().sum() / min(A.shape)).sqrt().item()
+    measured = rms_singular_value(layer, torch.Size((1, channels[0], 9, 9)))
+    assert measured == pytest.approx(expected, rel=0.015)
+
+
+def test_largest_over_rms_is_one_for_an_isometry():
+    """Catches a mean over the larger side: a wide isometry has as many singular values as rows."""
+    torch.manual_seed(0)
+    circular = {"padding": 1, "padding_mode": "circular", "groups": 4}
+    isometry = ConvNorm2d(4, 4, 3, **circular, affine=False, batch_norm=False, eps=0).eval()
+    isometry.double()
+    size = torch.Size((1, 4, 8, 8))
+    assert rms_singular_value(isometry, size) == pytest.approx(1, rel=1e-6)
+    assert operator_norm(isometry, size) == pytest.approx(1, rel=1e-6)
+    wide, tall = nn.Conv2d(4, 2, 1, bias=False), nn.Conv2d(2, 4, 1, bias=False)
+    for conv in (wide, tall):
+        nn.init.orthogonal_(conv.weight)
+        size = torch.Size((1, conv.in_channels, 16, 16))
+        assert rms_singular_value(conv, size) == pytest.approx(1, rel=0.01)
+        assert operator_norm(conv, size) == pytest.approx(1, rel=1e-3)
 
 
 def test_operator_norm_converges_on_a_wide_layer():
@@ -124,7 +162,8 @@ def test_norms_are_taken_at_the_size_of_each_map():
     """A norm at another size is another number: zero padding, small maps."""
     D = network("none", "dcgan")
     sizes = {"0": (1, 16, 16), "2": (4, 8, 8)}
-    for name, (sigma, norm) in layer_norms(D, torch.Size((1, 16, 16))).items():
+    for name, (sigma, norm, rms) in layer_norms(D, torch.Size((1, 16, 16))).items():
         conv = D.get_submodule(name)
         assert norm == pytest.approx(reference.sigma_max(conv, sizes[name]), rel=1e-3)
+        assert rms == rms_singular_value(conv, torch.Size((1, *sizes[name])))
         assert sigma == pytest.approx(torch.linalg.svdvals(conv.weight.flatten(1))[0].item())

@@ -2,14 +2,19 @@
 
 import io
 import sys
+from contextlib import closing
+from types import SimpleNamespace
 
 import pytest
 import torch
 from runs import log_of, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from convnorm.experiment import tracking
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.tracking import Tracker, read_lines
+
+CPU = torch.device("cpu")
 
 
 def events(run_dir) -> EventAccumulator:
@@ -22,9 +27,18 @@ def test_tensorboard_holds_scalars_images_and_the_config(tmp_path):
     board = events(tmp_path)
     log = log_of(tmp_path)
     scalars = board.Tags()["scalars"]
-    for name in ("loss_d", "loss_g", "d_real", "d_fake", "lr", "steps_per_second"):
+    for name in (
+        "loss_d",
+        "loss_g",
+        "d_real",
+        "d_fake",
+        "lr",
+        "steps_per_second",
+        "seconds",
+        "peak_memory",
+    ):
         assert [event.step for event in board.Scalars(name)] == [2, 4]
-    for kind in ("matrix_norm", "operator_norm"):
+    for kind in ("matrix_norm", "operator_norm", "rms_singular_value"):
         assert sum(name.startswith(f"{kind}/") for name in scalars) == 2  # of D's convolutions
     for name in ("loss_d", "lr"):
         expected = [line[name] for line in log]
@@ -42,11 +56,11 @@ def test_tensorboard_holds_scalars_images_and_the_config(tmp_path):
 
 def test_a_resumed_run_shows_no_step_twice(tmp_path):
     """Without a purge TensorBoard draws both the lost steps and the new ones."""
-    tracker = Tracker(tmp_path, 0, 10, "a: 1\n")
+    tracker = Tracker(tmp_path, 0, 10, "a: 1\n", CPU)
     for step in (2, 4, 6):
         tracker.log(step, {"loss": float(step)})
     tracker.close()
-    resumed = Tracker(tmp_path, 4, 10, "a: 1\n")
+    resumed = Tracker(tmp_path, 4, 10, "a: 1\n", CPU)
     resumed.log(6, {"loss": 66.0})
     resumed.close()
     shown = [(event.step, event.value) for event in events(tmp_path).Scalars("loss")]
@@ -59,8 +73,66 @@ def test_a_line_cut_by_a_kill_is_left_out(tmp_path):
     path.write_text('{"step": 1}\n{"step": 2}\n{"ste')
     assert read_lines(path) == [{"step": 1}, {"step": 2}]
     assert read_lines(tmp_path / "none.jsonl") == []
-    Tracker(tmp_path, 1, 10, "").close()
+    Tracker(tmp_path, 1, 10, "", CPU).close()
     assert path.read_text() == '{"step": 1}\n'
+
+
+@pytest.fixture
+def surroundings(monkeypatch):
+    """A clock and a memory of the test's own."""
+    now = SimpleNamespace(time=0.0, memory=0)
+    monkeypatch.setattr(tracking, "time", SimpleNamespace(perf_counter=lambda: now.time))
+    monkeypatch.setattr(tracking, "peak_memory", lambda device: now.memory)
+    return now
+
+
+def costs(run_dir, *names) -> list[tuple]:
+    return [tuple(line[name] for name in names) for line in read_lines(run_dir / "log.jsonl")]
+
+
+def test_seconds_of_training_leave_out_scores_and_add_up(tmp_path, surroundings):
+    """Catches the wall-clock of a run that is scored, and seconds since the last line alone."""
+    surroundings.time = 100.0
+    with closing(Tracker(tmp_path, 0, 10, "", CPU)) as tracker:
+        for step in range(1, 7):
+            surroundings.time += 2.0
+            with tracker.not_training():
+                surroundings.time += 30.0  # norms, for instance, come before their line
+                if step % 2 == 0:
+                    tracker.log(step, {})
+                surroundings.time += 50.0
+    expected = [(2, 4.0, 0.5), (4, 8.0, 0.5), (6, 12.0, 0.5)]
+    assert costs(tmp_path, "step", "seconds", "steps_per_second") == expected
+
+
+def test_seconds_go_on_over_a_resumption(tmp_path, surroundings):
+    """Catches a clock at zero, lost steps counted twice, and steps after the last line for free."""
+    with closing(Tracker(tmp_path, 0, 10, "", CPU)) as tracker:
+        for step in (2, 4, 6):
+            surroundings.time += 4.0
+            tracker.log(step, {})
+    surroundings.time = 1000.0
+    with closing(Tracker(tmp_path, 5, 10, "", CPU)) as tracker:  # the lines up to 4 are kept
+        surroundings.time += 9.0
+        tracker.log(8, {})
+    assert costs(tmp_path, "step", "seconds") == [(2, 4.0), (4, 8.0), (8, 8.0 + 2.0 + 9.0)]
+
+
+def test_a_resumed_run_keeps_the_larger_peak(tmp_path, surroundings):
+    for start, step, memory in ((0, 2, 500), (2, 4, 300), (4, 6, 700)):
+        surroundings.memory, surroundings.time = memory, float(step)
+        with closing(Tracker(tmp_path, start, 10, "", CPU)) as tracker:
+            surroundings.time += 1.0
+            tracker.log(step, {})
+    assert costs(tmp_path, "peak_memory") == [(500,), (500,), (700,)]
+
+
+def test_a_run_of_an_older_version_is_resumed(tmp_path, surroundings):
+    (tmp_path / "log.jsonl").write_text('{"step": 4, "loss": 1.0, "steps_per_second": 2.0}\n')
+    with closing(Tracker(tmp_path, 5, 10, "", CPU)) as tracker:
+        surroundings.time += 1.0
+        tracker.log(6, {})
+    assert read_lines(tmp_path / "log.jsonl")[-1]["seconds"] == 1.5
 
 
 class Terminal(io.StringIO):
@@ -86,10 +158,11 @@ def test_elsewhere_there_are_plain_lines(tmp_path, capsys):
     assert "loss_d" in lines[0]
     assert "lr 0.00015 " in lines[0]  # small numbers are not rounded away
     assert lines[0].endswith("s left)")
+    assert not any(cost in lines[0] for cost in ("seconds", "memory", "norm", "singular"))
 
 
 def test_a_log_that_cannot_be_written_is_named(tmp_path):
-    tracker = Tracker(tmp_path, 0, 10, "")
+    tracker = Tracker(tmp_path, 0, 10, "", CPU)
     (tmp_path / "log.jsonl").mkdir()
     with pytest.raises(InputError, match=r"log.jsonl: cannot be written \(Is a directory\)"):
         tracker.log(1, {"loss": 1.0})
@@ -99,7 +172,7 @@ def test_a_log_that_cannot_be_written_is_named(tmp_path):
 def test_images_are_written_as_they_are(tmp_path):
     from PIL import Image
 
-    tracker = Tracker(tmp_path, 0, 10, "")
+    tracker = Tracker(tmp_path, 0, 10, "", CPU)
     tracker.images(3, torch.full((4, 1, 8, 8), 77, dtype=torch.uint8))
     tracker.close()
     with Image.open(tmp_path / "samples" / "step0000003.png") as image:

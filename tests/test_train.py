@@ -9,13 +9,17 @@ from runs import ALONE, differing, log_of, run, state_of, tiny, values_read
 from torch import nn
 from torch.nn.utils import parametrize
 
+from convnorm.experiment import streams
 from convnorm.experiment.batches import Batches
 from convnorm.experiment.data import load_images
-from convnorm.experiment.errors import Stopped
+from convnorm.experiment.errors import InputError, Stopped
 from convnorm.normalizers import CATALOGUE
 from gan import trainer as trainer_module
-from gan.models import build
+from gan.models import build, generate, load_generator, sample
+from gan.scoring import sha256_of
 from gan.trainer import Trainer
+
+SCORED = {"score.protocol": "digits", "score.every": 2, "train.ema_decay": 0.9}
 
 
 def make_trainer(changes: dict | None = None) -> Trainer:
@@ -103,6 +107,56 @@ def test_scoring_does_not_change_the_training(tmp_path):
     run(tmp_path / "twice", scored)
     assert differing(weights(tmp_path / "twice"), weights(tmp_path / "never")) == []
     assert [line["step"] for line in log_of(tmp_path / "twice", "metrics.jsonl")] == [2, 4]
+
+
+@pytest.fixture(scope="module")
+def selected(tmp_path_factory) -> dict[str, Path]:
+    """The same run without and with a second draw to select by."""
+    folder = tmp_path_factory.mktemp("selected")
+    run(folder / "without", SCORED)
+    run(folder / "with", {**SCORED, "score.select": "digits_test"})
+    return {name: folder / name for name in ("without", "with")}
+
+
+def test_a_selection_changes_neither_training_nor_reported_scores(selected):
+    """Bit by bit: a draw from a stream of both would move the score that is reported."""
+    assert differing(*(weights(run_dir) for run_dir in selected.values())) == []
+    without, plus = (log_of(run_dir, "metrics.jsonl") for run_dir in selected.values())
+    assert [record.pop("selection")["fake"]["step"] for record in plus] == [2, 4]
+    assert differing(plus, without) == []
+
+
+def test_a_selection_shares_no_image_with_the_reported_score(selected):
+    """Selected by the latents or the real images that are reported, a score is its best draw."""
+    record = log_of(selected["with"], "metrics.jsonl")[-1]
+    other, generator = record["selection"], load_generator(selected["with"]).generator
+    assert record["fake"]["sha256"] == sha256_of(sample(generator, 8, 1437, seed=0))
+    z = torch.randn(1437, 8, generator=streams.generator("cpu", 0, "selection"))
+    assert other["fake"]["sha256"] == sha256_of(generate(generator, z)) != record["fake"]["sha256"]
+    sides = {"train": record, "test": other}
+    for split, side in sides.items():
+        assert side["real"]["sha256"] == sha256_of(load_images(tiny().data, split).images)
+    assert other["protocol"]["name"] == "digits_test"
+
+
+@pytest.mark.parametrize(
+    ("protocol", "message"),
+    [
+        ("none", r"score.select: 'digits_test' .* score.protocol is 'none'; expected a protocol"),
+        ("fid10k_test", "score.select: 'digits_test' .* 'fid10k_test' reports on, the test split"),
+    ],
+)
+def test_a_selection_without_another_score_is_refused(protocol, message):
+    with pytest.raises(InputError, match=message):
+        tiny({"score.select": "digits_test", "score.protocol": protocol})
+
+
+def test_a_selection_has_a_preflight(tmp_path):
+    """Catches weights, or images, that are found missing only at the first score."""
+    changes = {"score.protocol": "digits", "score.select": "fid10k_test"}
+    with pytest.raises(InputError, match="needs 10000 real images, the reference has 360"):
+        run(tmp_path, changes)
+    assert not (tmp_path / "log.jsonl").exists()
 
 
 def test_the_loop_does_not_wait_for_the_device(tmp_path, monkeypatch):

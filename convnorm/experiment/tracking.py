@@ -1,6 +1,7 @@
 """What a run writes while it trains: log lines, TensorBoard, pictures and a progress bar."""
 
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -15,7 +16,11 @@ from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from convnorm.experiment.checkpoint import write
+from convnorm.experiment.cost import forget_peak_memory, peak_memory
 from convnorm.experiment.errors import InputError
+
+# What a log line says of the run so far, before the first one; an older version's lines lack some.
+BEGINNING = {"step": 0, "steps_per_second": math.inf, "seconds": 0.0, "peak_memory": 0}
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -40,10 +45,15 @@ def _rewind(path: Path, step: int) -> None:
 
 
 class Tracker:
-    """The log of one run, from `step` on; everything a killed run wrote after it is dropped."""
+    """The log of one run, from `step` on; everything a killed run wrote after it is dropped.
 
-    def __init__(self, run_dir: Path, step: int, steps: int, config: str):
-        self.run_dir = run_dir
+    Every line has, beside the values of its step, `steps_per_second` since the last line and, of
+    all of the run up to here, `seconds` of training and `peak_memory` in bytes, see
+    `convnorm.experiment.cost`. Both go on over a resumption.
+    """
+
+    def __init__(self, run_dir: Path, step: int, steps: int, config: str, device: torch.device):
+        self.run_dir, self._device = run_dir, device
         for name in ("log.jsonl", "metrics.jsonl"):
             _rewind(run_dir / name, step)
         (run_dir / "samples").mkdir(exist_ok=True)
@@ -51,12 +61,18 @@ class Tracker:
         if step == 0:
             self._board.add_text("config", f"```yaml\n{config}```", 0)
         self._bar = tqdm(total=steps, initial=step, unit="step", disable=None, file=sys.stderr)
+        lines = read_lines(run_dir / "log.jsonl")
+        last = BEGINNING | (lines[-1] if lines else {})
+        # The steps between the last line and the checkpoint have no line: as fast as those before.
+        self._seconds = last["seconds"] + (step - last["step"]) / last["steps_per_second"]
+        self._peak_memory = last["peak_memory"]
+        forget_peak_memory(device)  # of what was before training
         self._since = (step, time.perf_counter())
         self._paused: float | None = None  # when training stopped, while it does
 
     @contextmanager
     def not_training(self) -> Iterator[None]:
-        """What happens in here, scores for instance, does not slow the steps per second."""
+        """What happens in here, scores for instance, is no time of training."""
         self._paused = time.perf_counter()
         yield
         step, since = self._since
@@ -80,13 +96,20 @@ class Tracker:
         then, since = self._since
         now = self._paused or time.perf_counter()
         self._since = (step, now)
-        speed = {"steps_per_second": (step - then) / max(now - since, 1e-9)}
-        self._append("log.jsonl", {"step": step, **values, **speed})
-        for name, value in {**values, **speed}.items():
+        self._seconds += now - since
+        self._peak_memory = max(self._peak_memory, peak_memory(self._device))
+        speed = (step - then) / max(now - since, 1e-9)
+        cost = {
+            "steps_per_second": speed,
+            "seconds": self._seconds,
+            "peak_memory": self._peak_memory,
+        }
+        self._append("log.jsonl", {"step": step, **values, **cost})
+        for name, value in {**values, **cost}.items():
             self._board.add_scalar(name, value, step)
         shown = {name: f"{value:.3g}" for name, value in values.items() if "/" not in name}
         if self._bar.disable:
-            left = (self._bar.total - step) / max(speed["steps_per_second"], 1e-9)
+            left = (self._bar.total - step) / max(speed, 1e-9)
             words = " ".join(f"{name} {value}" for name, value in shown.items())
             print(f"step {step}/{self._bar.total} {words} ({left:.0f} s left)", file=sys.stderr)
         else:
@@ -105,6 +128,7 @@ class Tracker:
         for name, value in record["scores"].items():
             if isinstance(value, int | float):
                 self._board.add_scalar(f"score/{name}", value, step)
+        forget_peak_memory(self._device)  # of what scoring took
 
     def close(self) -> None:
         """Flush everything."""

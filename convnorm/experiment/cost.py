@@ -1,0 +1,100 @@
+"""What a network and a run cost: multiply-adds of a forward pass, and peak memory."""
+
+import copy
+import math
+import resource
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+aten = torch.ops.aten
+
+
+def _fft(flops: float, signal: Tensor, dim: list[int]) -> float:
+    """`flops` per point and octave: 5 of a complex signal, half as many of a real one."""
+    points = math.prod(signal.shape[axis] for axis in dim)
+    return flops * signal.numel() * math.log2(points)
+
+
+def _solve(A: Tensor, B: Tensor) -> float:
+    """LU, then a triangular solve on each side for every column."""
+    rows, columns = A.shape[-1], B.numel() * A.shape[-1] // A.numel()
+    return A.numel() * (2 / 3 * rows + 2 * columns)
+
+
+# operation -> flops of (its arguments, out_val=what it returns). PyTorch has convolutions and
+# matrix products; an FFT is counted as radix 2 (Cooley & Tukey, 1965), as is usual, and dense
+# matrices as in Golub & Van Loan, "Matrix Computations", 4th ed., 3.2 and 8.3.
+FLOPS: dict[Any, Callable[..., float]] = {
+    **flop_registry,
+    aten.mv: lambda A, x, out_val: 2 * A.numel(),
+    aten._fft_r2c: lambda x, dim, *_, out_val: _fft(2.5, x, dim),
+    aten._fft_c2r: lambda x, dim, *_, out_val: _fft(2.5, out_val, dim),
+    aten._fft_c2c: lambda x, dim, *_, out_val: _fft(5, x, dim),
+    aten._linalg_eigh: lambda A, *_, out_val, **__: 9 * A.numel() * A.shape[-1],
+    aten._linalg_solve_ex: lambda A, B, *_, out_val, **__: _solve(A, B),
+}
+
+
+class _Counter(TorchDispatchMode):
+    """Flops of whatever runs inside, backward passes too.
+
+    torch.utils.flop_counter.FlopCounterMode has the formulas, but tracks modules with hooks that
+    fail where a layer calls torch.autograd.grad: a power iteration on a convolution does.
+    """
+
+    flops = 0.0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        formula = FLOPS.get(func._overloadpacket)
+        if formula is not None:
+            self.flops += formula(*args, **kwargs, out_val=out)
+        return out
+
+
+def macs(network: nn.Module, inputs: Tensor) -> int:
+    """Return the multiply-adds of one forward pass in training mode, per image of `inputs`.
+
+    What normalizes is included: FFTs, power iterations, orthogonalizations. What it costs once a
+    pass, a gain of ConvNorm for instance, is shared by the images, so the number depends on how
+    many there are. Not counted are element-wise work (activations, BatchNorm's) and penalties on
+    weights, which are no part of the forward pass. The pass really runs, on a copy on the
+    network's device: buffers, modes and random numbers are left as they were found.
+
+    inputs: (N, ...) on the network's device, as the network takes them.
+    """
+    copied = copy.deepcopy(network).train()
+    devices = [inputs.device] if inputs.device.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.no_grad(), _Counter() as counter:
+        copied(inputs)
+    return round(counter.flops / 2 / len(inputs))
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes that were in use: by tensors on a GPU, else by this process.
+
+    On a GPU since the start or the last `forget_peak_memory`, on a CPU since the start, with the
+    libraries that are loaded.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.is_file():  # Linux's getrusage counts in what the process that started this one used
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return int(lines["VmHWM"].split()[0]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def forget_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory` of a GPU begin with what is in use now; a process cannot forget."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)

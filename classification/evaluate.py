@@ -18,6 +18,7 @@ from classification.evaluation_record import (
     checks,
     clean_record,
     corruption_record,
+    right_about,
     worst_cases,
 )
 from classification.measurement import Rows, Subject, sha256_of
@@ -77,8 +78,13 @@ def checkpoint_of(run: Path, which: Literal["best", "last"]) -> Path:
     raise InputError(f"{file}: no such checkpoint; expected {hint}")
 
 
-def evaluate(loaded: LoadedClassifier, options: Options, device: torch.device) -> dict[str, Any]:
-    """Measure a classifier that is on `device`; return a JSON-able record without any time.
+def evaluate(
+    loaded: LoadedClassifier, options: Options, device: torch.device
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Measure a classifier that is on `device`; return a record and what it counts, per image.
+
+    The record is JSON-able and without any time. Per image: `positions` (N,) int64 in the split's
+    file, and what `evaluation_record.right_about` returns.
 
     Images that the network gets wrong as they are count as wrong under every attack and are not
     attacked. Everything is computed in float32, without TF32. The folder `evaluation` beside the
@@ -110,7 +116,8 @@ def evaluate(loaded: LoadedClassifier, options: Options, device: torch.device) -
     if sources:
         settings = [{"name": source.name, **source.settings} for source in sources]
         record["corruptions"] = corruption_record(right) | {"sources": settings}
-    return record | {"checks": checks(record)}
+    per_image = {"positions": subject.positions, **right_about(clean, found)}
+    return record | {"checks": checks(record)}, per_image
 
 
 def _header(loaded: LoadedClassifier, options: Options, subject: Subject) -> dict[str, Any]:

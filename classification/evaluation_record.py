@@ -77,6 +77,27 @@ def _queries(queries: Tensor) -> Record:
     return {"n": n, "mean": mean, "median": median}
 
 
+def settings_of(record: Record) -> Record:
+    """The settings in the record of an attack: what has to agree before two are compared."""
+    others = {"name", "attacked", "points", "stages", "queries", *accuracy(0, 1)}
+    return {key: value for key, value in record.items() if key not in others}
+
+
+def right_about(clean: Rows, found: Found) -> dict[str, Tensor]:
+    """Which images the network is right about, (N,) bool, as they are and under each attack.
+
+    By "clean" and the names of the attacks, without a sweep, which has no eps of its own.
+    """
+    right = {"clean": clean["right"]}
+    for attack, rows in found:
+        eps = attack.settings["eps"]
+        if not isinstance(eps, list):
+            withstood = clean["right"].clone()
+            withstood[clean["right"]] = rows["fooled_at"] > eps
+            right[attack.name] = withstood
+    return right
+
+
 def worst_cases(found: Found, n: int) -> list[Record]:
     """The images that withstood every attack, for each budget that an attack was run with."""
     budgets = {

@@ -1,10 +1,17 @@
-"""An evaluation's record as a table to print and as a picture."""
+"""An evaluation's record as a table to print, as a picture, and as files that are read again."""
 
+import hashlib
+import io
+import json
 from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
 from convnorm.experiment.checkpoint import EVALUATION, write, write_json
+from convnorm.experiment.errors import InputError
 
 Record = dict[str, Any]
 Row = tuple[str, str, str, str, str]
@@ -100,16 +107,66 @@ def _check_line(check: Record) -> str:
     return f"{'ok' if check['passed'] else 'DOUBT'}: {check['check']}: {check['detail']}"
 
 
-def save(record: Record, checkpoint_file: Path) -> Path:
-    """Write the record and its picture beside the checkpoint; return the record's file."""
+def save(record: Record, per_image: dict[str, Tensor], checkpoint_file: Path) -> Path:
+    """Write what `evaluate` returned, and its picture, beside the checkpoint.
+
+    Returns the record's file, which is written last: with the SHA-256 of the .npz in it, a kill in
+    between cannot pair the numbers of one evaluation with the images of another.
+    """
     split = record["data"]["split"]
     name = checkpoint_file.stem + ("" if split == "test" else f"_{split}")
     file = checkpoint_file.parent / EVALUATION / f"{name}.json"
-    picture = file.with_suffix(".png")
+    picture, images = file.with_suffix(".png"), file.with_suffix(".npz")
     if not plot(record, picture):
         picture.unlink(missing_ok=True)  # it would be that of another record
-    write_json(file, record)
+    content = io.BytesIO()
+    np.savez(content, **{name: values.numpy() for name, values in per_image.items()})
+    write(images, lambda file: file.write(content.getbuffer()))
+    sha256 = hashlib.sha256(content.getbuffer()).hexdigest()
+    write_json(file, record | {"per_image": {"file": images.name, "sha256": sha256}})
     return file
+
+
+def load(checkpoint_file: Path) -> tuple[Record, dict[str, np.ndarray]]:
+    """Read what `save` wrote of the test split, as long as it is of this very checkpoint.
+
+    Raises:
+        InputError: A file is missing or damaged, or they are not of one evaluation.
+    """
+    file = checkpoint_file.parent / EVALUATION / f"{checkpoint_file.stem}.json"
+    images = file.with_suffix(".npz")
+    expected = f"expected what evaluate_cls.py writes of {checkpoint_file}"
+    try:
+        with checkpoint_file.open("rb") as opened:
+            sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+        record, content = json.loads(file.read_text()), images.read_bytes()
+        if record["checkpoint"]["sha256"] != sha256:
+            raise InputError(f"{file}: is of a checkpoint that was there before; {expected}")
+        if record["per_image"]["sha256"] != hashlib.sha256(content).hexdigest():
+            raise InputError(f"{images}: is of another evaluation than {file.name}; {expected}")
+        with np.load(io.BytesIO(content)) as arrays:
+            per_image = dict(arrays)
+        _check_counts(record, per_image, images)
+    except OSError as error:
+        raise InputError(f"{error.filename}: {error.strerror}; {expected}") from None
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{file}: damaged, or of another version; {expected}") from None
+    return record, per_image
+
+
+def _check_counts(record: Record, per_image: dict[str, np.ndarray], file: Path) -> None:
+    """Where the flags of single images are not what the record counts, one of them is wrong."""
+    counted = {"clean": record["clean"]["top1"]}
+    counted |= {attack["name"]: attack for attack in record["attacks"] if "correct" in attack}
+    for name, accuracy in counted.items():
+        flags, expected = per_image[name], (accuracy["correct"], accuracy["n"])
+        if (flags.sum(), *flags.shape) != expected:
+            raise InputError(
+                f"{file}: {name}: right about {flags.sum()} of {len(flags)} images; expected the "
+                f"{accuracy['correct']} of {accuracy['n']} that the record counts"
+            )
 
 
 def plot(record: Record, path: Path) -> bool:

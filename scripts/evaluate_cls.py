@@ -3,9 +3,9 @@
     python scripts/evaluate_cls.py runs/classification/digits_convnorm/seed0
     python scripts/evaluate_cls.py RUN --attacks pgd50x10 autoattack simba_pixel sweep corruptions
 
-RUN is a run folder or a checkpoint (.pt). Prints a table and writes the record and a picture,
-evaluation/best.json and .png, beside the checkpoint; the last command's replace the one's before.
-The same command again goes on where it was stopped.
+RUN is a run folder or a checkpoint (.pt). Prints a table and writes beside the checkpoint the
+record and a picture, evaluation/best.json and .png, and which images it is right about, best.npz;
+the last command's replace the one's before. The same command again goes on where it was stopped.
 """
 
 import argparse
@@ -78,11 +78,11 @@ def main() -> None:
     names = ("split", "num", "batch_size", "data_root", "corruptions_dir")
     options = Options(tuple(args.attacks), budget, **{name: getattr(args, name) for name in names})
     try:
-        record = evaluate(loaded, options, device)
+        record, per_image = evaluate(loaded, options, device)
     except KeyboardInterrupt:
         raise Stopped("interrupted; the same command goes on where it was", 130) from None
     print(table(record))
-    print(f"\nwritten to {save(record, loaded.file)}")
+    print(f"\nwritten to {save(record, per_image, loaded.file)}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Evaluations of a linear classifier on digits: numbers, resuming, doubts, tables and errors."""
 
+import hashlib
+import io
 import json
 import math
 from dataclasses import replace
@@ -19,9 +21,10 @@ from classification.evaluation_record import (
     attack_record,
     checks,
     corruption_record,
+    settings_of,
     worst_cases,
 )
-from classification.evaluation_report import save, table
+from classification.evaluation_report import load, save, table
 from classification.measurement import Subject
 from classification.models import LoadedClassifier, build
 from classification.named_attacks import Attack, Budget, attack_named
@@ -77,7 +80,12 @@ def loaded(tmp_path) -> LoadedClassifier:
 
 
 def run(loaded: LoadedClassifier, *attacks: str, **changes) -> dict:
-    """Evaluate 60 images in batches of 25."""
+    """Evaluate 60 images in batches of 25; return the record."""
+    return evaluated(loaded, *attacks, **changes)[0]
+
+
+def evaluated(loaded: LoadedClassifier, *attacks: str, **changes) -> tuple[dict, dict]:
+    """The same, and what is known of single images."""
     return evaluate(loaded, Options(attacks, **{"num": 60, "batch_size": 25, **changes}), CPU)
 
 
@@ -113,6 +121,30 @@ def test_accuracies_are_those_of_the_attacks_called_by_hand(loaded):
         assert attack["n"] == 360
         assert attack["attacked"] == right.sum()
         assert attack["interval"][0] < attack["accuracy"] < attack["interval"][1]
+
+
+def test_each_image_is_right_or_wrong_as_it_is_by_hand(loaded):
+    """Catches flags in the order of the queue, and images that were wrong before left out."""
+    record, per_image = evaluated(loaded, "fgsm", "pgd3_l2", "sweep")
+    assert list(per_image) == ["positions", "clean", "fgsm", "pgd3_l2"]
+    test, network = load_images(DIGITS, "test"), loaded.network
+    positions = per_image["positions"]
+    assert len(positions) == 60
+    x, y = test.images[positions].float() / 255, test.labels[positions]
+    right = network(x).argmax(1) == y
+    assert torch.equal(per_image["clean"], right)
+    withstood = right & (network(fgsm(network, x, y, eps=EPS)).argmax(1) == y)
+    assert torch.equal(per_image["fgsm"], withstood)
+    assert not torch.equal(withstood, right)
+    assert per_image["pgd3_l2"].sum() == attack_of(record, "pgd3_l2")["correct"]
+
+
+def test_an_attacks_record_gives_its_settings_back(loaded):
+    """A result among them would part two classifiers that were measured alike."""
+    names, budget = ("fgsm", "pgd3x2", "pgd3_l2", "sweep", "simba_dct"), Budget(max_queries=5)
+    record = run(loaded, *names, budget=budget, num=5)
+    for attack in record["attacks"]:
+        assert settings_of(attack) == attack_named(attack["name"], budget).settings
 
 
 def test_only_images_that_were_right_are_attacked(loaded, monkeypatch):
@@ -214,6 +246,7 @@ def test_autoattack_reports_its_stages(loaded, monkeypatch):
     assert list(attack["stages"]) == ["apgd-ce", "apgd-t", "fab-t", "square"]
     assert stages == sorted(stages, reverse=True)
     assert stages[-1] == attack["correct"]
+    assert settings_of(attack) == attack_named("autoattack", Budget()).settings
 
 
 def test_stages_count_the_images_that_are_left():
@@ -493,15 +526,98 @@ def test_a_record_without_checks_says_so(loaded):
 
 def test_record_and_picture_lie_beside_the_checkpoint(loaded, tmp_path):
     """Catches a picture that stays from another record, and names that collide."""
-    record = run(loaded, "fgsm", "sweep", "corruptions")
-    file = save(record, loaded.file)
+    record, per_image = evaluated(loaded, "fgsm", "sweep", "corruptions")
+    file = save(record, per_image, loaded.file)
     assert file == tmp_path / "evaluation" / "best.json"
-    assert json.loads(file.read_text()) == record
+    written = file.read_text()
+    assert json.loads(written).items() >= record.items()
     assert file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-    save(run(loaded, split="validation", num=20), loaded.file)
-    assert json.loads(file.read_text()) == record
-    save(run(loaded), loaded.file)
+    save(*evaluated(loaded, split="validation", num=20), loaded.file)
+    assert file.read_text() == written
+    save(*evaluated(loaded), loaded.file)
     assert not file.with_suffix(".png").exists()
+
+
+@pytest.fixture
+def saved(loaded) -> LoadedClassifier:
+    """It with a checkpoint file, and a record of an evaluation beside that."""
+    loaded.file.write_bytes(b"weights")
+    saved = replace(loaded, sha256=hashlib.sha256(b"weights").hexdigest())
+    save(*evaluated(saved, "fgsm", "sweep"), saved.file)
+    return saved
+
+
+def test_what_was_saved_is_loaded(saved):
+    record, per_image = evaluated(saved, "fgsm", "sweep")
+    record_again, per_image_again = load(saved.file)
+    assert record_again.items() >= record.items()
+    assert per_image_again.keys() == per_image.keys()
+    for name, values in per_image.items():
+        assert per_image_again[name].dtype == values.numpy().dtype
+        assert np.array_equal(per_image_again[name], values)
+
+
+def test_killed_between_its_files_an_evaluation_is_not_taken_for_another(saved, monkeypatch):
+    """The record of one and the images of the other would be paired."""
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("classification.evaluation_report.write_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save(*evaluated(saved, "fgsm", budget=Budget(eps=30)), saved.file)
+    with pytest.raises(InputError, match=r"best\.npz: is of another evaluation than best\.json"):
+        load(saved.file)
+
+
+def test_a_record_of_weights_that_have_changed_is_not_loaded(saved):
+    saved.file.write_bytes(b"other weights")
+    with pytest.raises(InputError, match=r"best\.json: is of a checkpoint that was there before"):
+        load(saved.file)
+
+
+def test_flags_that_are_not_what_the_record_counts_are_noticed(saved):
+    """Though the hash is right: whoever wrote them was wrong."""
+    record, per_image = load(saved.file)
+    per_image["fgsm"][per_image["fgsm"].argmax()] = False
+    content = io.BytesIO()
+    np.savez(content, **per_image)
+    record["per_image"]["sha256"] = hashlib.sha256(content.getvalue()).hexdigest()
+    file = saved.file.parent / "evaluation" / "best.json"
+    file.with_suffix(".npz").write_bytes(content.getvalue())
+    file.write_text(json.dumps(record))
+    with pytest.raises(InputError, match=r"best\.npz: fgsm: right about \d+ of 60 images;"):
+        load(saved.file)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("best.pt", None, "best.pt: No such file"),
+        ("evaluation/best.json", None, "best.json: No such file"),
+        ("evaluation/best.npz", None, "best.npz: No such file"),
+        ("evaluation/best.json", '{"checkpoint": ', "best.json: damaged, or of another version"),
+        ("evaluation/best.json", "[]", "best.json: damaged, or of another version"),
+        ("evaluation/best.npz", "", "best.npz: is of another evaluation"),
+    ],
+)
+def test_an_evaluation_that_is_not_whole_is_told_in_one_line(saved, name, content, message):
+    file = saved.file.parent / name
+    file.unlink()
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(InputError, match=message) as error:
+        load(saved.file)
+    assert "\n" not in str(error.value)
+
+
+def test_a_record_of_before_single_images_were_kept_is_told(saved):
+    file = saved.file.parent / "evaluation" / "best.json"
+    record = json.loads(file.read_text())
+    del record["per_image"]
+    file.write_text(json.dumps(record))
+    with pytest.raises(InputError, match=r"best\.json: damaged, or of another version"):
+        load(saved.file)
 
 
 # ------------------------------------------------------------------------------------- errors

@@ -11,7 +11,7 @@ ORACLES := eagerpy foolbox torchattacks
 .PHONY: demo test lint
 
 demo: $(INSTALLED)
-	$(BIN)/python scripts/demo.py
+	$(BIN)/python scripts/benchmark.py --cfg digits_gan --workers auto
 
 test: lint
 	$(BIN)/python -m pytest -n auto

@@ -45,58 +45,80 @@ def open_run(run_dir: Path, config: object, overwrite: bool) -> Iterator[None]:
     and changes nothing, for a folder that holds something else, another config (the keys that
     differ are named) or a run that is going on, or that cannot be written.
     """
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        saved = run_dir / "config.yaml"
-        if not saved.is_file() and any(not path.name.startswith(".") for path in run_dir.iterdir()):
-            raise InputError(f"run_dir: {run_dir} holds other files; expected a run or nothing")
-        lock = (run_dir / ".lock").open("w")
-    except OSError as error:
-        raise InputError(f"run_dir: {run_dir} cannot be used ({error.strerror})") from None
-    with lock:  # closing it, or the end of the process, however it comes, gives the folder free
-        _lock(lock, run_dir)
+    if _holds_other_files(run_dir):
+        raise InputError(f"run_dir: {run_dir} holds other files; expected a run or nothing")
+    with locked(run_dir, "run_dir"):
         if overwrite:
             _delete_run(run_dir)
         _claim(run_dir, config)
         yield
 
 
-def _lock(lock: IO[str], run_dir: Path) -> None:
+def _holds_other_files(run_dir: Path) -> bool:
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise InputError(
-            f"run_dir: {run_dir} is in use by another process; expected another --run_dir"
-        ) from None
+        there = [path.name for path in run_dir.iterdir() if not path.name.startswith(".")]
     except OSError:
-        pass  # a file system without locks
+        return False  # it is to be made, or `locked` says why it cannot be used
+    return bool(there) and "config.yaml" not in there
+
+
+@contextmanager
+def locked(folder: Path, option: str) -> Iterator[None]:
+    """Make `folder` and hold it against any other process; `option` is what named it.
+
+    Raises InputError if it cannot be used, or another process holds it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise InputError(f"{option}: {folder} cannot be used ({error.strerror})") from None
+    with lock:  # closing it, or the end of the process, however it comes, gives the folder free
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"{option}: {folder} is in use by another process; expected another --{option}"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        yield
 
 
 def _claim(run_dir: Path, config: object) -> None:
     """Write config.yaml, or find the same one in a folder where training has begun."""
     saved = run_dir / "config.yaml"
-    if any((run_dir / name).exists() for name in OWN_FILES if name != saved.name):
-        _check_same(saved, config)
-    else:
+    if differing := in_the_way(run_dir, config):
+        raise InputError(
+            f"run_dir: {run_dir} holds a run of another config ({'; '.join(differing)}); "
+            "expected another --run_dir, or --overwrite to delete it"
+        )
+    if not _has_begun(run_dir):
         write(saved, lambda file: file.write(to_yaml(config).encode()))
     for name in OWN_FILES:  # what a kill in the middle of `write` has left
         for temporary in run_dir.glob(f".{name}.*"):
             temporary.unlink()
 
 
-def _check_same(saved: Path, config: object) -> None:
+def _has_begun(run_dir: Path) -> bool:
+    return any((run_dir / name).exists() for name in OWN_FILES if name != "config.yaml")
+
+
+def in_the_way(run_dir: Path, config: object) -> list[str]:
+    """Return why this config cannot go on in `run_dir`: the keys in which the run there differs.
+
+    Raises InputError if the one there cannot be read.
+    """
+    if not _has_begun(run_dir):
+        return []
+    saved = run_dir / "config.yaml"
     try:
         there = yaml.safe_load(saved.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError):
+    except (yaml.YAMLError, UnicodeDecodeError, OSError):
         there = None
     if not isinstance(there, dict):
         raise InputError(f"{saved}: damaged; expected the run's config (--overwrite starts anew)")
-    differing = differences(there, yaml.safe_load(to_yaml(config)))
-    if differing:
-        raise InputError(
-            f"run_dir: {saved.parent} holds a run of another config ({'; '.join(differing)}); "
-            "expected another --run_dir, or --overwrite to delete it"
-        )
+    return differences(there, yaml.safe_load(to_yaml(config)))
 
 
 def _delete_run(run_dir: Path) -> None:

@@ -54,14 +54,14 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def find_config(name: str, pipeline: str) -> Path:
-    """Return the file of a config: a path, else a name in configs/<pipeline>/."""
-    folder = CONFIGS / pipeline
+def find_config(name: str, folder_name: str) -> Path:
+    """Return the file of a config: a path, else a name in configs/<folder_name>/."""
+    folder = CONFIGS / folder_name
     for candidate in (Path(name), folder / name, folder / f"{name}.yaml"):
         if candidate.is_file():
             return candidate
     known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
-    raise InputError(f"--cfg {name}: no such file; configs/{pipeline} has {known}")
+    raise InputError(f"--cfg {name}: no such file; configs/{folder_name} has {known}")
 
 
 def _types(config: type, prefix: str = "") -> dict[str, Any]:
@@ -154,6 +154,24 @@ def _instantiate(parser: jsonargparse.ArgumentParser, config: type, values: Any)
     return config(**{name: built[name] for name in names})
 
 
+def _read(parser: jsonargparse.ArgumentParser, path: Path, types: dict[str, Any]) -> Any:
+    try:
+        return parser.parse_path(path)
+    except (jsonargparse.ArgumentError, TypeError) as error:
+        raise InputError(f"{path}: {_one_line(error, types)}") from None
+
+
+def read(config: type[Config], path: Path) -> Config:
+    """Read a config from a YAML file alone; InputError for whatever is wrong with it."""
+    types = _types(config)
+    _check_yaml(path, types)
+    parser = _parser(config)
+    try:
+        return _instantiate(parser, config, _read(parser, path, types))
+    except InputError as error:
+        raise InputError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+
+
 def parse(
     config: type[Config], pipeline: str, default: str, argv: Sequence[str] | None = None
 ) -> tuple[Config, RunOptions]:
@@ -187,10 +205,7 @@ def parse(
         default=False,
         help="delete the run that is in the folder instead of resuming it",
     )
-    try:
-        parser.parse_path(path)
-    except (jsonargparse.ArgumentError, TypeError) as error:
-        raise InputError(f"{path}: {_one_line(error, types)}") from None
+    _read(parser, path, types)
     try:
         values = parser.parse_args(["--cfg", str(path), *rest])
     except (jsonargparse.ArgumentError, TypeError) as error:

@@ -1,0 +1,181 @@
+"""How the benchmark measures and reads the runs of classifiers."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from classification.config import ClassifierConfig
+from classification.evaluate import CORRUPTIONS
+from classification.evaluation_record import Record, settings_of
+from classification.evaluation_report import load
+from classification.named_attacks import NAMES, Budget, attack_named
+from convnorm.benchmark.pipeline import Cost, Measure, Pipeline, Result, When
+from convnorm.benchmark.reading import finished, norms
+from convnorm.experiment.checkpoint import BEST, CHECKPOINT
+from convnorm.experiment.config import differences
+from convnorm.experiment.config import read as read_config
+from convnorm.experiment.errors import InputError
+from convnorm.experiment.tracking import read_lines
+
+CHECKPOINTS: dict[When, str] = {"final": CHECKPOINT, "selected": BEST}
+ACCURACIES = ("clean", CORRUPTIONS, "recovered", "validation accuracy", "validation pgd10")
+
+
+def share(config: ClassifierConfig, line: dict[str, Any]) -> float:
+    """How much of the training is done at a line of log.jsonl, in [0, 1]."""
+    return line["epoch"] / config.train.epochs
+
+
+def measurements(run_dir: Path, attacks: Sequence[str]) -> list[list[str]]:
+    """The commands without which `read` would refuse a trained run."""
+    commands = []
+    for name in CHECKPOINTS.values():
+        file = run_dir / name
+        if name == BEST and not file.exists():
+            continue  # nothing was held out to select by
+        try:
+            _evaluation(file, attacks)
+        except InputError:
+            command = ["evaluate_cls.py", str(run_dir), "--checkpoint", file.stem]
+            commands.append([*command, "--attacks", *attacks])
+    return commands
+
+
+def read(run_dir: Path, attacks: Sequence[str]) -> Result:
+    """Read a trained and measured run from its files alone.
+
+    Scores are of the test images: "clean", and by the names of attacks. Beside them, where there
+    are wrong labels: "memorized" and "recovered", the shares of the images with one for which that
+    label, or the clean one, is predicted.
+
+    Raises:
+        InputError: A file is missing, lacks something, or is not of the run's weights.
+    """
+    metric = read_config(ClassifierConfig, run_dir / "config.yaml").select.metric
+    with finished(run_dir / "summary.json") as file:
+        summary = json.loads(file.read_text())
+        steps: dict[When, int] = {"final": summary["steps"]}
+        if summary["best"] is not None:
+            steps["selected"] = summary["best"]["step"]
+        size = {key: summary[key] for key in ("parameters", "macs", "steps")}
+        hardware, looked = summary["hardware"], summary["metrics"] is not None
+        versions = {key: summary[key] for key in ("python", "torch") if key in summary}
+    with finished(run_dir / "metrics.jsonl") as file:
+        looks = {line["step"]: line["scores"] for line in read_lines(file)}
+        noise = {when: _of_noise(looks[step]) for when, step in steps.items() if looked}
+    with finished(run_dir / "log.jsonl") as file:
+        log = {line["step"]: line for line in read_lines(file)}
+        last = log[steps["final"]]
+        cost = Cost(**size, **{key: last[key] for key in ("seconds", "peak_memory")})
+        curve = [(k, log[k]["seconds"], at[metric]) for k, at in looks.items() if metric in at]
+    scores, right, protocols = {}, {}, []
+    for when, step in steps.items():
+        record, per_image = _evaluation(run_dir / CHECKPOINTS[when], attacks)
+        _check_step(run_dir / CHECKPOINTS[when], record, step)
+        scores[when] = _scores(record, attacks) | noise.get(when, {})
+        right[when] = {key: per_image[key] for key in ("clean", *attacks) if key in per_image}
+        protocols.append(_protocol(record, attacks))
+    if differing := differences(protocols[0], protocols[-1]):
+        raise InputError(
+            f"{run_dir}: its last.pt and best.pt were evaluated differently "
+            f"({'; '.join(differing)}); expected the same options of evaluate_cls.py"
+        )
+    return Result(
+        scores=scores,
+        selected_step=steps.get("selected"),
+        curve_name=f"validation {metric}",
+        curve=curve,
+        norms=norms(log),
+        protocol=protocols[0],
+        floor={},
+        cost=cost,
+        hardware=hardware,
+        versions=versions,
+        right=right,
+    )
+
+
+def _evaluation(file: Path, attacks: Sequence[str]) -> tuple[Record, dict[str, np.ndarray]]:
+    """What was measured of a checkpoint; InputError if that is not all of `attacks`."""
+    record, per_image = load(file)
+    there = {attack["name"] for attack in record["attacks"]}
+    there |= {CORRUPTIONS} if record["corruptions"] else set()
+    if lacking := [name for name in attacks if name not in there]:
+        raise InputError(
+            f"{file}: not evaluated with {', '.join(lacking)}; expected evaluate_cls.py "
+            f"--checkpoint {file.stem} --attacks {' '.join(attacks)}"
+        )
+    return record, per_image
+
+
+def _check_step(file: Path, record: Record, step: int) -> None:
+    """A run that was killed and went on elsewhere can differ from what it wrote before."""
+    found = record["checkpoint"]["step"]
+    if found != step:
+        raise InputError(f"{file}: is of step {found}; expected that of summary.json, {step}")
+
+
+def _scores(record: Record, attacks: Sequence[str]) -> dict[str, float]:
+    found = {"clean": record["clean"]["top1"]}
+    found |= {attack["name"]: attack for attack in record["attacks"]}
+    if record["corruptions"]:
+        found[CORRUPTIONS] = record["corruptions"]["mean"]
+    names = ("clean", *attacks)
+    return {name: found[name]["accuracy"] for name in names if "accuracy" in found[name]}
+
+
+def _of_noise(look: dict[str, float]) -> dict[str, float]:
+    return {key: look[key] for key in ("memorized", "recovered") if key in look}
+
+
+def _protocol(record: Record, attacks: Sequence[str]) -> dict[str, Any]:
+    """All that two accuracies have to share beside the training that they compare."""
+    protocol = {key: record[key] for key in ("data", "chance", "batch_size", "seed")}
+    protocol["attacks"] = {
+        attack["name"]: settings_of(attack)
+        for attack in record["attacks"]
+        if attack["name"] in attacks
+    }
+    if CORRUPTIONS in attacks:
+        corruptions = record["corruptions"]
+        protocol[CORRUPTIONS] = {
+            "mean_over": corruptions["mean_over"],
+            "severities": corruptions["severities"],
+            "sources": {source["name"]: source for source in corruptions["sources"]},
+        }
+    return protocol
+
+
+def measure(name: str) -> Measure:
+    """How values of `name` are compared; InputError for a name that is not known."""
+    if name == "memorized":
+        return Measure("lower", percent=True)
+    if name in ACCURACIES or _is_attack(name):
+        return Measure("higher", percent=True)
+    raise InputError(
+        f"measure: {name!r} is not known; expected memorized, {', '.join(ACCURACIES)}, or, without "
+        f"sweep, an attack: {NAMES}"
+    )
+
+
+def _is_attack(name: str) -> bool:
+    """Whether it has one accuracy: a sweep has many."""
+    try:
+        return not isinstance(attack_named(name, Budget()).settings["eps"], list)
+    except InputError:
+        return False
+
+
+CLASSIFICATION = Pipeline(
+    name="classification",
+    config=ClassifierConfig,
+    script="train_cls.py",
+    takes_attacks=True,
+    share=share,
+    measurements=measurements,
+    read=read,
+    measure=measure,
+)

@@ -1,0 +1,136 @@
+"""Carries out one run of a benchmark: trains it, or resumes, then measures it."""
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from convnorm.benchmark.grid import Benchmark, Run
+from convnorm.benchmark.pipeline import Pipeline
+from convnorm.experiment.tracking import read_lines
+
+ROOT = Path(__file__).resolve().parents[2]
+CHILD = Path(__file__).with_name("child.py")
+
+
+@dataclass(frozen=True)
+class Command:
+    """A script of the suite with its arguments, run by several `processes` through torchrun."""
+
+    script: str
+    arguments: tuple[str, ...]
+    processes: int = 1
+
+    @property
+    def _torchrun(self) -> list[str]:
+        return ["--standalone", f"--nproc_per_node={self.processes}"]
+
+    def __str__(self) -> str:
+        """As it is typed."""
+        start = ["torchrun", *self._torchrun] if self.processes > 1 else ["python"]
+        return shlex.join([*start, f"scripts/{self.script}", *self.arguments])
+
+    @property
+    def words(self) -> list[str]:
+        """As a process is started with it, which ends when the one that starts it does."""
+        script = [str(ROOT / "scripts" / self.script), *self.arguments]
+        start = ["-m", "torch.distributed.run", *self._torchrun] if self.processes > 1 else []
+        return [sys.executable, str(CHILD), *start, *script]
+
+
+def is_trained(run: Run) -> bool:
+    """Whether there is nothing left but to measure it."""
+    return (run.folder / "summary.json").exists()
+
+
+def share_done(run: Run, pipeline: Pipeline) -> float:
+    """How much of the run's training is done and logged, in [0, 1]."""
+    if is_trained(run):
+        return 1.0
+    lines = read_lines(run.folder / "log.jsonl")
+    return pipeline.share(run.config, lines[-1]) if lines else 0.0
+
+
+@dataclass
+class Attempt:
+    """One run to be carried out by commands in processes of their own.
+
+    processes: that train the run together. device: auto, cpu or cuda. environment: variables of
+        the commands, besides ours.
+    """
+
+    benchmark: Benchmark
+    run: Run
+    processes: int = 1
+    device: str = "auto"
+    environment: dict[str, str] = field(default_factory=dict)
+    _stopping: bool = field(default=False, init=False)
+    _child: subprocess.Popen | None = field(default=None, init=False)
+
+    @property
+    def log(self) -> Path:
+        """What the commands say."""
+        return self.benchmark.folder / "logs" / f"{self.run.cell.slug}-seed{self.run.seed}.txt"
+
+    def __call__(self) -> dict[str, Any]:
+        """Do what is left of the run, and return a line for the list of attempts.
+
+        outcome: done, failed (with a reason) or stopped. from, to: shares of the training.
+        """
+        began, start = time.monotonic(), share_done(self.run, self.benchmark.pipeline)
+        reason = next(filter(None, map(self._execute, self._commands())), "")
+        outcome = "stopped" if self._stopping else "failed" if reason else "done"
+        return {
+            "run": self.run.name,
+            "outcome": outcome,
+            "reason": reason if outcome == "failed" else "",
+            "seconds": time.monotonic() - began,
+            "from": start,
+            "to": share_done(self.run, self.benchmark.pipeline),
+        }
+
+    def stop(self) -> None:
+        """Let the run save and end; from another thread, and before it begins, too."""
+        self._stopping = True
+        if (child := self._child) is not None:
+            child.terminate()
+
+    def _commands(self) -> Iterator[Command]:
+        """One after another, as what there is to measure depends on what was trained."""
+        pipeline, attacks = self.benchmark.pipeline, self.benchmark.grid.attacks
+        device = () if self.device == "auto" else ("--device", self.device)
+        if not is_trained(self.run):
+            yield Command(pipeline.script, (*self.run.arguments, *device), self.processes)
+        for script, *arguments in pipeline.measurements(self.run.folder, attacks):
+            yield Command(script, (*arguments, *device))
+
+    def _execute(self, command: Command) -> str:
+        """Run a command to its end and return why it failed, or nothing."""
+        if self._stopping:
+            return "stopped"
+        variables = {**os.environ, **self.environment, "CONVNORM_PARENT": str(os.getpid())}
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("a+") as log:
+            print(f"$ {command}", file=log, flush=True)
+            begin = log.tell()
+            with subprocess.Popen(
+                command.words,
+                env=variables,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # a Ctrl-C comes to us alone, and we pass it on
+            ) as self._child:
+                if self._stopping:  # since the last look
+                    self._child.terminate()
+                code = self._child.wait()
+            self._child = None
+            log.seek(begin)
+            said = [line for line in map(str.strip, log) if line]
+        errors = [line.removeprefix("error: ") for line in said if line.startswith("error: ")]
+        return "" if code == 0 else (errors or said or [f"ended with status {code}"])[-1]

@@ -1,0 +1,116 @@
+"""Carries out the runs that are left of a benchmark, and shows how far they are."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+from tqdm import tqdm
+
+from convnorm.benchmark.attempt import Attempt, share_done
+from convnorm.benchmark.grid import Benchmark
+from convnorm.benchmark.plan import ATTEMPTS, about, seconds_left, survey
+from convnorm.experiment import checkpoint
+from convnorm.experiment.errors import InputError, Stopped
+from convnorm.experiment.interrupts import Interrupts
+
+POLL = 0.5  # seconds
+
+
+class Job(Protocol):
+    """A future of an attempt's line."""
+
+    def done(self) -> bool: ...
+
+    def result(self) -> dict[str, Any]: ...
+
+
+class Executor(Protocol):
+    """Where attempts are carried out, `workers` at a time: `Here` or a `Cluster`."""
+
+    workers: int
+
+    def submit(self, attempt: Attempt) -> Job: ...
+
+    def stop(self) -> None: ...
+
+
+def execute(benchmark: Benchmark, executor: Executor, processes: int, device: str) -> None:
+    """Carry out all runs that are not done, each by `processes` on a `device`.
+
+    Keeps a line of each in attempts.jsonl; one that fails does not stop the others.
+
+    Raises:
+        InputError: Another process is carrying them out.
+        Stopped: At the first Ctrl-C or SIGTERM, when the runs that were going on have saved.
+    """
+    left = [item.run for item in survey(benchmark) if item.state != "done"]
+    if left:
+        with checkpoint.locked(benchmark.folder, "folder"):
+            _execute(benchmark, executor, [Attempt(benchmark, r, processes, device) for r in left])
+
+
+def _execute(benchmark: Benchmark, executor: Executor, attempts: list[Attempt]) -> None:
+    total, stopping = len(attempts), False
+    with Interrupts() as interrupts, _bar(total) as bar:
+        try:
+            left = [(attempt, executor.submit(attempt)) for attempt in attempts]
+            while left:
+                ended = [pair for pair in left if pair[1].done()]
+                left = [pair for pair in left if pair not in ended]
+                for attempt, job in ended:
+                    line = _line(attempt, job, stopping)
+                    _append(benchmark.folder / ATTEMPTS, line)
+                    if line["outcome"] != "stopped":
+                        bar.write(_told(line), file=sys.stderr)
+                if ended and left and not stopping:
+                    seconds = seconds_left(benchmark, survey(benchmark), executor.workers)
+                    told = f"{len(left)} of {total} runs left: {about(seconds)}"
+                    bar.write(told, file=sys.stderr)
+                going = sum(share_done(attempt.run, benchmark.pipeline) for attempt, _ in left)
+                bar.n = total - len(left) + going
+                bar.refresh()
+                if interrupts.signal is not None and not stopping:
+                    stopping = True
+                    bar.write("stopping: the runs save what they have", file=sys.stderr)
+                    executor.stop()
+                if left:
+                    time.sleep(POLL)
+        except BaseException:  # a full disk, a second Ctrl-C: no run goes on without us
+            executor.stop()
+            raise
+    if stopping:
+        code = 128 + (interrupts.signal or 15)
+        raise Stopped("stopped and saved; the same command again goes on", code)
+
+
+def _bar(total: int) -> tqdm:
+    shape = "{l_bar}{bar}| {n:.2f} of {total} runs [{elapsed}]"
+    return tqdm(total=total, bar_format=shape, disable=None, file=sys.stderr)
+
+
+def _line(attempt: Attempt, job: Job, stopping: bool) -> dict[str, Any]:
+    """The attempt's line, also where the job that it was has been lost."""
+    try:
+        return job.result()
+    except Exception as error:  # submitit's: the job was killed, or its result cannot be read
+        said = str(error).strip().splitlines()
+        line = {"run": attempt.run.name, "seconds": 0.0, "from": 0.0, "to": 0.0}
+        if stopping:
+            return line | {"outcome": "stopped", "reason": ""}
+        return line | {"outcome": "failed", "reason": said[-1] if said else repr(error)}
+
+
+def _told(line: dict[str, Any]) -> str:
+    if line["outcome"] == "failed":
+        return f"{line['run']}: FAILED: {line['reason']}"
+    return f"{line['run']}: done in {line['seconds']:.0f} s"
+
+
+def _append(path: Path, line: dict[str, Any]) -> None:
+    try:
+        with path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from None

@@ -1,0 +1,218 @@
+"""Which runs a benchmark consists of: every combination of its axes' values, at every seed."""
+
+import itertools
+import json
+import re
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from convnorm.benchmark.pipeline import Pipeline, When
+from convnorm.experiment.config import RunOptions, find_config, parse, read, require
+from convnorm.experiment.errors import InputError
+
+FOLDER = "benchmark"  # under configs/ and under runs/
+
+
+@dataclass(frozen=True)
+class Score:
+    """The one score that the question is answered by, fixed before the first run.
+
+    at: of the last weights, or of those that did best on what was held out.
+    """
+
+    name: str
+    at: When = "final"
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Which tests are made: all values of an axis against one of them, all else being equal."""
+
+    axis: str
+    against: str
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A file of configs/benchmark/.
+
+    question: what the benchmark asks, in a sentence.
+    pipeline, base: the runs are those of this config of the pipeline, but for `set` and `axes`.
+    axes: under the name of a field, the list of its values. Under any other name, for values of
+        more than one field, label -> {field: value, ...}.
+    set: field -> value, of all runs. Fields have their dotted names, such as normalizer.kind.
+    attacks: of classifiers, what is measured besides the clean accuracy.
+    """
+
+    question: str
+    pipeline: Literal["gan", "classification"]
+    base: str
+    axes: dict[str, Any]
+    seeds: tuple[int, ...]
+    score: Score
+    compare: Compare
+    set: dict[str, Any] = field(default_factory=dict)
+    attacks: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        different = len(set(self.seeds)) == len(self.seeds)
+        good = different and self.seeds and min(self.seeds) >= 0
+        require(bool(good), "seeds", list(self.seeds), "one or more different ones, from 0")
+        require(bool(self.axes), "axes", self.axes, "one or more")
+        labels = {axis: list(_settings(axis, values)) for axis, values in self.axes.items()}
+        compare = self.compare
+        require(compare.axis in labels, "compare.axis", compare.axis, f"one of {_list(labels)}")
+        known = labels[compare.axis]
+        fits = compare.against in known
+        require(fits, "compare.against", compare.against, f"one of {_list(known)}")
+        repeated = len(set(self.attacks)) < len(self.attacks)
+        require(not repeated, "attacks", list(self.attacks), "different ones")
+
+    @property
+    def labels(self) -> dict[str, list[str]]:
+        """Axis -> the labels of its values, in order."""
+        return {axis: list(_settings(axis, values)) for axis, values in self.axes.items()}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination of the axes' values: axis -> label, and field -> value."""
+
+    labels: dict[str, str]
+    settings: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The labels; a number, true, false or null with the name of its field."""
+        return ", ".join(
+            f"{axis.split('.')[-1]} {label}" if _is_literal(label) else label
+            for axis, label in self.labels.items()
+        )
+
+    @property
+    def slug(self) -> str:
+        """The name as that of a folder."""
+        return re.sub(r"[^\w.=+-]+", "-", self.name).strip("-.")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A cell at a seed: the run's folder, its resolved config, and the command line that it is."""
+
+    cell: Cell
+    seed: int
+    folder: Path
+    config: Any
+    arguments: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.cell.name}, seed {self.seed}"
+
+
+def _list(names: Any) -> str:
+    return ", ".join(map(str, names))
+
+
+def _label(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _is_literal(label: str) -> bool:
+    try:
+        json.loads(label)
+    except json.JSONDecodeError:
+        return False
+    return True
+
+
+def _settings(axis: str, values: Any) -> dict[str, dict[str, Any]]:
+    """Label -> field -> value, of one axis."""
+    if isinstance(values, dict):
+        for label, fields in values.items():
+            good = isinstance(fields, dict) and fields
+            require(bool(good), f"axes.{axis}.{label}", fields, "fields and their values")
+        found = {str(label): fields for label, fields in values.items()}
+    else:
+        require(isinstance(values, list), f"axes.{axis}", values, "a list of values")
+        found = {_label(value): {axis: value} for value in values}
+        require(len(found) == len(values), f"axes.{axis}", values, "values that do not repeat")
+    require(bool(found), f"axes.{axis}", values, "one value or more")
+    return found
+
+
+def cells(grid: Grid) -> list[Cell]:
+    """Every combination of the axes' values, the last axis the fastest."""
+    axes = {axis: _settings(axis, values) for axis, values in grid.axes.items()}
+    found = []
+    for labels in itertools.product(*axes.values()):
+        settings = dict(grid.set)
+        for axis, label in zip(axes, labels, strict=True):
+            for key, value in axes[axis][label].items():
+                known = key not in settings
+                require(known, f"axes.{axis}.{label}", key, "a field that nothing else sets")
+                settings[key] = value
+        found.append(Cell(dict(zip(axes, labels, strict=True)), settings))
+    return found
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A grid by name, with its runs, seed by seed: cut short, it still compares all cells.
+
+    cfg: what it was asked for by, a name or a path.
+    folder: of the report and the runs, each in CELL/seedK of it.
+    """
+
+    name: str
+    cfg: str
+    grid: Grid
+    pipeline: Pipeline
+    folder: Path
+    runs: tuple[Run, ...]
+
+
+def load(cfg: str, folder: Path | None, pipelines: dict[str, Pipeline]) -> Benchmark:
+    """Read a grid, by its path or its name in configs/benchmark/, and resolve all its runs.
+
+    folder: of the benchmark, if not runs/benchmark/NAME.
+
+    Raises:
+        InputError: A field that the pipeline has not, a value that it does not take, two cells of
+            the same runs or in the same folder; or whatever else is wrong with the file.
+    """
+    path = find_config(cfg, FOLDER)
+    grid = read(Grid, path)
+    pipeline = pipelines[grid.pipeline]
+    folder = folder or Path("runs") / FOLDER / path.stem
+    try:
+        return Benchmark(path.stem, cfg, grid, pipeline, folder, _runs(grid, pipeline, folder))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def _runs(grid: Grid, pipeline: Pipeline, folder: Path) -> tuple[Run, ...]:
+    if grid.attacks and not pipeline.takes_attacks:
+        raise InputError(f"attacks: {_list(grid.attacks)} is not allowed; expected none for a GAN")
+    pipeline.measure(grid.score.name)
+    for attack in grid.attacks:
+        pipeline.measure(attack)
+    found = []
+    seen: dict[str, str] = {}
+    for cell in cells(grid):
+        for key in ("cfg", "seed", *RunOptions.__dataclass_fields__):
+            free = key not in cell.settings
+            require(free, "axes or set", key, "a field of the run's config, other than its seed")
+        arguments = ["--cfg", grid.base]
+        arguments += [f"--{key}={_label(value)}" for key, value in cell.settings.items()]
+        config, _ = parse(pipeline.config, pipeline.name, grid.base, arguments)
+        for same in (cell.slug, json.dumps(asdict(config))):
+            if same in seen:
+                raise InputError(f"axes: {seen[same]!r} and {cell.name!r} are the same runs")
+            seen[same] = cell.name
+        for seed in grid.seeds:
+            place = folder / cell.slug / f"seed{seed}"
+            end = (f"--seed={seed}", f"--run_dir={place}")
+            found.append(Run(cell, seed, place, replace(config, seed=seed), (*arguments, *end)))
+    return tuple(sorted(found, key=lambda run: grid.seeds.index(run.seed)))

@@ -1,0 +1,102 @@
+"""What of a benchmark is done, what is left, and about how long that takes."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from convnorm.benchmark.attempt import is_trained, share_done
+from convnorm.benchmark.grid import Benchmark, Run
+from convnorm.experiment import checkpoint
+from convnorm.experiment.errors import InputError
+from convnorm.experiment.tracking import read_lines
+
+ATTEMPTS = "attempts.jsonl"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands. share: of its training, in [0, 1]; reason: why it failed."""
+
+    run: Run
+    state: Literal["done", "cut", "failed", "not begun"]
+    share: float
+    reason: str = ""
+
+
+def check(benchmark: Benchmark) -> None:
+    """Raise an InputError where the folder of a run holds one of another config."""
+    for run in benchmark.runs:
+        if differing := checkpoint.in_the_way(run.folder, run.config):
+            raise InputError(
+                f"{run.folder} holds a run of another config ({'; '.join(differing)}); expected "
+                "that of the benchmark, another --folder, or this one moved away"
+            )
+
+
+def survey(benchmark: Benchmark) -> list[Progress]:
+    """Look at the folder of every run; a run that failed and was not tried again since is so."""
+    pipeline, attacks = benchmark.pipeline, benchmark.grid.attacks
+    last = {line["run"]: line for line in read_lines(benchmark.folder / ATTEMPTS)}
+    found = []
+    for run in benchmark.runs:
+        share, line = share_done(run, pipeline), last.get(run.name, {})
+        if is_trained(run) and not pipeline.measurements(run.folder, attacks):
+            found.append(Progress(run, "done", 1.0))
+        elif line.get("outcome") == "failed":
+            found.append(Progress(run, "failed", share, line["reason"]))
+        else:
+            state = "cut" if (run.folder / "config.yaml").exists() else "not begun"
+            found.append(Progress(run, state, share))
+    return found
+
+
+def seconds_left(benchmark: Benchmark, progress: list[Progress], workers: int) -> float | None:
+    """Estimate from the attempts so far how long the rest takes; None where there are none.
+
+    A run is taken to be as slow as those of its cell were, or else as all were.
+    """
+    spent: dict[str, list[tuple[float, float]]] = {}
+    cells = {item.run.name: item.run.cell.name for item in progress}
+    for line in read_lines(benchmark.folder / ATTEMPTS):
+        if line["to"] > line["from"] and line["run"] in cells:
+            pair = (line["seconds"], line["to"] - line["from"])
+            spent.setdefault(cells[line["run"]], []).append(pair)
+    if not spent:
+        return None
+    every = [pair for pairs in spent.values() for pair in pairs]
+    rates = {cell: _rate(spent.get(cell, every)) for cell in set(cells.values())}
+    left = sum(rates[item.run.cell.name] * (1 - item.share) for item in progress)
+    return left / workers
+
+
+def _rate(pairs: list[tuple[float, float]]) -> float:
+    """Seconds for a whole run, by the attempts' seconds and shares."""
+    return sum(seconds for seconds, _ in pairs) / sum(share for _, share in pairs)
+
+
+def describe(benchmark: Benchmark, workers: int) -> str:
+    """The plan as text: one line for all, then one a run; `workers` of them go on at a time."""
+    progress = survey(benchmark)
+    seconds = seconds_left(benchmark, progress, workers)
+    counts = {
+        state: sum(item.state == state for item in progress)
+        for state in ("done", "cut", "failed", "not begun")
+    }
+    told = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    time = "" if counts["done"] == len(progress) else f"; time left: {about(seconds)}"
+    width = max(len(item.run.name) for item in progress)
+    lines = [f"{benchmark.name}: {len(progress)} runs: {told}{time}"]
+    for item in progress:
+        share = f" at {item.share:.0%}" if item.state in ("cut", "failed") else ""
+        reason = f": {item.reason}" if item.reason else ""
+        lines.append(f"  {item.run.name:{width}}  {item.state}{share}{reason}")
+    return "\n".join(lines)
+
+
+def about(seconds: float | None) -> str:
+    """A time left, in words."""
+    if seconds is None:
+        return "not known before the first is done"
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"about {seconds / size:.0f} {unit}"
+    return f"about {seconds:.0f} s"

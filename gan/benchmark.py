@@ -1,0 +1,126 @@
+"""How the benchmark reads the runs of GANs."""
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convnorm.benchmark.pipeline import Cost, Measure, Pipeline, Result
+from convnorm.benchmark.reading import finished, norms
+from convnorm.experiment.errors import InputError
+from convnorm.experiment.tracking import read_lines
+from gan.config import GanConfig
+from gan.scoring import Record
+
+LOWER, HIGHER = ("FD", "FID", "KID"), ("IS", "CS", "precision", "recall")
+
+
+def share(config: GanConfig, line: dict[str, Any]) -> float:
+    """How much of the training is done at a line of log.jsonl, in [0, 1]."""
+    return line["step"] / config.steps
+
+
+def read(run_dir: Path, attacks: Sequence[str]) -> Result:
+    """Read a finished run from its files alone; `attacks` is empty.
+
+    The selected scores are those reported at the step whose other draw, see ScoreConfig.select, has
+    the lowest Fréchet distance. The cost is the discriminator's: it is what a normalizer changes.
+
+    Raises:
+        InputError: The run is not finished, has no scores, or is of an older version.
+    """
+    with finished(run_dir / "summary.json") as file:
+        summary = json.loads(file.read_text())
+        steps, hardware = summary["steps"], summary["hardware"]
+        size = {key: summary[key]["discriminator"] for key in ("parameters", "macs")}
+    with finished(run_dir / "log.jsonl") as file:
+        log = {line["step"]: line for line in read_lines(file)}
+        last = log[steps]
+        cost = Cost(**size, steps=steps, **{key: last[key] for key in ("seconds", "peak_memory")})
+        times = [line["seconds"] for line in log.values()]
+    with finished(run_dir / "metrics.jsonl") as file:
+        records = {record["step"]: record for record in read_lines(file)}
+        if not records:
+            raise InputError(
+                f"{file}: holds no score; expected a run whose score.protocol is not none"
+            )
+        final = records[steps]
+        distance = next(name for name in final["scores"] if name.split()[0] in ("FD", "FID"))
+        curve = [
+            # A step between two log lines is as far in time as in steps.
+            (step, float(np.interp(step, [0, *log], [0.0, *times])), record["scores"][distance])
+            for step, record in records.items()
+        ]
+        protocol, floor, versions = _protocol(final), _scores(final["floor"]), final["versions"]
+        scores, selected = {"final": _scores(final["scores"])}, None
+        if "selection" in final:
+            selected = min(records, key=lambda step: _selection(records[step], distance))
+            scores["selected"] = _scores(records[selected]["scores"])
+    pictures = sorted((run_dir / "samples").glob("*.png"))
+    return Result(
+        scores=scores,
+        selected_step=selected,
+        curve_name=distance,
+        curve=curve,
+        norms=norms(log),
+        protocol=protocol,
+        floor=floor,
+        cost=cost,
+        hardware=hardware,
+        versions=versions,
+        picture=pictures[-1] if pictures else None,
+    )
+
+
+def _scores(values: dict[str, float]) -> dict[str, float]:
+    """The scores among the numbers of a record: no spreads over subsets, no sizes."""
+    return {name: value for name, value in values.items() if _better(name)}
+
+
+def _selection(record: Record, distance: str) -> float:
+    value = record["selection"]["scores"][distance]
+    return math.inf if math.isnan(value) else value
+
+
+def _protocol(record: Record) -> dict[str, Any]:
+    """All that two scores have to share beside the training that they compare."""
+    return {
+        **record["protocol"],
+        "weights_sha256": record["extractor"]["weights_sha256"],
+        "real_sha256": record["real"]["sha256"],
+        "selection": record["selection"]["protocol"]["name"] if "selection" in record else None,
+    }
+
+
+def _better(name: str) -> str | None:
+    """How values of a score compare; None for what is no score."""
+    plain = re.fullmatch(r"(\w+)( \(.+\))?", name)
+    score = plain[1] if plain else None
+    return "lower" if score in LOWER else "higher" if score in HIGHER else None
+
+
+def measure(name: str) -> Measure:
+    """How values of `name` are compared; InputError for a name that is not known."""
+    better = _better(name)
+    if better is None:
+        raise InputError(
+            f"measure: {name!r} is not known; expected one of {', '.join(LOWER + HIGHER)}, with "
+            "the extractor if that is not Inception: FD (digits)"
+        )
+    return Measure(better)
+
+
+GAN = Pipeline(
+    name="gan",
+    config=GanConfig,
+    script="train_gan.py",
+    takes_attacks=False,
+    share=share,
+    measurements=lambda run_dir, attacks: [],
+    read=read,
+    measure=measure,
+)

@@ -1,0 +1,102 @@
+"""Compare normalizers: train a grid of runs, and report what they allow to say.
+
+    python scripts/benchmark.py --cfg digits_gan
+    python scripts/benchmark.py --cfg cifar10_sngan --print_plan
+    python scripts/benchmark.py --cfg cifar10_free --cluster slurm --submitit gpus_per_node=1
+
+Writes report.html, report.md, results.json and results.csv into runs/benchmark/NAME, beside the
+runs. The same command again goes on: runs that are done are not repeated, those that were cut
+resume, those that failed are tried again.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import yaml
+
+from classification.benchmark import CLASSIFICATION
+from convnorm.benchmark import report
+from convnorm.benchmark.cluster import Cluster
+from convnorm.benchmark.execute import Executor, execute
+from convnorm.benchmark.grid import Benchmark, load
+from convnorm.benchmark.here import Here, shares
+from convnorm.benchmark.plan import check, describe
+from convnorm.benchmark.results import gather
+from convnorm.experiment.config import require
+from convnorm.experiment.errors import exit_code
+from gan.benchmark import GAN
+
+PIPELINES = {pipeline.name: pipeline for pipeline in (GAN, CLASSIFICATION)}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cfg", default="digits_gan", help="a path or a name (%(default)s)")
+    parser.add_argument("--folder", type=Path, help="runs and report (runs/benchmark/NAME)")
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument("--print_plan", action="store_true", help="show what is done and left")
+    action.add_argument("--report", action="store_true", help="on the runs that are done, only")
+    parser.add_argument(
+        "--workers",
+        type=workers,
+        default=1,
+        help="runs side by side (%(default)s); auto: one on each GPU, or else on each core",
+    )
+    parser.add_argument(
+        "--processes_per_run", type=int, default=1, help="through torchrun (%(default)s)"
+    )
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument(
+        "--cluster", choices=["slurm", "local"], help="a job for each run, through submitit"
+    )
+    parser.add_argument(
+        "--submitit", nargs="+", default=[], metavar="KEY=VALUE", help="parameters of its executor"
+    )
+    return parser.parse_args()
+
+
+def workers(given: str) -> int | None:
+    return None if given == "auto" else int(given)
+
+
+def executor(args: argparse.Namespace, benchmark: Benchmark) -> Executor:
+    """Where the runs are carried out."""
+    if args.cluster is not None:
+        require(
+            args.workers == 1, "--workers", args.workers, "none, as a cluster has its own queue"
+        )
+        return Cluster(args.cluster, parameters(args.submitit), benchmark.folder / "jobs")
+    require(not args.submitit, "--submitit", args.submitit, "none without --cluster")
+    return Here(shares(args.workers, args.processes_per_run, args.device))
+
+
+def parameters(pairs: list[str]) -> dict[str, Any]:
+    """KEY=VALUE with the values read as YAML."""
+    for pair in pairs:
+        require("=" in pair, "--submitit", pair, "KEY=VALUE")
+    return {key: yaml.safe_load(value) for key, _, value in (pair.partition("=") for pair in pairs)}
+
+
+def main() -> int:
+    args = parse_args()
+    benchmark = load(args.cfg, args.folder, PIPELINES)
+    check(benchmark)
+    if not args.report:
+        where = executor(args, benchmark)
+        print(describe(benchmark, where.workers), flush=True)
+        if args.print_plan:
+            return 0
+        execute(benchmark, where, args.processes_per_run, args.device)
+    results = gather(benchmark)
+    print(f"report: {report.write(results, benchmark.folder)}")
+    return int(any(run["state"] == "failed" for run in results["runs"]))
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

@@ -1,0 +1,311 @@
+"""How the benchmark measures and reads a classifier's run: from files, of the right weights."""
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from runs import classifier_run, script, tiny_classifier
+
+from classification import corruptions
+from classification.benchmark import CLASSIFICATION
+from classification.config import ClassifierConfig
+from classification.named_attacks import Budget, attack_named
+from convnorm.experiment.errors import InputError
+
+ATTACKS = ("fgsm", "pgd2x2", "corruptions")
+# Six epochs of six steps, the best after five; log lines between them, norms after three and six.
+CHANGES = {
+    "noise.kind": "symmetric",
+    "noise.rate": 0.4,
+    "split.validation": 0.1,
+    "split.train_fraction": 0.2,
+    "optim.schedule": "constant",
+    "optim.lr": 0.3,
+    "train.epochs": 6,
+    "train.flip": False,
+    "train.crop": 0,
+    "log.every": 4,
+    "log.norms_every": 3,
+    "seed": 1,
+}
+
+
+def edit(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def measure(run_dir: Path, attacks: tuple[str, ...], *options: str) -> list[str]:
+    """Carry out what a run still needs, and return of which checkpoints that was."""
+    commands = CLASSIFICATION.measurements(run_dir, attacks)
+    for command in commands:
+        with pytest.MonkeyPatch.context() as patch:
+            few = {name: corruptions.CORRUPTIONS[name] for name in ("contrast", "brightness")}
+            patch.setattr("classification.corruption_sources.CORRUPTIONS", few)
+            patch.setattr("sys.argv", [])
+            with pytest.raises(SystemExit) as end:
+                script(*command, "--device=cpu", *options)
+        assert end.value.code == 0
+    return [command[3] for command in commands]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """A run with wrong labels, trained and measured."""
+    run_dir = tmp_path_factory.mktemp("made") / "run"
+    summary = classifier_run(run_dir, CHANGES)
+    assert summary["best"]["step"] == 30 < summary["steps"] == 36
+    assert measure(run_dir, ATTACKS) == ["last", "best"]
+    return run_dir
+
+
+@pytest.fixture
+def run_dir(made, tmp_path) -> Path:
+    """A copy of it to be spoilt."""
+    return Path(shutil.copytree(made, tmp_path / "run"))
+
+
+def read(run_dir: Path, attacks: tuple[str, ...] = ATTACKS):
+    return CLASSIFICATION.read(run_dir, attacks)
+
+
+def record_of(run_dir: Path, stem: str) -> dict:
+    return json.loads((run_dir / "evaluation" / f"{stem}.json").read_text())
+
+
+# ------------------------------------------------------------------------------------ reading
+
+
+def test_scores_are_those_of_the_evaluations_and_of_the_look_at_their_step(made):
+    """Catches last.pt's numbers as best.pt's, and shares of wrong labels of another epoch."""
+    result = read(made)
+    looks = {look["step"]: look["scores"] for look in lines_of(made, "metrics.jsonl")}
+    assert result.selected_step == 30
+    assert result.scores["final"] != result.scores["selected"]
+    for when, stem, step in (("final", "last", 36), ("selected", "best", 30)):
+        record, scores = record_of(made, stem), result.scores[when]
+        assert scores.keys() == {"clean", *ATTACKS, "memorized", "recovered"}
+        assert scores["clean"] == record["clean"]["top1"]["accuracy"]
+        assert [scores["fgsm"], scores["pgd2x2"]] == [a["accuracy"] for a in record["attacks"]]
+        assert scores["corruptions"] == record["corruptions"]["mean"]["accuracy"]
+        for name in ("memorized", "recovered"):
+            assert scores[name] == looks[step][name]
+
+
+def lines_of(run_dir: Path, name: str) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / name).read_text().splitlines()]
+
+
+def test_images_are_right_as_often_as_the_scores_say(made):
+    result = read(made)
+    for when, right in result.right.items():
+        assert right.keys() == {"clean", "fgsm", "pgd2x2"}
+        for name, flags in right.items():
+            assert flags.dtype == bool
+            assert flags.mean() == result.scores[when][name]
+        assert not (right["fgsm"] & ~right["clean"]).any()
+
+
+def test_curve_is_the_selection_metric_at_seconds_of_training(made):
+    """Looks are at other steps than log.every's."""
+    result = read(made)
+    looks = lines_of(made, "metrics.jsonl")
+    assert result.curve_name == "validation accuracy"
+    seconds = {line["step"]: line["seconds"] for line in lines_of(made, "log.jsonl")}
+    assert result.curve == [
+        (look["step"], seconds[look["step"]], look["scores"]["accuracy"]) for look in looks
+    ]
+    assert [step for step, *_ in result.curve] == [6, 12, 18, 24, 30, 36]
+    times = [time for _, time, _ in result.curve]
+    assert 0 < times[0] < times[-1]
+    assert times == sorted(times)
+
+
+def test_norms_are_of_every_layer_at_every_look(made):
+    norms, log = read(made).norms, lines_of(made, "log.jsonl")
+    keys = {"operator": "operator_norm", "matrix": "matrix_norm", "rms": "rms_singular_value"}
+    assert norms.keys() == keys.keys()
+    for norm, layers in norms.items():
+        assert len(layers) == 4
+        for layer, values in layers.items():
+            looked = [line for line in log if line["step"] in (18, 36)]
+            assert values == [(line["step"], line[f"{keys[norm]}/{layer}"]) for line in looked]
+
+
+def test_costs_and_versions_are_the_runs(made):
+    result, summary = read(made), json.loads((made / "summary.json").read_text())
+    last = lines_of(made, "log.jsonl")[-1]
+    assert asdict(result.cost) == {
+        **{key: summary[key] for key in ("parameters", "macs", "steps")},
+        **{key: last[key] for key in ("seconds", "peak_memory")},
+    }
+    assert min(asdict(result.cost).values()) > 0
+    assert result.hardware == summary["hardware"]
+    assert result.versions["torch"] == summary["torch"]
+
+
+def test_protocol_holds_every_setting_and_nothing_of_the_training_or_the_result(made):
+    """Columns that part by accuracy, or by an axis of the grid, would hold one run each."""
+    protocol = read(made).protocol
+    budget = Budget(tiny_classifier().adversary.eps)
+    expected = {name: attack_named(name, budget).settings for name in ATTACKS[:2]}
+    assert protocol["attacks"] == expected
+    assert protocol["data"].keys() == {"name", "split", "n", "images_sha256", "positions_sha256"}
+    assert (protocol["chance"], protocol["batch_size"], protocol["seed"]) == (0.1, 250, 0)
+    assert list(protocol["corruptions"]["sources"]) == ["contrast", "brightness"]
+    assert protocol.keys() == {"data", "chance", "batch_size", "seed", "attacks", "corruptions"}
+    json.dumps(protocol)
+
+
+def test_attacks_that_are_not_asked_for_change_nothing(made):
+    """A record with more in it is as good as one with less."""
+    assert CLASSIFICATION.measurements(made, ["fgsm"]) == []
+    result = read(made, ("fgsm",))
+    assert result.protocol["attacks"].keys() == {"fgsm"}
+    assert "corruptions" not in result.protocol
+    assert result.scores["final"].keys() == {"clean", "fgsm", "memorized", "recovered"}
+    assert result.right["final"].keys() == {"clean", "fgsm"}
+
+
+def test_a_run_that_held_nothing_out_has_no_curve_and_no_selected_scores(tmp_path):
+    classifier_run(tmp_path / "run", {"split.validation": 0.0, "train.epochs": 1})
+    assert measure(tmp_path / "run", ()) == ["last"]
+    result = read(tmp_path / "run", ())
+    assert result.scores.keys() == result.right.keys() == {"final"}
+    assert result.scores["final"].keys() == {"clean"}
+    assert (result.selected_step, result.curve, result.norms, result.floor) == (None, [], {}, {})
+
+
+# -------------------------------------------------------------------- measuring what is missing
+
+
+def test_what_is_measured_is_not_measured_again_and_the_rest_is(run_dir):
+    """Catches an evaluation for every start, and one that is never repeated."""
+    assert CLASSIFICATION.measurements(run_dir, ATTACKS) == []
+    command = ["evaluate_cls.py", str(run_dir), "--checkpoint"]
+    assert CLASSIFICATION.measurements(run_dir, ["fgsm", "pgd3"]) == [
+        [*command, "last", "--attacks", "fgsm", "pgd3"],
+        [*command, "best", "--attacks", "fgsm", "pgd3"],
+    ]
+    (run_dir / "evaluation" / "last.json").unlink()
+    assert measure(run_dir, ()) == ["last"]
+    assert measure(run_dir, ATTACKS) == ["last"]
+    read(run_dir)
+
+
+def test_an_evaluation_of_other_weights_is_not_read_but_made_anew(run_dir):
+    """A run that was begun anew, or trained on, with the record of before beside it."""
+    shutil.copy(run_dir / "best.pt", run_dir / "last.pt")
+    stale = record_of(run_dir, "last")["checkpoint"]["sha256"]
+    with pytest.raises(InputError, match=r"last\.json: is of a checkpoint that was there before"):
+        read(run_dir)
+    assert measure(run_dir, ATTACKS) == ["last"]
+    assert record_of(run_dir, "last")["checkpoint"]["sha256"] != stale
+
+
+def test_images_of_another_checkpoint_are_not_read_but_made_anew(run_dir):
+    """McNemar's test would compare a network with itself."""
+    folder = run_dir / "evaluation"
+    shutil.copy(folder / "last.npz", folder / "best.npz")
+    with pytest.raises(InputError, match=r"best\.npz: is of another evaluation than best\.json"):
+        read(run_dir)
+    assert measure(run_dir, ATTACKS) == ["best"]
+    final, selected = read(run_dir).right.values()
+    assert not np.array_equal(final["fgsm"], selected["fgsm"])
+
+
+# ------------------------------------------------------------------------------------- errors
+
+
+def test_two_checkpoints_that_were_measured_differently_are_refused(run_dir):
+    """final and selected are columns of one table, with one protocol."""
+    shutil.rmtree(run_dir / "evaluation")
+    argv = (str(run_dir), "--device=cpu", "--attacks", "fgsm")
+    for options in (("--checkpoint=last",), ("--checkpoint=best", "--eps=4", "--num=50")):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sys.argv", [])
+            with pytest.raises(SystemExit):
+                script("evaluate_cls.py", *argv, *options)
+    with pytest.raises(InputError, match=r"evaluated differently .*data\.n: 360 there, 50 here"):
+        read(run_dir, ("fgsm",))
+
+
+def test_a_best_that_is_not_the_one_of_the_summary_is_refused(run_dir):
+    """Its numbers would stand at a step that was not selected."""
+    edit(run_dir / "summary.json", best={"step": 24})
+    with pytest.raises(InputError, match=r"best\.pt: is of step 30; expected that of summary.*24"):
+        read(run_dir)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("config.yaml", None, "config.yaml: not readable"),
+        ("summary.json", None, "summary.json: No such file"),
+        ("summary.json", ("steps", "parts"), "summary.json: lacks 'steps'"),
+        ("summary.json", ("macs", "mack"), "summary.json: lacks 'macs'"),
+        ("summary.json", ("{", "["), "summary.json: damaged"),
+        ("log.jsonl", None, "log.jsonl: lacks the line of step 36"),
+        ("log.jsonl", ("seconds", "centuries"), "log.jsonl: lacks 'seconds'"),
+        ("metrics.jsonl", None, "metrics.jsonl: lacks the line of step 36"),
+        ("metrics.jsonl", ("scores", "notes"), "metrics.jsonl: lacks 'scores'"),
+        ("last.pt", None, "last.pt: No such file"),
+        ("best.pt", None, "best.pt: No such file"),
+        ("evaluation/last.json", None, "last.json: No such file"),
+        ("evaluation/best.npz", None, "best.npz: No such file"),
+        ("evaluation/best.json", ("pgd2x2", "pgd4x2"), "best.json: damaged"),
+    ],
+)
+def test_what_a_folder_lacks_is_told_in_one_line_that_names_the_file(
+    run_dir, name, change, message
+):
+    file = run_dir / name
+    text = file.read_text() if change else ""
+    file.unlink()
+    if change:
+        file.write_text(text.replace(*change))
+    with pytest.raises(InputError, match=message) as error:
+        read(run_dir)
+    assert "\n" not in str(error.value)
+
+
+def test_an_attack_that_was_not_run_is_named(made):
+    with pytest.raises(InputError, match=r"last\.pt: not evaluated with pgd20, simba_dct;"):
+        read(made, ("fgsm", "pgd20", "simba_dct"))
+
+
+# ------------------------------------------------------------------------------------ measures
+
+
+@pytest.mark.parametrize(
+    ("name", "better"),
+    [
+        ("clean", "higher"),
+        ("fgsm", "higher"),
+        ("pgd50x10_l2", "higher"),
+        ("corruptions", "higher"),
+        ("recovered", "higher"),
+        ("validation pgd10", "higher"),
+        ("memorized", "lower"),
+    ],
+)
+def test_which_way_a_measure_is_better(name, better):
+    """A sign the wrong way round makes the worst classifier the winner."""
+    measure = CLASSIFICATION.measure(name)
+    assert (measure.better, measure.percent) == (better, True)
+
+
+@pytest.mark.parametrize("name", ["sweep", "pgd", "FID", "validation loss", ""])
+def test_an_unknown_measure_is_told_with_those_that_are_known(name):
+    """A sweep has many accuracies and is none."""
+    with pytest.raises(InputError, match=r"measure: .* expected memorized, clean, .* fgsm, pgd<"):
+        CLASSIFICATION.measure(name)
+
+
+def test_share_counts_epochs():
+    config = tiny_classifier({"train.epochs": 8})
+    assert CLASSIFICATION.share(config, {"step": 99, "epoch": 2.0}) == 0.25
+    assert CLASSIFICATION.config is ClassifierConfig

@@ -1,0 +1,226 @@
+"""Carrying out a grid: what is done stays, what is cut resumes, what fails stops nothing else."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from toy import TOY, toy
+
+from convnorm.benchmark import here
+from convnorm.benchmark.attempt import CHILD, Command
+from convnorm.benchmark.cluster import Cluster
+from convnorm.benchmark.execute import Executor, execute
+from convnorm.benchmark.grid import Benchmark
+from convnorm.benchmark.here import Here, shares
+from convnorm.benchmark.plan import describe, seconds_left, survey
+from convnorm.experiment.errors import InputError, Stopped
+
+
+def carry_out(benchmark: Benchmark, executor: Executor | None = None, workers: int = 1) -> None:
+    machine = [{"OMP_NUM_THREADS": "1"}] * workers
+    execute(benchmark, executor or Here(machine), processes=1, device="auto")
+
+
+def states(benchmark: Benchmark) -> list[str]:
+    return [item.state for item in survey(benchmark)]
+
+
+def begun(benchmark: Benchmark) -> list[list[int]]:
+    """For each run, the steps that were done whenever it was begun."""
+    files = [run.folder / "began" for run in benchmark.runs]
+    return [list(map(int, f.read_text().split())) if f.exists() else [] for f in files]
+
+
+def test_runs_that_are_done_are_not_repeated(tmp_path):
+    benchmark = toy(tmp_path)
+    assert states(benchmark) == ["not begun"] * 4
+    carry_out(benchmark, workers=2)
+    assert states(benchmark) == ["done"] * 4
+    carry_out(toy(tmp_path, seeds=[0, 1, 2]))
+    assert begun(benchmark) == [[0]] * 4
+
+
+def test_a_failed_run_is_told_with_its_reason_and_stops_no_other(tmp_path, capsys):
+    kinds = {"axes": {"kind": ["fails", "good"]}}
+    benchmark = toy(tmp_path, **kinds)
+    carry_out(benchmark)
+    assert states(benchmark) == ["failed", "done"] * 2
+    assert survey(benchmark)[0].reason == "kind: fails is not allowed"
+    assert "fails, seed 0: FAILED: kind: fails is not allowed" in capsys.readouterr().err
+    carry_out(benchmark)
+    assert begun(benchmark) == [[0, 1], [0], [0, 1], [0]]
+
+
+def test_a_run_that_went_well_after_all_is_not_called_failed(tmp_path):
+    benchmark = toy(tmp_path, axes={"kind": ["fails", "good"]})
+    carry_out(benchmark)
+    (benchmark.runs[0].folder / "summary.json").write_text('{"score": 1}')
+    assert states(benchmark)[0] == "done"
+
+
+def waiting(benchmark: Benchmark) -> list[Path]:
+    return [run.folder for run in benchmark.runs if (run.folder / "waiting").exists()]
+
+
+def when(condition, act) -> threading.Thread:
+    """Call `act` in a thread as soon as `condition` holds."""
+
+    def watch() -> None:
+        end = time.monotonic() + 30
+        while not condition() and time.monotonic() < end:
+            time.sleep(0.02)
+        act()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_the_runs_save_and_the_same_command_goes_on(tmp_path, number):
+    benchmark = toy(tmp_path, axes={"kind": ["waits", "good"]}, seeds=[0])
+    thread = when(lambda: len(waiting(benchmark)) == 1, lambda: os.kill(os.getpid(), number))
+    with pytest.raises(Stopped, match="the same command again goes on") as stopped:
+        carry_out(benchmark)
+    thread.join()
+    assert stopped.value.code == 128 + number
+    assert states(benchmark) == ["cut", "not begun"]
+    carry_out(benchmark, workers=2)
+    assert states(benchmark) == ["done", "done"]
+    assert begun(benchmark)[0] == [0, 2]
+
+
+def test_a_killed_benchmark_takes_its_runs_with_it(tmp_path):
+    """Else they would train on, unseen, and be in the way of the next start."""
+    benchmark = toy(tmp_path, axes={"kind": ["waits", "good"]})
+    run = benchmark.runs[0]
+    script = tmp_path / "toy_script.py"
+    parent = (
+        "import os, subprocess, sys; os.environ['CONVNORM_PARENT'] = str(os.getpid());"
+        "subprocess.run([sys.executable, *sys.argv[1:]])"
+    )
+    words = [sys.executable, "-c", parent, str(CHILD), str(script), *run.arguments]
+    with subprocess.Popen(words, start_new_session=True) as killed:
+        thread = when(lambda: waiting(benchmark), killed.kill)
+        killed.wait()
+    thread.join()
+    time.sleep(1)
+    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
+    assert str(script) not in listed.stdout
+
+
+def test_what_a_run_said_is_kept(tmp_path):
+    benchmark = toy(tmp_path, axes={"kind": ["fails", "good"]})
+    carry_out(benchmark)
+    said = (benchmark.folder / "logs" / "fails-seed0.txt").read_text()
+    assert said.startswith(f"$ python scripts/{tmp_path}/toy_script.py --cfg")
+    assert said.endswith("error: kind: fails is not allowed\nwarning: late\n")
+
+
+# ------------------------------------------------------------------------- side by side
+
+
+def test_workers_divide_the_cores(monkeypatch):
+    monkeypatch.setattr(here, "available_cores", lambda: 8)
+    monkeypatch.setattr(here, "available_gpus", lambda: [])
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert shares(3, 1, "auto") == [{"OMP_NUM_THREADS": "2"}] * 3
+    assert shares(2, 2, "auto") == [{"OMP_NUM_THREADS": "2"}] * 2
+    assert shares(None, 2, "auto") == [{"OMP_NUM_THREADS": "1"}] * 4
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert shares(2, 1, "cpu") == [{"OMP_NUM_THREADS": "1"}] * 2
+
+
+def test_workers_divide_the_gpus(monkeypatch):
+    monkeypatch.setattr(here, "available_cores", lambda: 8)
+    monkeypatch.setattr(here, "available_gpus", lambda: ["4", "5", "6", "7"])
+    found = [share["CUDA_VISIBLE_DEVICES"] for share in shares(2, 2, "auto")]
+    assert found == ["4,5", "6,7"]
+    assert "CUDA_VISIBLE_DEVICES" not in shares(1, 1, "cpu")[0]
+
+
+@pytest.mark.parametrize(
+    ("workers", "processes", "expected"),
+    [
+        (3, 1, "workers: 3 is not allowed; expected 1 to 2, as 2 cores are divided"),
+        (0, 1, "workers: 0 is not allowed"),
+        (1, 3, "processes_per_run: 3 is not allowed; expected 1 to 2, the cores"),
+        (2, 2, "workers: 2 is not allowed; expected 1 to 1, as 2 cores"),
+    ],
+)
+def test_a_machine_is_never_oversubscribed(monkeypatch, workers, processes, expected):
+    monkeypatch.setattr(here, "available_cores", lambda: 2)
+    with pytest.raises(InputError, match=expected):
+        shares(workers, processes, "cpu")
+
+
+def test_a_run_sees_its_share_alone(tmp_path):
+    benchmark = toy(tmp_path)
+    carry_out(benchmark, Here([{"OMP_NUM_THREADS": "5"}, {"OMP_NUM_THREADS": "7"}]))
+    threads = {(run.folder / "threads").read_text() for run in benchmark.runs}
+    assert threads <= {"5", "7"}
+
+
+def test_several_processes_of_a_run_are_torchruns():
+    command = Command("train_gan.py", ("--seed=0",), processes=2)
+    expected = "torchrun --standalone --nproc_per_node=2 scripts/train_gan.py --seed=0"
+    assert str(command) == expected
+    assert command.words[2:6] == ["-m", "torch.distributed.run", *expected.split()[1:3]]
+    assert str(Command("fid.py", ("a b",))) == "python scripts/fid.py 'a b'"
+
+
+# -------------------------------------------------------------------------- on a cluster
+
+
+def test_a_cluster_carries_out_the_same(tmp_path, monkeypatch):
+    """submitit's local executor stands in for Slurm: the same pickles, processes and results."""
+    monkeypatch.setenv("PYTHONPATH", os.path.dirname(__file__))
+    benchmark = toy(tmp_path, axes={"kind": ["fails", "good"]}, seeds=[0])
+    carry_out(benchmark, Cluster("local", {"timeout_min": 5}, tmp_path / "jobs"))
+    assert states(benchmark) == ["failed", "done"]
+    assert survey(benchmark)[0].reason == "kind: fails is not allowed"
+
+
+def test_a_cluster_that_is_not_there_is_said_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("PYTHONPATH", "")
+    with pytest.raises(InputError, match="--cluster slurm: Could not detect"):
+        Cluster("slurm", {}, tmp_path)
+    with pytest.raises(InputError, match=r"--cluster local: .*colour"):
+        Cluster("local", {"colour": 3}, tmp_path)
+
+
+# ------------------------------------------------------------------------------- the plan
+
+
+def test_the_plan_shows_every_run_and_the_time_left(tmp_path):
+    benchmark = toy(tmp_path)
+    assert "time left: not known before the first is done" in describe(benchmark, 1)
+    for run, steps in ((benchmark.runs[0], 4), (benchmark.runs[1], 1)):
+        run.folder.mkdir(parents=True)
+        (run.folder / "config.yaml").touch()
+        log = "".join(json.dumps({"step": step}) + "\n" for step in range(1, steps + 1))
+        (run.folder / "log.jsonl").write_text(log)
+    (benchmark.runs[0].folder / "summary.json").touch()
+    lines = [
+        {"run": "good, seed 0", "seconds": 100.0, "from": 0.0, "to": 1.0},
+        {"run": "better, seed 0", "seconds": 100.0, "from": 0.0, "to": 0.25},
+    ]
+    (benchmark.folder / "attempts.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    # better: 0.75 and 1 of 400 s; good: 100 s
+    progress = survey(benchmark)
+    assert seconds_left(benchmark, progress, 1) == pytest.approx(800)
+    assert seconds_left(benchmark, progress, 2) == pytest.approx(400)
+    text = describe(benchmark, 1)
+    assert text.startswith("toy: 4 runs: 1 done, 1 cut, 2 not begun; time left: about 13 min\n")
+    assert "  better, seed 0  cut at 25%\n" in text
+
+
+def test_the_toy_is_a_pipeline_like_the_others():
+    assert TOY.share(TOY.config(), {"step": 2}) == 0.5

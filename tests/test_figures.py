@@ -1,0 +1,147 @@
+"""The figures of a report: what they leave out of the frame, and what they must not break on."""
+
+import io
+from itertools import product
+
+import numpy as np
+import pytest
+from example_results import classification, gan
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+
+from convnorm.benchmark import figures
+from convnorm.benchmark.figures import INK, PAPER, draw
+from convnorm.experiment.palette import COLOURS, style
+
+ALL = {
+    "score_steps",
+    "score_seconds",
+    "every_run",
+    "samples",
+    "largest_singular_values",
+    "rms_singular_values",
+}
+
+
+@pytest.fixture
+def axes_of(monkeypatch):
+    """The axes of the figures in order, which are not made into pictures: that takes time."""
+    made = []
+
+    def png(figure: Figure) -> bytes:
+        made.append(figure.axes)
+        return b""
+
+    monkeypatch.setattr(figures, "_png", png)
+    return made
+
+
+def corner(png: bytes) -> np.ndarray:
+    """The colour of a picture's first pixel, (3,) in [0, 1]."""
+    return imread(io.BytesIO(png))[0, 0, :3]
+
+
+def test_a_gan_has_every_figure_and_a_classifier_no_samples(axes_of, tmp_path):
+    assert set(draw(gan(tmp_path), tmp_path, dark=False)) == ALL
+    assert set(draw(classification(), tmp_path, dark=False)) == ALL - {"samples"}
+
+
+def test_light_and_dark_differ_in_paper_and_ink(tmp_path):
+    results = gan(tmp_path)
+    light, dark = (draw(results, tmp_path, dark) for dark in (False, True))
+    for name in ALL:
+        for drawings, paper in ((light, PAPER[False]), (dark, PAPER[True])):
+            expected = [int(paper[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+            assert corner(drawings[name].png) == pytest.approx(expected, abs=0.01)
+        assert light[name].caption == dark[name].caption
+    assert INK[True] != INK[False]
+
+
+def test_a_collapsed_run_does_not_squash_the_others(axes_of, tmp_path):
+    """One score of 5,000 left an axis from 1 to 10,000, with all else in one place."""
+    results = gan(
+        outcomes={("none", "x"): [2.0, 2.1, (2.2, 5e3)], ("convnorm", "x"): [1.5, 1.6, 1.7]}
+    )
+    draw(results, tmp_path, dark=False)
+    (dots,) = axes_of[2]
+    assert dots.get_xlim()[1] < 3
+    assert any(text.get_text() == "→ 5,000" for text in dots.texts)
+    (curves,) = axes_of[0]
+    assert curves.get_ylim()[1] < 100
+
+
+def test_values_over_more_than_a_decade_are_on_a_log_scale_but_never_percentages(axes_of, tmp_path):
+    draw(gan(), tmp_path, dark=False)
+    assert axes_of[0][0].get_yscale() == "log"
+    axes_of.clear()
+    shares = {("batch",): [0.01, 0.02, 0.015], ("convnorm",): [0.8, 0.9, 0.85]}
+    draw(classification(shares), tmp_path, dark=False)
+    assert axes_of[0][0].get_yscale() == axes_of[2][0].get_xscale() == "linear"
+    assert "%" in axes_of[0][0].get_ylabel()
+
+
+def test_a_single_run_has_a_line_but_no_band_and_no_interval(axes_of, tmp_path):
+    draw(gan(outcomes={("none", "x"): [2.0], ("convnorm", "x"): [1.5]}), tmp_path, dark=False)
+    assert axes_of[0][0].collections[:] == []
+    assert all(len(line.get_xdata()) == 1 for line in axes_of[2][0].lines)
+
+
+def test_lines_are_means_and_bands_the_range_over_seeds(axes_of, tmp_path):
+    results = gan(outcomes={("none", "x"): [2.0, 2.5, 6.0], ("convnorm", "x"): [1.0, 1.3, 1.4]})
+    draw(results, tmp_path, dark=False)
+    curves = axes_of[0][0]
+    assert curves.lines[0].get_ydata()[-1] == pytest.approx(3.5)
+    band = curves.collections[0].get_paths()[0].vertices
+    last = band[band[:, 0] == 800, 1]
+    assert (last.min(), last.max()) == pytest.approx((2.0, 6.0))
+    assert curves.get_xlabel() == "steps of training"
+    assert axes_of[1][0].get_xlabel() == "time of training (s)"
+    assert axes_of[1][0].lines[0].get_xdata()[-1] == pytest.approx(
+        (800 / 10 + 800 / 11 + 800 / 12) / 3
+    )
+
+
+def test_the_floor_is_a_dashed_line(axes_of, tmp_path):
+    draw(gan(), tmp_path, dark=False)
+    assert axes_of[0][0].lines[-1].get_ydata() == pytest.approx([0.165, 0.165])
+    assert axes_of[0][0].lines[-1].get_linestyle() == "--"
+
+
+def test_sixteen_cells_have_sixteen_looks_and_labels_may_hold_anything(tmp_path):
+    kinds = ("$", "|", "<i>", "*", "a_b^c", "50 %", "$\\frac$", "convnorm")
+    outcomes = {cell: [1.0 + i, 1.1 + i] for i, cell in enumerate(product(kinds, "AB"))}
+    assert set(draw(gan(outcomes=outcomes), tmp_path, dark=True)) == ALL - {"samples"}
+    looks = {tuple(style(index).items()) for index in range(28)}
+    assert len(looks) == 28
+    assert style(6, ink="#ffffff")["color"] == "#ffffff" != COLOURS[6]
+
+
+def test_samples_are_of_the_first_seed_that_every_cell_has(axes_of, tmp_path):
+    results = gan(
+        tmp_path, {("none", "x"): ["failed", 2.0, 2.1], ("convnorm", "x"): [1.0, 1.1, 1.2]}
+    )
+    assert "seed 1" in draw(results, tmp_path, dark=False)["samples"].caption
+    results = gan(tmp_path, {("none", "x"): ["failed", "cut"], ("convnorm", "x"): [1.0, 1.1]})
+    caption = draw(results, tmp_path, dark=False)["samples"].caption
+    assert "seed 0" in caption
+    assert "None of none" in caption
+
+
+def test_many_layers_are_thinned_and_that_is_said(axes_of, tmp_path):
+    results = classification()
+    for run in results["runs"]:
+        run["norms"]["operator"] = {f"l{i}": [[0, 1.0 + i], [9, 2.0]] for i in range(20)}
+    caption = draw(results, tmp_path, dark=False)["largest_singular_values"].caption
+    assert "6 of 20 layers" in caption
+    titles = [axes.get_title() for axes in axes_of[3]]
+    assert titles[0] == "layer l0"
+    assert titles[-1] == "layer l19"
+
+
+def test_runs_without_curves_norms_or_pictures_still_have_their_dots(tmp_path):
+    """A run that is scored at its end alone has none of these."""
+    results = gan()
+    for run in results["runs"]:
+        if run["state"] == "done":
+            run |= {"curve": [], "norms": {}, "area": None, "collapsed": None}
+    assert set(draw(results, tmp_path, dark=False)) == {"every_run"}

@@ -1,0 +1,212 @@
+"""What the benchmark reads of a GAN's run, and what it says about one that it cannot read."""
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from runs import run, tiny
+
+from convnorm.experiment.errors import InputError
+from gan.benchmark import GAN
+
+SCORES = {f"{name} (digits)" for name in ("FD", "KID", "precision", "recall", "CS")}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    run_dir = tmp_path_factory.mktemp("gan") / "run"
+    scored = {"score.protocol": "digits", "score.select": "digits_test", "score.every": 1}
+    run(run_dir, {**scored, "log.every": 2, "log.norms_every": 2, "log.samples_every": 2})
+    return run_dir
+
+
+@pytest.fixture
+def run_dir(trained, tmp_path) -> Path:
+    """A copy to write in."""
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+def lines_of(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def rewrite(path: Path, change) -> None:
+    """Change every line of a .jsonl file."""
+    lines = lines_of(path)
+    for line in lines:
+        change(line)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def read(run_dir: Path):
+    return GAN.read(run_dir, [])
+
+
+def test_a_run_is_read(run_dir):
+    """Catches a spread or a size among the scores, another network's cost, the first picture."""
+    result = read(run_dir)
+    summary = json.loads((run_dir / "summary.json").read_text())
+    last_log, record = (lines_of(run_dir / name)[-1] for name in ("log.jsonl", "metrics.jsonl"))
+    assert set(result.scores["final"]) == set(result.scores["selected"]) == SCORES
+    assert set(result.floor) == SCORES
+    assert all(record["scores"][name] == v for name, v in result.scores["final"].items())
+    assert all(record["floor"][name] == value for name, value in result.floor.items())
+    assert result.curve_name == "FD (digits)"
+    assert [point[0] for point in result.curve] == [1, 2, 3, 4]
+    assert result.curve[-1][2] == result.scores["final"]["FD (digits)"]
+    assert asdict(result.cost) == {
+        "parameters": summary["parameters"]["discriminator"],
+        "macs": summary["macs"]["discriminator"],
+        "steps": 4,
+        "seconds": last_log["seconds"],
+        "peak_memory": last_log["peak_memory"],
+    }
+    assert result.hardware == summary["hardware"]
+    assert set(result.versions) == {"torch", "torch_fidelity", "python"}
+    assert result.picture == run_dir / "samples" / "step0000004.png"
+
+
+def test_norms_are_read_by_layer(run_dir):
+    norms = read(run_dir).norms
+    last = lines_of(run_dir / "log.jsonl")[-1]
+    names = {"operator": "operator_norm", "matrix": "matrix_norm", "rms": "rms_singular_value"}
+    assert norms.keys() == names.keys()
+    for kind, layers in norms.items():
+        assert len(layers) == 2
+        for layer, points in layers.items():
+            assert [step for step, _ in points] == [2, 4]
+            assert points[-1][1] == last[f"{names[kind]}/{layer}"]
+
+
+def test_time_between_two_log_lines_is_shared_by_their_steps(run_dir):
+    def slow(line):
+        line["seconds"] = {2: 10.0, 4: 40.0}[line["step"]]
+
+    rewrite(run_dir / "log.jsonl", slow)
+    assert [point[1] for point in read(run_dir).curve] == [5.0, 10.0, 25.0, 40.0]
+
+
+@pytest.mark.parametrize(
+    ("other", "step"), [([9.0, 7.0, 8.0, 9.0], 2), ([float("nan"), 9.0, 8.0, float("nan")], 3)]
+)
+def test_a_step_is_selected_by_the_other_draw(run_dir, other, step):
+    """Selected by what is reported, every run looks as good as its luckiest step."""
+    reported = [5.0, 6.0, 7.0, 1.0]
+
+    def change(record):
+        index = record["step"] - 1
+        record["scores"]["FD (digits)"] = reported[index]
+        record["selection"]["scores"]["FD (digits)"] = other[index]
+
+    rewrite(run_dir / "metrics.jsonl", change)
+    result = read(run_dir)
+    assert result.selected_step == step
+    assert result.scores["selected"]["FD (digits)"] == reported[step - 1]
+    assert result.scores["final"]["FD (digits)"] == 1.0
+
+
+def test_without_a_second_draw_nothing_is_selected(run_dir):
+    rewrite(run_dir / "metrics.jsonl", lambda record: record.pop("selection"))
+    result = read(run_dir)
+    assert result.selected_step is None
+    assert result.scores.keys() == {"final"}
+    assert result.protocol["selection"] is None
+
+
+def test_the_protocol_tells_apart_what_does_not_compare(run_dir):
+    """Catches two columns in one: other real images, other weights, other numbers of images."""
+    known = read(run_dir).protocol
+    assert json.loads(json.dumps(known)) == known
+    assert (known["name"], known["split"], known["selection"]) == ("digits", "train", "digits_test")
+
+    def changed(*keys):
+        def change(record):
+            for key in keys[:-1]:
+                record = record[key]
+            record[keys[-1]] = "other"
+
+        rewrite(run_dir / "metrics.jsonl", change)
+        return read(run_dir).protocol
+
+    for keys in (
+        ("protocol", "num_fake"),
+        ("protocol", "kid_subset_size"),
+        ("extractor", "weights_sha256"),
+        ("real", "sha256"),
+        ("selection", "protocol", "name"),
+    ):
+        before, known = known, changed(*keys)
+        assert before != known
+
+
+def test_a_run_that_was_not_scored_is_one_line(tmp_path):
+    run(tmp_path)
+    with pytest.raises(InputError, match=r"metrics.jsonl: holds no score; .*score.protocol"):
+        read(tmp_path)
+
+
+def without(name, key):
+    return lambda run_dir: rewrite(run_dir / name, lambda line: line.pop(key))
+
+
+def summary_without_macs(run_dir):
+    file = run_dir / "summary.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "macs": {}}))
+
+
+def cut_last_line(run_dir):
+    file = run_dir / "metrics.jsonl"
+    file.write_text(file.read_text()[:-20])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda run_dir: (run_dir / "summary.json").unlink(), "summary.json: No such file"),
+        (lambda run_dir: (run_dir / "summary.json").write_text("{"), "summary.json: damaged"),
+        (lambda run_dir: (run_dir / "summary.json").write_text("[]"), "summary.json: damaged"),
+        (summary_without_macs, "summary.json: lacks 'discriminator'"),
+        (lambda run_dir: (run_dir / "log.jsonl").unlink(), "log.jsonl: lacks the line of step 4"),
+        (without("log.jsonl", "seconds"), "log.jsonl: lacks 'seconds'"),
+        (without("log.jsonl", "peak_memory"), "log.jsonl: lacks 'peak_memory'"),
+        (without("metrics.jsonl", "floor"), "metrics.jsonl: lacks 'floor'"),
+        (cut_last_line, "metrics.jsonl: lacks the line of step 4"),
+    ],
+)
+def test_a_run_that_lacks_something_is_one_line(run_dir, damage, message):
+    """An older version's run, or a cut one: a KeyError would stop the report of all others."""
+    damage(run_dir)
+    with pytest.raises(InputError, match=message) as caught:
+        read(run_dir)
+    assert str(run_dir) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "better"),
+    [
+        ("FD (digits)", "lower"),
+        ("FID", "lower"),
+        ("KID (unverified inception)", "lower"),
+        ("IS", "higher"),
+        ("CS (digits)", "higher"),
+        ("precision", "higher"),
+        ("recall (digits)", "higher"),
+    ],
+)
+def test_measures_know_what_is_better(name, better):
+    measure = GAN.measure(name)
+    assert (measure.better, measure.percent) == (better, False)
+
+
+@pytest.mark.parametrize("name", ["accuracy", "KID std (digits)", "fid", "", "FD(digits)", "n"])
+def test_other_measures_are_refused_with_those_there_are(name):
+    with pytest.raises(InputError, match="expected one of FD, FID, KID, IS, CS, precision, recall"):
+        GAN.measure(name)
+
+
+def test_a_run_needs_no_measurement_and_tells_how_far_it_is(tmp_path):
+    assert GAN.measurements(tmp_path, []) == []
+    assert GAN.share(tiny({"steps": 8}), {"step": 2}) == 0.25

@@ -1,0 +1,119 @@
+"""The grid: every run that is meant, no other, and one clear line for whatever is wrong."""
+
+import re
+
+import pytest
+from toy import toy
+
+from classification.benchmark import CLASSIFICATION
+from convnorm.benchmark.grid import load
+from convnorm.benchmark.plan import check
+from convnorm.experiment.errors import InputError
+from gan.benchmark import GAN
+
+PIPELINES = {"gan": GAN, "classification": CLASSIFICATION}
+
+
+def test_every_combination_at_every_seed_seed_by_seed(tmp_path):
+    axes = {"kind": ["a", "b"], "length": {"short": {"steps": 2}, "long": {"steps": 8}}}
+    compare = {"axis": "kind", "against": "b"}
+    benchmark = toy(tmp_path, axes=axes, seeds=[3, 1], compare=compare)
+    found = [(run.seed, run.config.kind, run.config.steps) for run in benchmark.runs]
+    cells = [("a", 2), ("a", 8), ("b", 2), ("b", 8)]
+    assert found == [(seed, *cell) for seed in (3, 1) for cell in cells]
+    assert benchmark.runs[1].name == "a, long, seed 3"
+    assert benchmark.runs[1].folder == tmp_path / "out" / "a-long" / "seed3"
+    assert len({run.folder for run in benchmark.runs}) == 8
+    assert all(run.config.seed == run.seed for run in benchmark.runs)
+
+
+def test_numbers_are_named_by_their_field(tmp_path):
+    axes = {"steps": [2, 4], "kind": ["good"]}
+    benchmark = toy(tmp_path, axes=axes)
+    assert benchmark.runs[0].cell.name == "steps 2, good"
+
+
+def test_set_is_part_of_every_run_and_of_its_command(tmp_path):
+    benchmark = toy(tmp_path, set={"steps": 7})
+    assert {run.config.steps for run in benchmark.runs} == {7}
+    assert all("--steps=7" in run.arguments for run in benchmark.runs)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"axes": {"kid": ["a"]}, "compare": {"axis": "kid", "against": "a"}}, "kid: no such key"),
+        ({"axes": {}}, "axes: {} is not allowed"),
+        ({"axes": {"kind": []}}, "axes.kind: [] is not allowed; expected one value or more"),
+        ({"axes": {"kind": ["good", "good"]}}, "values that do not repeat"),
+        ({"axes": {"kind": "good"}}, "axes.kind: 'good' is not allowed; expected a list"),
+        ({"axes": {"kind": {"good": 3}}}, "axes.kind.good: 3 is not allowed"),
+        ({"axes": {"kind": ["good"], "steps": ["many"]}}, "steps: many is not allowed"),
+        ({"seeds": [0, 0]}, "seeds: [0, 0] is not allowed"),
+        ({"seeds": []}, "seeds: [] is not allowed"),
+        ({"seeds": [-1]}, "seeds: [-1] is not allowed"),
+        ({"set": {"stepz": 3}}, "stepz: no such key; expected steps"),
+        ({"set": {"kind": "x"}}, "axes.kind.good: 'kind' is not allowed"),
+        ({"set": {"seed": 3}}, "axes or set: 'seed' is not allowed"),
+        ({"set": {"overwrite": True}}, "axes or set: 'overwrite' is not allowed"),
+        ({"compare": {"axis": "size", "against": "good"}}, "compare.axis: 'size'"),
+        ({"compare": {"axis": "kind", "against": "best"}}, "compare.against: 'best'"),
+        ({"score": {"name": "FDD"}}, "score: 'FDD' is not allowed"),
+        ({"score": {"name": "FD", "at": "best"}}, "score.at: best is not allowed"),
+        ({"attacks": ["fgsm"]}, "attacks: fgsm is not allowed; expected none"),
+        ({"base": "nowhere"}, "nowhere: no such file"),
+        ({"pipeline": "gam"}, "pipeline: gam is not allowed; expected one of gan, classification"),
+        ({"colour": 3}, "colour: no such key"),
+        (
+            {
+                "axes": {"size": {"one": {"steps": 4}, "two": {"steps": 4}}},
+                "compare": {"axis": "size", "against": "one"},
+            },
+            "axes: 'one' and 'two' are the same runs",
+        ),
+        (
+            {
+                "axes": {"size": {"a b": {"steps": 4}, "a-b": {"steps": 5}}},
+                "compare": {"axis": "size", "against": "a b"},
+            },
+            "axes: 'a b' and 'a-b' are the same runs",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line_that_names_the_file(tmp_path, changes, expected):
+    with pytest.raises(InputError, match=re.escape(expected)) as error:
+        toy(tmp_path, **changes)
+    assert str(tmp_path / "toy.yaml") in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_of_another_config_is_named_before_anything_is_trained(tmp_path):
+    benchmark = toy(tmp_path)
+    folder = benchmark.runs[2].folder
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("kind: good\nsteps: 9\nseed: 1\n")
+    check(benchmark)  # nothing has begun there: the config may be replaced
+    (folder / "log.jsonl").touch()
+    with pytest.raises(InputError, match=f"{folder} holds .* \\(steps: 9 there, 4 here\\)"):
+        check(benchmark)
+
+
+@pytest.mark.parametrize(
+    ("name", "runs"),
+    [
+        ("digits_gan", 9),
+        ("digits_cls", 18),
+        ("cifar10_sngan", 24),
+        ("cifar10_sngan_settings", 36),
+        ("cifar10_free", 24),
+        ("cifar10_noise", 36),
+    ],
+)
+def test_the_shipped_grids_are_complete(name, runs):
+    """Catches a field that a grid names and the pipeline no longer has."""
+    assert len(load(name, None, PIPELINES).runs) == runs
+
+
+def test_an_unknown_grid_lists_those_that_there_are():
+    with pytest.raises(InputError, match=r"configs/benchmark has cifar10_free, .*digits_gan"):
+        load("digit_gan", None, PIPELINES)

@@ -1,0 +1,297 @@
+"""The report: no number that was not measured, no verdict stronger than its test."""
+
+import base64
+import csv
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from example_results import classification, gan
+
+from convnorm.benchmark import report
+from convnorm.benchmark.answer import answer, limits, number
+from convnorm.benchmark.figures import Drawing
+from convnorm.benchmark.report import write
+from convnorm.experiment.errors import InputError
+
+CLEAR = {("none", "x"): [2.5, 2.6, 2.7], ("convnorm", "x"): [1.5, 1.61, 1.7]}
+
+
+class Page(HTMLParser):
+    """The tags, the addresses, the text and the tables of a page."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags, self.links, self.text, self.tables, self.cell = [], [], "", [], None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        keys = ("src", "srcset", "href", "action", "data", "poster")
+        self.links += [value for key, value in attributes if key in keys]
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.cell = ""
+
+    def handle_endtag(self, tag):
+        if tag in ("td", "th"):
+            self.tables[-1][-1].append(self.cell)
+            self.cell = None
+
+    def handle_data(self, data):
+        self.text += data
+        if self.cell is not None:
+            self.cell += data
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Drawing takes most of the time, and most of these tests read."""
+    drawings = {dark: {"every_run": Drawing(b"\x89PNG" + bytes([dark]), "dots")} for dark in (0, 1)}
+    monkeypatch.setattr(report, "draw", lambda results, folder, dark: drawings[dark])
+
+
+def written(results, folder) -> tuple[str, Page]:
+    page = write(results, folder).read_text()
+    return (folder / "report.md").read_text(), Page(page)
+
+
+def numbers_in(value) -> list[float]:
+    if isinstance(value, dict | list):
+        return [
+            n for v in (value.values() if isinstance(value, dict) else value) for n in numbers_in(v)
+        ]
+    return [float(value)] if isinstance(value, int | float) else []
+
+
+def test_numbers_have_three_digits():
+    values = (1.4142, 9.996, 999.6, 4698.2, -0.5, 0, 0.000123, 1.2e-7)
+    texts = "1.41 10.0 1,000 4,698 -0.500 0 0.000123 1.20e-07"
+    assert " ".join(map(number, values)) == texts
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """The folder of a report with all its pictures."""
+    folder = tmp_path_factory.mktemp("drawn")
+    write(gan(folder), folder)
+    return folder
+
+
+def test_the_page_loads_nothing(drawn):
+    """A picture beside the page is lost when the page is sent to somebody."""
+    text = (drawn / "report.html").read_text()
+    page = Page(text)
+    assert {"script", "link", "iframe"}.isdisjoint(page.tags)
+    outside = [link for link in page.links if not link.startswith(("data:image/png;base64,", "#"))]
+    assert outside == []
+    assert not re.search(r"url\(|@import", text)
+    assert page.tags.count("picture") == page.tags.count("img") == page.tags.count("source") == 6
+
+
+def test_each_picture_is_another_one_in_the_dark(drawn):
+    text = (drawn / "report.html").read_text()
+    pictures = [link for link in Page(text).links if link.startswith("data:")]
+    assert len(set(pictures)) == len(pictures) == 12
+    dark = re.findall(r'media="\(prefers-color-scheme: dark\)" srcset="(.*?)"><img', text)
+    assert pictures[::2] == dark
+
+
+def test_the_pictures_of_the_text_are_the_light_ones(drawn):
+    linked = re.findall(r"\]\((.*?)\)", (drawn / "report.md").read_text())
+    assert len(linked) == 6
+    images = re.findall(r'src="data:image/png;base64,(.*?)"', (drawn / "report.html").read_text())
+    files = [base64.b64encode((drawn / link).read_bytes()).decode() for link in linked]
+    assert files == images
+
+
+@pytest.mark.parametrize("results", [gan(), classification()], ids=["gan", "classification"])
+def test_every_number_of_the_tables_is_in_the_results(results, undrawn, tmp_path):
+    """A number that is computed on the way into the report is one that nobody can check."""
+    _, page = written(results, tmp_path)
+    known = numbers_in(json.loads((tmp_path / "results.json").read_text()))
+    scales = (1, 100, 1e-6, 2**-20)
+    shown = {number(scale * value, n) for value in known for scale in scales for n in (2, 3)}
+    shown |= {f"{value:,.0f}" for value in known}
+    cells = [cell for table in page.tables for row in table[1:] for cell in row[1:]]
+    found = [word for cell in cells for word in re.findall(r"(?<![\w.])-?\d[\d,.e-]*", cell)]
+    found = [word.rstrip(",.") for word in found]
+    versions = {version for many in results["versions"].values() for version in many}
+    allowed = shown | versions | {"300"}  # the step of a failure
+    assert len(found) > 50
+    assert [word for word in found if word not in allowed] == []
+
+
+def test_means_are_those_of_the_runs(undrawn, tmp_path):
+    text, _ = written(gan(outcomes=CLEAR), tmp_path)
+    assert "| none, x | 3 | 2.60 ± 0.10 | 2.35 to 2.85 |" in text
+
+
+def test_a_single_run_has_no_spread(undrawn, tmp_path):
+    results = gan(outcomes={("none", "x"): [2.0], ("convnorm", "x"): [1.5]})
+    text, page = written(results, tmp_path)
+    cells = [cell for table in page.tables for row in table for cell in row]
+    assert not any("±" in cell for cell in cells)
+    assert "| none, x | 1 | 2.00 (n = 1) |" in text
+    assert "No difference from convnorm in final FD (digits) was tested: n = 1." in text
+    assert "A t-test takes" not in text
+
+
+@pytest.mark.parametrize(
+    "label",
+    ["a|b", "<script>x</script>", "*a*", "a_b_c", "`x`", "[y](z)", "&amp;", "$x$", "~~x~~", "\\|"],
+)
+def test_labels_survive(label, undrawn, tmp_path):
+    """A | in a label opens another column, a < vanishes, a pair of * or _ becomes a style."""
+    results = gan(outcomes={(label, "x"): [2.0, 2.1, "failed"], ("convnorm", "x"): [1.5, 1.7, 1.6]})
+    for run in results["runs"]:
+        if run["state"] == "failed":
+            run["reason"] = f"because of {label}"
+    _, page = written(results, tmp_path)
+    assert {"script", "em", "strong"}.isdisjoint(page.tags)
+    for table in page.tables:
+        assert len({len(row) for row in table}) == 1
+    assert page.tables[0][1][0] == f"{label}, x"
+    assert f"failed: because of {label}" in page.text
+    assert f"{label}, x (seed 2): because of {label}" in page.text
+
+
+def test_what_is_not_distinguishable_is_never_called_better():
+    results = gan(outcomes={("none", "x"): [1.4, 1.5, 1.9], ("convnorm", "x"): [1.5, 1.61, 1.7]})
+    assert results["comparisons"][0]["verdict"] == "not distinguishable"
+    verdict, _, sentence = answer(results)
+    assert "0 of 1" in verdict
+    assert "not distinguishable at n = 3: difference -0.00333" in sentence
+    assert not re.search("better|worse", verdict + sentence)
+
+
+def test_a_difference_that_only_its_own_interval_shows_is_not_told(tmp_path):
+    """Holm's correction counts: alone p is below 5 %, among four tests it is not."""
+    outcomes = {(kind, "x"): [1.4, 1.5, 1.9] for kind in ("batch", "layer", "weight")}
+    outcomes |= {("none", "x"): [1.65, 1.83, 1.93], ("convnorm", "x"): [1.5, 1.61, 1.7]}
+    results = gan(outcomes=outcomes)
+    comparison = results["comparisons"][3]
+    assert comparison["p"] < 0.05 < comparison["p_holm"]
+    told = [c for c in results["comparisons"] if c["verdict"] in ("better", "worse")]
+    sentences = answer(results)
+    assert f"{len(told)} of 4 differences" in sentences[0]
+    sentence = next(s for s in sentences if s.startswith("none, x"))
+    assert "not distinguishable" in sentence
+    assert "leaves out 0" in sentence
+    assert not re.search("better|worse", sentence)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "word"),
+    [
+        (CLEAR, "worse"),
+        ({("none", "x"): [0.5, 0.6, 0.7], ("convnorm", "x"): [1.5, 1.61, 1.7]}, "better"),
+    ],
+)
+def test_a_difference_that_can_be_told_has_its_direction_and_a_positive_size(outcomes, word):
+    verdict, fixed, sentence, *_ = answer(gan(outcomes=outcomes))
+    assert verdict.startswith(
+        "At n = 3 seeds, 1 of 1 difference from convnorm in final FD (digits)"
+    )
+    assert "fixed as the primary score before the runs" in fixed
+    size = "0.997" if word == "worse" else "1.00"
+    assert sentence.startswith(f"none, x is {word} than convnorm, x by {size} (95 % interval 0.98")
+
+
+def test_shares_are_compared_in_points_and_higher_is_better():
+    sentence = answer(classification())[2]
+    assert sentence.startswith("batch is worse than convnorm by 4.10 points (95 % interval 2.59")
+
+
+def test_mcnemar_is_said_to_speak_of_networks_alone():
+    sentences = answer(classification())
+    assert any("speaks of these networks, not of the normalizers" in s for s in sentences)
+    summed = next(s for s in sentences if s.startswith("pgd20, batch against convnorm"))
+    assert "right on more images in 0, on fewer in 3, and 0 cannot" in summed
+
+
+def test_collapsed_failed_and_open_runs_are_in_the_report(undrawn, tmp_path):
+    text, page = written(gan(), tmp_path)
+    said = " ".join(answer(gan()))
+    assert "1 of 7 finished runs collapsed" in said
+    assert "none, digits (seed 1). They are in every mean" in said
+    assert "spectral, digits (seed 1): the loss is nan at step 300" in said
+    assert "spectral, digits (seed 2): cut" in said
+    assert "failed: the loss is nan at step 300" in text
+    assert "1 of 3" in page.tables[0][1]
+
+
+def test_a_cell_of_failures_alone_keeps_its_row(undrawn, tmp_path):
+    outcomes = {("none", "x"): ["failed", "failed"], ("convnorm", "x"): [1.5, 1.6]}
+    text, page = written(gan(outcomes=outcomes), tmp_path)
+    assert page.tables[0][1][:3] == ["none, x", "0", ""]
+    assert "no finished seed in common" in text
+
+
+def test_equal_differences_are_not_tested_and_that_is_said():
+    results = gan(outcomes={("none", "x"): [2.0, 3.0, 4.0], ("convnorm", "x"): [1.0, 2.0, 3.0]})
+    verdict, _, sentence, *_ = answer(results)
+    assert verdict.endswith("was tested: the differences have no spread.")
+    assert "without a spread there is no test; the difference is 1.00" in sentence
+
+
+def test_limits_are_those_that_apply():
+    of_gan, of_classifier = " ".join(limits(gan())), " ".join(limits(classification()))
+    assert "not FID" in of_gan
+    assert "not FID" not in of_classifier
+    assert "flatters" in of_gan
+    assert "flatters" not in of_classifier
+    assert "which 3 of them cannot show" in of_classifier
+
+
+def test_a_report_over_nothing_is_refused(tmp_path):
+    results = gan(outcomes={("none", "x"): ["failed", "cut"], ("convnorm", "x"): ["not begun"] * 2})
+    with pytest.raises(InputError, match="nothing to report: none of 4 planned runs is done"):
+        write(results, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_json_and_csv_hold_every_number(undrawn, tmp_path):
+    results = gan()
+    write(results, tmp_path)
+    assert json.loads((tmp_path / "results.json").read_text()) == json.loads(json.dumps(results))
+    rows = list(csv.DictReader((tmp_path / "results.csv").read_text().splitlines()))
+    axes = ["normalizer.kind", "data.name"]
+    assert list(rows[0]) == ["cell", *axes, "seed", "when", "measure", "value"]
+    table = {(r["cell"], int(r["seed"]), r["when"], r["measure"]): r["value"] for r in rows}
+    assert len(table) == len(rows)
+    done = [run for run in results["runs"] if run["state"] == "done"]
+    assert {(r["cell"], int(r["seed"])) for r in rows} == {(r["cell"], r["seed"]) for r in done}
+    for run in done:
+        place = run["cell"], run["seed"]
+        expected = [*numbers_in(run["scores"]), *numbers_in(run["cost"]), run["area"]]
+        expected += [value for _, *pair in run["curve"] for value in pair]
+        expected += [
+            value for layers in run["norms"].values() for s in layers.values() for _, value in s
+        ]
+        expected += [run["selected_step"], int(run["collapsed"])]
+        values = [float(value) for key, value in table.items() if key[:2] == place]
+        assert sorted(values) == sorted(expected)
+        assert float(table[*place, "area", "FD (digits)"]) == run["area"]
+        assert int(table[*place, "cost", "macs"]) == run["cost"]["macs"]
+
+
+def test_protocol_versions_and_commands_are_in_the_report(undrawn, tmp_path):
+    text, page = written(gan(), tmp_path)
+    assert "num_real: 1437" in page.text
+    assert "3.11.7; 3.12.3 (several)" in text
+    assert "python scripts/benchmark.py --cfg digits_gan" in page.text
+    assert page.tags.count("details") == 2
+    for run in gan()["runs"]:
+        assert run["commands"][0] in page.text
+
+
+def test_a_fence_in_a_command_does_not_end_the_block(undrawn, tmp_path):
+    results = gan()
+    results["runs"][0]["commands"] = ["echo 1\n```\n# Title of mine"]
+    _, page = written(results, tmp_path)
+    assert page.tags.count("h1") == 1

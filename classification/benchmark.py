@@ -62,7 +62,7 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
             steps["selected"] = summary["best"]["step"]
         size = {key: summary[key] for key in ("parameters", "macs", "steps")}
         hardware, looked = summary["hardware"], summary["metrics"] is not None
-        versions = {key: summary[key] for key in ("python", "torch") if key in summary}
+        versions = {"commit": summary["commit"] or "unknown", "torch": summary["torch"]}
     with finished(run_dir / "metrics.jsonl") as file:
         looks = {line["step"]: line["scores"] for line in read_lines(file)}
         noise = {when: _of_noise(looks[step]) for when, step in steps.items() if looked}
@@ -71,13 +71,18 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
         last = log[steps["final"]]
         cost = Cost(**size, **{key: last[key] for key in ("seconds", "peak_memory")})
         curve = [(k, log[k]["seconds"], at[metric]) for k, at in looks.items() if metric in at]
-    scores, right, protocols = {}, {}, []
+    scores, right, protocols, doubts = {}, {}, [], []
     for when, step in steps.items():
         record, per_image = _evaluation(run_dir / CHECKPOINTS[when], attacks)
         _check_step(run_dir / CHECKPOINTS[when], record, step)
         scores[when] = _scores(record, attacks) | noise.get(when, {})
         right[when] = {key: per_image[key] for key in ("clean", *attacks) if key in per_image}
         protocols.append(_protocol(record, attacks))
+        doubts += [
+            f"{when} weights, {check['check']}: {check['detail']}"
+            for check in record["checks"]
+            if not check["passed"]
+        ]
     if differing := differences(protocols[0], protocols[-1]):
         raise InputError(
             f"{run_dir}: its last.pt and best.pt were evaluated differently "
@@ -95,6 +100,7 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
         hardware=hardware,
         versions=versions,
         right=right,
+        doubts=tuple(doubts),
     )
 
 

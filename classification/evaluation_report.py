@@ -12,13 +12,10 @@ from torch import Tensor
 
 from convnorm.experiment.checkpoint import EVALUATION, write, write_json
 from convnorm.experiment.errors import InputError
+from convnorm.experiment.palette import COLOURS, MARKERS
 
 Record = dict[str, Any]
 Row = tuple[str, str, str, str, str]
-
-# Okabe and Ito's colours, which the colour-blind can tell apart, and a marker for each.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = "osD^vPX"
 
 
 def table(record: Record) -> str:

@@ -19,7 +19,7 @@ from convnorm.experiment.config import RunOptions, to_yaml
 from convnorm.experiment.cost import macs
 from convnorm.experiment.data import Images, load_images
 from convnorm.experiment.distributed import Process
-from convnorm.experiment.hardware import hardware
+from convnorm.experiment.hardware import commit, hardware
 from convnorm.experiment.loop import is_due
 from convnorm.experiment.tracking import Tracker, read_lines
 from convnorm.spectrum import layer_norms
@@ -168,6 +168,7 @@ def _summary(trainer: Trainer, data: TrainingData, run_dir: Path) -> dict[str, A
         "noise": noise_report(data, trainer.config),
         "hardware": hardware(device),
         "world_size": trainer.process.world_size,
+        "commit": commit(),
         "torch": torch.__version__,
         "best": trainer.best,
         "log": log[-1] if log else None,

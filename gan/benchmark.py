@@ -35,7 +35,7 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
     """
     with finished(run_dir / "summary.json") as file:
         summary = json.loads(file.read_text())
-        steps, hardware = summary["steps"], summary["hardware"]
+        steps, hardware, commit = (summary[key] for key in ("steps", "hardware", "commit"))
         size = {key: summary[key]["discriminator"] for key in ("parameters", "macs")}
     with finished(run_dir / "log.jsonl") as file:
         log = {line["step"]: line for line in read_lines(file)}
@@ -56,6 +56,7 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
             for step, record in records.items()
         ]
         protocol, floor, versions = _protocol(final), _scores(final["floor"]), final["versions"]
+        versions = {"commit": commit or "unknown", **versions}
         scores, selected = {"final": _scores(final["scores"])}, None
         if "selection" in final:
             selected = min(records, key=lambda step: _selection(records[step], distance))

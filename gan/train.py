@@ -13,7 +13,7 @@ from convnorm.experiment.config import RunOptions, to_yaml
 from convnorm.experiment.cost import macs
 from convnorm.experiment.data import load_images
 from convnorm.experiment.distributed import Process
-from convnorm.experiment.hardware import hardware
+from convnorm.experiment.hardware import commit, hardware
 from convnorm.experiment.loop import is_due
 from convnorm.experiment.tracking import Tracker, read_lines
 from convnorm.spectrum import layer_norms
@@ -122,6 +122,7 @@ def _summary(trainer: Trainer, run_dir: Path) -> dict[str, Any]:
         "macs": {"generator": macs(generator, z), "discriminator": macs(discriminator, images)},
         "hardware": hardware(device),
         "world_size": trainer.process.world_size,
+        "commit": commit(),
         "torch": torch.__version__,
         "log": log[-1] if log else None,
         "metrics": metrics[-1] if metrics else None,

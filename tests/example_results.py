@@ -86,7 +86,8 @@ def _results(outcomes, *, pipeline, axes, score, measures, curve, floor, folder)
         "name": f"digits_{pipeline}",
         "question": "Does a normalizer of the convolutions make the network better?",
         "command": f"python scripts/benchmark.py --cfg digits_{pipeline}",
-        "grid": {"pipeline": pipeline, "axes": labels, "seeds": seeds, "score": score},
+        "grid": {"pipeline": pipeline, "axes": labels, "seeds": seeds, "score": score}
+        | {"attacks": ["pgd20"] if pipeline == "classification" else []},
         "pipeline": pipeline,
         "score": score,
         "compare": {"axis": axes[0], "against": "convnorm"},
@@ -152,6 +153,7 @@ def _run(cell, seed, outcome, primary, measures, folder) -> dict[str, Any]:
         "hardware": "AMD EPYC, 1 thread",
         "versions": {"torch": "2.11.0", "python": "3.11.7"},
         "picture": _picture(folder, cell, seed) if folder else None,
+        "doubts": [],
     }
 
 

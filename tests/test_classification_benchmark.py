@@ -144,7 +144,18 @@ def test_costs_and_versions_are_the_runs(made):
     }
     assert min(asdict(result.cost).values()) > 0
     assert result.hardware == summary["hardware"]
-    assert result.versions["torch"] == summary["torch"]
+    assert result.versions == {
+        "commit": summary["commit"] or "unknown",
+        "torch": summary["torch"],
+    }
+
+
+def test_a_check_that_failed_is_told(run_dir):
+    file = run_dir / "evaluation" / "best.json"
+    failed = {"check": "pgd2x2 is not beaten by fgsm", "passed": False, "detail": "9 % against 8 %"}
+    edit(file, checks=[failed, failed | {"passed": True}])
+    (doubt,) = [d for d in read(run_dir).doubts if d.startswith("selected")]
+    assert doubt == "selected weights, pgd2x2 is not beaten by fgsm: 9 % against 8 %"
 
 
 def test_protocol_holds_every_setting_and_nothing_of_the_training_or_the_result(made):

@@ -64,7 +64,7 @@ def test_a_run_is_read(run_dir):
         "peak_memory": last_log["peak_memory"],
     }
     assert result.hardware == summary["hardware"]
-    assert set(result.versions) == {"torch", "torch_fidelity", "python"}
+    assert set(result.versions) == {"commit", "torch", "torch_fidelity", "python"}
     assert result.picture == run_dir / "samples" / "step0000004.png"
 
 

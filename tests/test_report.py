@@ -164,9 +164,9 @@ def test_what_is_not_distinguishable_is_never_called_better():
     results = gan(outcomes={("none", "x"): [1.4, 1.5, 1.9], ("convnorm", "x"): [1.5, 1.61, 1.7]})
     assert results["comparisons"][0]["verdict"] == "not distinguishable"
     verdict, _, sentence = answer(results)
-    assert "0 of 1" in verdict
+    assert verdict.endswith(" Not distinguishable from convnorm: none, x.")
     assert "not distinguishable at n = 3: difference -0.00333" in sentence
-    assert not re.search("better|worse", verdict + sentence)
+    assert not re.search("(?i)better|worse", verdict + sentence)
 
 
 def test_a_difference_that_only_its_own_interval_shows_is_not_told(tmp_path):
@@ -176,9 +176,8 @@ def test_a_difference_that_only_its_own_interval_shows_is_not_told(tmp_path):
     results = gan(outcomes=outcomes)
     comparison = results["comparisons"][3]
     assert comparison["p"] < 0.05 < comparison["p_holm"]
-    told = [c for c in results["comparisons"] if c["verdict"] in ("better", "worse")]
     sentences = answer(results)
-    assert f"{len(told)} of 4 differences" in sentences[0]
+    assert re.search("Not distinguishable from convnorm: .*none, x", sentences[0])
     sentence = next(s for s in sentences if s.startswith("none, x"))
     assert "not distinguishable" in sentence
     assert "leaves out 0" in sentence
@@ -194,8 +193,9 @@ def test_a_difference_that_only_its_own_interval_shows_is_not_told(tmp_path):
 )
 def test_a_difference_that_can_be_told_has_its_direction_and_a_positive_size(outcomes, word):
     verdict, fixed, sentence, *_ = answer(gan(outcomes=outcomes))
-    assert verdict.startswith(
-        "At n = 3 seeds, 1 of 1 difference from convnorm in final FD (digits)"
+    assert verdict == (
+        "In final FD (digits), at n = 3 seeds, by paired t-tests (Holm-adjusted, 5 %). "
+        f"{word.capitalize()} than convnorm: none, x."
     )
     assert "fixed as the primary score before the runs" in fixed
     size = "0.997" if word == "worse" else "1.00"
@@ -225,6 +225,14 @@ def test_collapsed_failed_and_open_runs_are_in_the_report(undrawn, tmp_path):
     assert "1 of 3" in page.tables[0][1]
 
 
+def test_a_measurement_that_failed_its_check_is_doubted():
+    results = classification()
+    assert not any("failed a check" in sentence for sentence in answer(results))
+    results["runs"][1]["doubts"] = ["pgd20 is not beaten by fgsm: 10 % against 8 %"]
+    expected = "1 run failed a check of its measurement: batch (seed 1): pgd20 is not beaten"
+    assert any(expected in sentence for sentence in answer(results))
+
+
 def test_a_cell_of_failures_alone_keeps_its_row(undrawn, tmp_path):
     outcomes = {("none", "x"): ["failed", "failed"], ("convnorm", "x"): [1.5, 1.6]}
     text, page = written(gan(outcomes=outcomes), tmp_path)
@@ -246,6 +254,11 @@ def test_limits_are_those_that_apply():
     assert "flatters" in of_gan
     assert "flatters" not in of_classifier
     assert "which 3 of them cannot show" in of_classifier
+    assert "upper bound of robustness" in of_classifier
+    assert "upper bound" not in of_gan
+    strong = classification()
+    strong["grid"]["attacks"] = ["pgd20", "autoattack"]
+    assert "upper bound" not in " ".join(limits(strong))
 
 
 def test_a_report_over_nothing_is_refused(tmp_path):

@@ -8,10 +8,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from convnorm.experiment.statistics import LEVEL
+
 Results = dict[str, Any]
 Comparison = dict[str, Any]
 
-LEVEL = 0.05
 FEW = 10  # seeds, below which nobody can see whether differences are normal
 
 
@@ -58,6 +59,7 @@ def answer(results: Results) -> list[str]:
         *_single_runs(results),
         *_collapsed(results),
         *_unfinished(results),
+        *_doubts(results),
         *_mcnemar(results),
     ]
 
@@ -71,13 +73,19 @@ def _verdict(results: Results) -> str:
         n = max(comparison["n"] for comparison in comparisons)
         why = f"n = {n}" if n < 2 else "the differences have no spread"
         return f"No difference from {against} in {score_name(results)} was tested: {why}."
-    told = [comparison for comparison in tested if comparison["verdict"] in ("better", "worse")]
-    rest = len(comparisons) - len(tested)
+    found = defaultdict(list)
+    for comparison in comparisons:
+        found[comparison["verdict"]].append(comparison["cell"])
+    words = {
+        "better": f"Better than {against}",
+        "worse": f"Worse than {against}",
+        "not distinguishable": f"Not distinguishable from {against}",
+        "not tested": "Not tested",
+    }
+    told = [f"{word}: {'; '.join(found[key])}." for key, word in words.items() if key in found]
     return (
-        f"At n = {_range(c['n'] for c in tested)} seeds, {len(told)} of "
-        f"{_count(len(tested), 'difference')} from {against} in {score_name(results)} can be told "
-        f"from chance (paired t-tests, Holm-adjusted, {100 * LEVEL:g} %)"
-        f"{f'; {rest} more could not be tested' if rest else ''}."
+        f"In {score_name(results)}, at n = {_range(c['n'] for c in tested)} seeds, by paired "
+        f"t-tests (Holm-adjusted, {100 * LEVEL:g} %). {' '.join(told)}"
     )
 
 
@@ -177,6 +185,18 @@ def _unfinished(results: Results) -> list[str]:
     return sentences
 
 
+def _doubts(results: Results) -> list[str]:
+    doubted = {
+        _run(run): run["doubts"]
+        for run in results["runs"]
+        if run["state"] == "done" and run["doubts"]
+    }
+    if not doubted:
+        return []
+    told = "; ".join(f"{name}: {', '.join(doubts)}" for name, doubts in doubted.items())
+    return [f"{_count(len(doubted), 'run')} failed a check of its measurement: {told}."]
+
+
 def _run(run: dict[str, Any]) -> str:
     return f"{run['cell']} (seed {run['seed']})"
 
@@ -232,6 +252,12 @@ def limits(results: Results) -> list[str]:
         found.append(
             "Selected scores are of the step that did best on data held out from these scores; "
             "final scores are of the last step, whatever came before."
+        )
+    attacks = results["grid"]["attacks"]
+    if attacks and not any(name.startswith("autoattack") for name in attacks):
+        found.append(
+            f"Accuracy under {', '.join(attacks)} is an upper bound of robustness. A stronger "
+            "attack, AutoAttack for instance, can lower it, and not for all cells alike."
         )
     if any(run["state"] == "failed" for run in results["runs"]):
         found.append(

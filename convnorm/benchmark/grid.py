@@ -84,11 +84,8 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """The labels; a number, true, false or null with the name of its field."""
-        return ", ".join(
-            f"{axis.split('.')[-1]} {label}" if _is_literal(label) else label
-            for axis, label in self.labels.items()
-        )
+        """The labels, as they are read without their axes."""
+        return ", ".join(named(axis, label) for axis, label in self.labels.items())
 
     @property
     def slug(self) -> str:
@@ -119,12 +116,13 @@ def _label(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _is_literal(label: str) -> bool:
+def named(axis: str, label: str) -> str:
+    """A label; a number, a list, true, false or null with the name of its field."""
     try:
         json.loads(label)
     except json.JSONDecodeError:
-        return False
-    return True
+        return label
+    return f"{axis.split('.')[-1]} {label}"
 
 
 def _settings(axis: str, values: Any) -> dict[str, dict[str, Any]]:

@@ -50,6 +50,7 @@ class Result:
     right: when -> measure -> (N,) bool, which images a classifier was right about; positions
         agree between runs of one protocol.
     picture: a PNG of samples at the end, at latents that depend on the seed alone.
+    doubts: sentences, what speaks against taking the run's numbers at their face value.
     """
 
     scores: dict[When, dict[str, float]]
@@ -64,6 +65,7 @@ class Result:
     versions: dict[str, str]
     right: dict[When, dict[str, np.ndarray]] = field(default_factory=dict)
     picture: Path | None = None
+    doubts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

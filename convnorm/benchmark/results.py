@@ -12,15 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from convnorm.benchmark.attempt import Command
-from convnorm.benchmark.grid import Benchmark, Cell, Grid, cells
+from convnorm.benchmark.grid import Benchmark, Cell, Grid, cells, named
 from convnorm.benchmark.pipeline import Measure, Pipeline, Result
 from convnorm.benchmark.plan import Progress, survey
 from convnorm.experiment.config import differences
 from convnorm.experiment.errors import InputError
-from convnorm.experiment.statistics import area_under, collapsed, holm, mcnemar, paired, summary
+from convnorm.experiment.statistics import (
+    LEVEL,
+    area_under,
+    collapsed,
+    holm,
+    mcnemar,
+    paired,
+    summary,
+)
 
 FORMAT = "convnorm-suite/benchmark/1"
-LEVEL = 0.05  # of the tests, after Holm's correction
 
 Record = dict[str, Any]
 
@@ -55,7 +62,10 @@ def gather(benchmark: Benchmark) -> Record:
         "grid": asdict(grid),
         "pipeline": grid.pipeline,
         "score": asdict(grid.score),
-        "compare": asdict(grid.compare),
+        "compare": {
+            "axis": grid.compare.axis,
+            "against": named(grid.compare.axis, grid.compare.against),
+        },
         "measures": {key: asdict(pipeline.measure(key)) for key in names},
         "curve": first.curve_name,
         "curve_measure": asdict(curve),
@@ -157,6 +167,7 @@ def _run(
         "hardware": result.hardware,
         "versions": result.versions,
         "picture": picture,
+        "doubts": result.doubts,
     }
 
 

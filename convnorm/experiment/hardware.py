@@ -1,9 +1,12 @@
-"""What a number was measured on."""
+"""What a number was measured on, and by which code."""
 
 import platform
+import subprocess
 from pathlib import Path
 
 import torch
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def hardware(device: torch.device) -> str:
@@ -18,3 +21,14 @@ def hardware(device: torch.device) -> str:
         name = names[0] if names else name
     threads = torch.get_num_threads()
     return f"{name}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def commit() -> str | None:
+    """The commit of the clone that the code is in, -dirty if that is changed; None without one."""
+    if not (ROOT / ".git").exists():
+        return None
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):  # no git, or not our clone
+        return None

@@ -16,7 +16,8 @@ from scipy.stats import binomtest, t, ttest_rel
 
 Interval = tuple[float, float]
 
-CONFIDENCE = 0.95
+LEVEL = 0.05  # of tests; below it, after any correction, chance is not an explanation
+CONFIDENCE = 1 - LEVEL
 # Of the values themselves: differences that vary by less do so by rounding.
 ROUNDING = 1e-9
 

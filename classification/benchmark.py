@@ -29,6 +29,20 @@ def share(config: ClassifierConfig, line: dict[str, Any]) -> float:
     return line["epoch"] / config.train.epochs
 
 
+def scores_of(config: ClassifierConfig, attacks: Sequence[str]) -> dict[When, list[str]]:
+    """The names of the scores that runs of a config will have, measured under `attacks`.
+
+    Raises:
+        InputError: A name is not that of an attack.
+    """
+    for name in attacks:
+        if name != CORRUPTIONS:
+            attack_named(name, Budget())
+    names = ["clean", *(name for name in attacks if name in ACCURACIES or _is_attack(name))]
+    names += [] if config.noise.kind == "none" else ["memorized", "recovered"]
+    return {"final": names} | ({"selected": names} if config.split.validation > 0 else {})
+
+
 def measurements(run_dir: Path, attacks: Sequence[str]) -> list[list[str]]:
     """The commands without which `read` would refuse a trained run."""
     commands = []
@@ -179,7 +193,7 @@ CLASSIFICATION = Pipeline(
     name="classification",
     config=ClassifierConfig,
     script="train_cls.py",
-    takes_attacks=True,
+    scores=scores_of,
     share=share,
     measurements=measurements,
     read=read,

@@ -9,19 +9,33 @@ from typing import Any
 
 import numpy as np
 
-from convnorm.benchmark.pipeline import Cost, Measure, Pipeline, Result
+from convnorm.benchmark.pipeline import Cost, Measure, Pipeline, Result, When
 from convnorm.benchmark.reading import finished, norms
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.tracking import read_lines
 from gan.config import GanConfig
+from gan.extractors import label
+from gan.protocols import PROTOCOLS
 from gan.scoring import Record
 
+SCORES = ("FD", "KID", "precision", "recall", "CS")
 LOWER, HIGHER = ("FD", "FID", "KID"), ("IS", "CS", "precision", "recall")
 
 
 def share(config: GanConfig, line: dict[str, Any]) -> float:
     """How much of the training is done at a line of log.jsonl, in [0, 1]."""
     return line["step"] / config.steps
+
+
+def scores_of(config: GanConfig, attacks: Sequence[str]) -> dict[When, list[str]]:
+    """The names of the scores that runs of a config will have; InputError for any attack."""
+    if attacks:
+        raise InputError(f"attacks: {', '.join(attacks)} is not allowed; expected none on a GAN")
+    if config.score.protocol == "none":
+        return {}
+    extractor = PROTOCOLS[config.score.protocol].extractor
+    names = [label(score, extractor) for score in SCORES]
+    return {"final": names} | ({} if config.score.select == "none" else {"selected": names})
 
 
 def read(run_dir: Path, attacks: Sequence[str]) -> Result:
@@ -119,8 +133,8 @@ GAN = Pipeline(
     name="gan",
     config=GanConfig,
     script="train_gan.py",
-    takes_attacks=False,
     share=share,
+    scores=scores_of,
     measurements=lambda run_dir, attacks: [],
     read=read,
     measure=measure,

@@ -95,11 +95,16 @@ class Extractor:
 
     def label(self, score: str) -> str:
         """Return what `score` (FD, KID, CS, precision, ...) may be called with this extractor."""
-        if self.name != "inception":
-            return f"{score} ({self.name})"
-        if not self.verified:
-            return f"{score} (unverified inception)"
-        return score.replace("FD", "FID").replace("CS", "IS")
+        return label(score, self.name, self.verified)
+
+
+def label(score: str, extractor: str, verified: bool = True) -> str:
+    """Return what `score` may be called with an extractor of this name, verified or not."""
+    if extractor != "inception":
+        return f"{score} ({extractor})"
+    if not verified:
+        return f"{score} (unverified inception)"
+    return score.replace("FD", "FID").replace("CS", "IS")
 
 
 def load_extractor(

@@ -88,6 +88,7 @@ def test_scores_are_those_of_the_evaluations_and_of_the_look_at_their_step(made)
     for when, stem, step in (("final", "last", 36), ("selected", "best", 30)):
         record, scores = record_of(made, stem), result.scores[when]
         assert scores.keys() == {"clean", *ATTACKS, "memorized", "recovered"}
+        assert set(CLASSIFICATION.scores(tiny_classifier(CHANGES), ATTACKS)[when]) == set(scores)
         assert scores["clean"] == record["clean"]["top1"]["accuracy"]
         assert [scores["fgsm"], scores["pgd2x2"]] == [a["accuracy"] for a in record["attacks"]]
         assert scores["corruptions"] == record["corruptions"]["mean"]["accuracy"]

@@ -50,6 +50,12 @@ def test_a_run_is_read(run_dir):
     summary = json.loads((run_dir / "summary.json").read_text())
     last_log, record = (lines_of(run_dir / name)[-1] for name in ("log.jsonl", "metrics.jsonl"))
     assert set(result.scores["final"]) == set(result.scores["selected"]) == SCORES
+    config = tiny({"score.protocol": "digits", "score.select": "digits_test"})
+    promised = GAN.scores(config, ())
+    assert {when: set(names) for when, names in promised.items()} == {
+        "final": SCORES,
+        "selected": SCORES,
+    }
     assert set(result.floor) == SCORES
     assert all(record["scores"][name] == v for name, v in result.scores["final"].items())
     assert all(record["floor"][name] == value for name, value in result.floor.items())

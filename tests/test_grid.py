@@ -3,11 +3,14 @@
 import re
 
 import pytest
+import yaml
+from runs import ROOT
 from toy import toy
 
 from classification.benchmark import CLASSIFICATION
 from convnorm.benchmark.grid import load
 from convnorm.benchmark.plan import check
+from convnorm.experiment.config import CONFIGS
 from convnorm.experiment.errors import InputError
 from gan.benchmark import GAN
 
@@ -58,9 +61,16 @@ def test_set_is_part_of_every_run_and_of_its_command(tmp_path):
         ({"set": {"overwrite": True}}, "axes or set: 'overwrite' is not allowed"),
         ({"compare": {"axis": "size", "against": "good"}}, "compare.axis: 'size'"),
         ({"compare": {"axis": "kind", "against": "best"}}, "compare.against: 'best'"),
-        ({"score": {"name": "FDD"}}, "score: 'FDD' is not allowed"),
+        (
+            {"score": {"name": "FDD"}},
+            "score: 'FDD' is not allowed; expected a final score of 'good': FD",
+        ),
+        (
+            {"set": {"steps": 1}, "score": {"name": "FD", "at": "selected"}},
+            "expected a selected score of 'good': there is none",
+        ),
         ({"score": {"name": "FD", "at": "best"}}, "score.at: best is not allowed"),
-        ({"attacks": ["fgsm"]}, "attacks: fgsm is not allowed; expected none"),
+        ({"attacks": ["fgsm", "fgsm"]}, "attacks: ['fgsm', 'fgsm'] is not allowed"),
         ({"base": "nowhere"}, "nowhere: no such file"),
         ({"pipeline": "gam"}, "pipeline: gam is not allowed; expected one of gan, classification"),
         ({"colour": 3}, "colour: no such key"),
@@ -112,6 +122,39 @@ def test_a_folder_of_another_config_is_named_before_anything_is_trained(tmp_path
 def test_the_shipped_grids_are_complete(name, runs):
     """Catches a field that a grid names and the pipeline no longer has."""
     assert len(load(name, None, PIPELINES).runs) == runs
+
+
+@pytest.mark.parametrize(
+    ("grid", "changes", "expected"),
+    [
+        ("digits_gan", {"score": {"name": "FID"}}, "final score of 'convnorm': FD (digits), KID"),
+        (
+            "digits_gan",
+            {"set": {"score.select": "none"}, "score": {"name": "FD (digits)", "at": "selected"}},
+            "there is none",
+        ),
+        ("digits_gan", {"attacks": ["fgsm"]}, "attacks: fgsm is not allowed; expected none"),
+        ("cifar10_sngan", {"set": {}}, "a final score of 'none': there is none"),
+        ("digits_cls", {"attacks": ["fgsm"]}, "score: 'pgd20' is not allowed"),
+        ("digits_cls", {"attacks": ["pgd20", "fsgm"]}, "no attack is named 'fsgm'"),
+        ("digits_cls", {"set": {"split.validation": 0.0}}, "there is none"),
+    ],
+)
+def test_a_score_that_no_run_will_have_is_refused_before_the_first(
+    tmp_path, grid, changes, expected
+):
+    path = tmp_path / "grid.yaml"
+    shipped = yaml.safe_load((CONFIGS / "benchmark" / f"{grid}.yaml").read_text())
+    path.write_text(yaml.safe_dump(shipped | changes, sort_keys=False))
+    with pytest.raises(InputError, match=re.escape(expected)):
+        load(str(path), None, PIPELINES)
+
+
+def test_the_grid_that_the_readme_shows_is_one(tmp_path):
+    (block,) = re.findall("```yaml\n(.+?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    path = tmp_path / "grid.yaml"
+    path.write_text(block)
+    assert len(load(str(path), None, PIPELINES).runs) == 24
 
 
 def test_an_unknown_grid_lists_those_that_there_are():

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from convnorm.benchmark.grid import Benchmark, load
-from convnorm.benchmark.pipeline import Cost, Measure, Pipeline, Result
+from convnorm.benchmark.pipeline import Cost, Measure, Pipeline, Result, When
 from convnorm.experiment.errors import InputError
 
 # "Trains" `steps` steps; the kind decides how: `fails`, `waits` for a signal at half of them.
@@ -51,6 +51,10 @@ def _share(config: Config, line: dict[str, Any]) -> float:
     return line["step"] / config.steps
 
 
+def _scores(config: Config, attacks: tuple[str, ...]) -> dict[When, list[str]]:
+    return {"final": ["FD"], "selected": ["FD"] if config.steps > 1 else []}
+
+
 def _measurements(folder: Path, attacks: tuple[str, ...]) -> list[list[str]]:
     return []
 
@@ -77,7 +81,16 @@ def _read(folder: Path, attacks: tuple[str, ...]) -> Result:
     )
 
 
-TOY = Pipeline("gan", Config, "toy_script.py", False, _share, _measurements, _read, _measure)
+TOY = Pipeline(
+    name="gan",
+    config=Config,
+    script="toy_script.py",
+    scores=_scores,
+    share=_share,
+    measurements=_measurements,
+    read=_read,
+    measure=_measure,
+)
 
 
 def write_grid(folder: Path, **changes: Any) -> Path:

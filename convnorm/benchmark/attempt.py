@@ -84,7 +84,7 @@ class Attempt:
         """
         began, start = time.monotonic(), share_done(self.run, self.benchmark.pipeline)
         reason = next(filter(None, map(self._execute, self._commands())), "")
-        outcome = "stopped" if self._stopping else "failed" if reason else "done"
+        outcome = "done" if not reason else "stopped" if self._stopping else "failed"
         return {
             "run": self.run.name,
             "outcome": outcome,

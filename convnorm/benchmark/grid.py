@@ -191,11 +191,6 @@ def load(cfg: str, folder: Path | None, pipelines: dict[str, Pipeline]) -> Bench
 
 
 def _runs(grid: Grid, pipeline: Pipeline, folder: Path) -> tuple[Run, ...]:
-    if grid.attacks and not pipeline.takes_attacks:
-        raise InputError(f"attacks: {_list(grid.attacks)} is not allowed; expected none for a GAN")
-    pipeline.measure(grid.score.name)
-    for attack in grid.attacks:
-        pipeline.measure(attack)
     found = []
     seen: dict[str, str] = {}
     for cell in cells(grid):
@@ -205,6 +200,9 @@ def _runs(grid: Grid, pipeline: Pipeline, folder: Path) -> tuple[Run, ...]:
         arguments = ["--cfg", grid.base]
         arguments += [f"--{key}={_label(value)}" for key, value in cell.settings.items()]
         config, _ = parse(pipeline.config, pipeline.name, grid.base, arguments)
+        scores = pipeline.scores(config, grid.attacks).get(grid.score.at, [])
+        known = f"a {grid.score.at} score of {cell.name!r}: {_list(scores) or 'there is none'}"
+        require(grid.score.name in scores, "score", grid.score.name, known)
         for same in (cell.slug, json.dumps(asdict(config))):
             if same in seen:
                 raise InputError(f"axes: {seen[same]!r} and {cell.name!r} are the same runs")

@@ -73,7 +73,8 @@ class Pipeline:
     """One of the suite's pipelines.
 
     name: its folder under configs/. config: the dataclass of a run. script: what trains one.
-    takes_attacks: whether a grid can name attacks to measure.
+    scores: (config, attacks) -> when -> the names of the scores that such a run will have; raises
+        an InputError for attacks that there are not.
     share: (config, line of log.jsonl) -> how much of the training is done there, in [0, 1].
     measurements: (run folder, attacks) -> the commands, each a script's name and arguments, that a
         trained run still needs before it can be read.
@@ -84,7 +85,7 @@ class Pipeline:
     name: str
     config: type
     script: str
-    takes_attacks: bool
+    scores: Callable[[Any, Sequence[str]], dict[When, list[str]]]
     share: Callable[[Any, dict[str, Any]], float]
     measurements: Callable[[Path, Sequence[str]], list[list[str]]]
     read: Callable[[Path, Sequence[str]], Result]

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from classification.evaluation_record import Record, settings_of
 from classification.evaluation_report import load
 from classification.named_attacks import NAMES, Budget, attack_named
 from convnorm.benchmark.pipeline import Cost, Measure, Pipeline, Result, When
-from convnorm.benchmark.reading import finished, norms
+from convnorm.benchmark.reading import finished, norms, on
 from convnorm.experiment.checkpoint import BEST, CHECKPOINT
 from convnorm.experiment.config import differences
 from convnorm.experiment.config import read as read_config
@@ -41,6 +42,12 @@ def scores_of(config: ClassifierConfig, attacks: Sequence[str]) -> dict[When, li
     names = ["clean", *(name for name in attacks if name in ACCURACIES or _is_attack(name))]
     names += [] if config.noise.kind == "none" else ["memorized", "recovered"]
     return {"final": names} | ({"selected": names} if config.split.validation > 0 else {})
+
+
+def conditions(config: ClassifierConfig, attacks: Sequence[str]) -> dict[str, Any]:
+    """What of a config decides how its runs are measured: attacks are as strong as in training."""
+    eps = {"adversary.eps": config.adversary.eps} if attacks else {}
+    return {"data": asdict(config.data), "select.metric": config.select.metric, **eps}
 
 
 def measurements(run_dir: Path, attacks: Sequence[str]) -> list[list[str]]:
@@ -83,7 +90,7 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
     with finished(run_dir / "log.jsonl") as file:
         log = {line["step"]: line for line in read_lines(file)}
         last = log[steps["final"]]
-        cost = Cost(**size, **{key: last[key] for key in ("seconds", "peak_memory")})
+        cost = Cost("classifier", **size, **{key: last[key] for key in ("seconds", "peak_memory")})
         curve = [(k, log[k]["seconds"], at[metric]) for k, at in looks.items() if metric in at]
     scores, right, protocols, doubts = {}, {}, [], []
     for when, step in steps.items():
@@ -111,7 +118,7 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
         protocol=protocols[0],
         floor={},
         cost=cost,
-        hardware=hardware,
+        hardware=on(hardware, summary["world_size"]),
         versions=versions,
         right=right,
         doubts=tuple(doubts),
@@ -194,6 +201,7 @@ CLASSIFICATION = Pipeline(
     config=ClassifierConfig,
     script="train_cls.py",
     scores=scores_of,
+    conditions=conditions,
     share=share,
     measurements=measurements,
     read=read,

@@ -34,7 +34,7 @@ def train(config: ClassifierConfig, options: RunOptions, process: Process) -> di
 
     Raises InputError, or Stopped when a signal or a loss that is no number ends the run early.
     """
-    run_dir = Path(options.run_dir)
+    run_dir, code = Path(options.run_dir), commit()  # now: the clone may change meanwhile
     opened = checkpoint.open_run(run_dir, config, options.overwrite)
     with opened if process.is_main else nullcontext():
         images = loop.load_on_all(partial(load_images, config.data, "train"), process)
@@ -49,7 +49,7 @@ def train(config: ClassifierConfig, options: RunOptions, process: Process) -> di
             loop.run(trainer, journal, options, _log_intervals(trainer))
         elif process.is_main:
             print(f"{run_dir}: all {trainer.steps} steps were done before", file=sys.stderr)
-        summary = _summary(trainer, data, run_dir)
+        summary = _summary(trainer, data, run_dir, code)
         file = run_dir / "summary.json"
         if process.is_main and not (done_before and file.exists()):
             checkpoint.write_json(file, summary)
@@ -151,7 +151,9 @@ def _share(flags: torch.Tensor) -> float:
     return flags.double().mean().item()
 
 
-def _summary(trainer: Trainer, data: TrainingData, run_dir: Path) -> dict[str, Any]:
+def _summary(
+    trainer: Trainer, data: TrainingData, run_dir: Path, code: str | None
+) -> dict[str, Any]:
     """The end of the run: what it trained on, what was selected, its last log line and scores.
 
     macs: of an image in a batch of the run's size.
@@ -168,7 +170,7 @@ def _summary(trainer: Trainer, data: TrainingData, run_dir: Path) -> dict[str, A
         "noise": noise_report(data, trainer.config),
         "hardware": hardware(device),
         "world_size": trainer.process.world_size,
-        "commit": commit(),
+        "commit": code,
         "torch": torch.__version__,
         "best": trainer.best,
         "log": log[-1] if log else None,

@@ -4,13 +4,15 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from convnorm.benchmark.pipeline import Cost, Measure, Pipeline, Result, When
-from convnorm.benchmark.reading import finished, norms
+from convnorm.benchmark.reading import finished, norms, on
+from convnorm.experiment.config import differences
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.tracking import read_lines
 from gan.config import GanConfig
@@ -38,6 +40,12 @@ def scores_of(config: GanConfig, attacks: Sequence[str]) -> dict[When, list[str]
     return {"final": names} | ({} if config.score.select == "none" else {"selected": names})
 
 
+def conditions(config: GanConfig, attacks: Sequence[str]) -> dict[str, Any]:
+    """What of a config decides how its runs are measured; `attacks` is empty."""
+    score = {"score.protocol": config.score.protocol, "score.select": config.score.select}
+    return {**score, "score.weights": config.score.weights, "data": asdict(config.data)}
+
+
 def read(run_dir: Path, attacks: Sequence[str]) -> Result:
     """Read a finished run from its files alone; `attacks` is empty.
 
@@ -54,7 +62,12 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
     with finished(run_dir / "log.jsonl") as file:
         log = {line["step"]: line for line in read_lines(file)}
         last = log[steps]
-        cost = Cost(**size, steps=steps, **{key: last[key] for key in ("seconds", "peak_memory")})
+        cost = Cost(
+            "discriminator",
+            **size,
+            steps=steps,
+            **{key: last[key] for key in ("seconds", "peak_memory")},
+        )
         times = [line["seconds"] for line in log.values()]
     with finished(run_dir / "metrics.jsonl") as file:
         records = {record["step"]: record for record in read_lines(file)}
@@ -63,6 +76,12 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
                 f"{file}: holds no score; expected a run whose score.protocol is not none"
             )
         final = records[steps]
+        for record in records.values():
+            if differing := differences(_protocol(record), _protocol(final)):
+                raise InputError(
+                    f"{file}: step {record['step']} was not scored as the last one was "
+                    f"({'; '.join(differing)}); expected one protocol"
+                )
         distance = next(name for name in final["scores"] if name.split()[0] in ("FD", "FID"))
         curve = [
             # A step between two log lines is as far in time as in steps.
@@ -85,7 +104,7 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
         protocol=protocol,
         floor=floor,
         cost=cost,
-        hardware=hardware,
+        hardware=on(hardware, summary["world_size"]),
         versions=versions,
         picture=pictures[-1] if pictures else None,
     )
@@ -107,7 +126,8 @@ def _protocol(record: Record) -> dict[str, Any]:
         **record["protocol"],
         "weights_sha256": record["extractor"]["weights_sha256"],
         "real_sha256": record["real"]["sha256"],
-        "selection": record["selection"]["protocol"]["name"] if "selection" in record else None,
+        "floor_images": record["floor"]["n"],
+        "selection": _protocol(record["selection"]) if "selection" in record else None,
     }
 
 
@@ -135,6 +155,7 @@ GAN = Pipeline(
     script="train_gan.py",
     share=share,
     scores=scores_of,
+    conditions=conditions,
     measurements=lambda run_dir, attacks: [],
     read=read,
     measure=measure,

@@ -30,7 +30,7 @@ def train(config: GanConfig, options: RunOptions, process: Process) -> dict[str,
 
     Raises InputError, or Stopped when a signal or a loss that is no number ends the run early.
     """
-    run_dir = Path(options.run_dir)
+    run_dir, code = Path(options.run_dir), commit()  # now: the clone may change meanwhile
     opened = checkpoint.open_run(run_dir, config, options.overwrite)
     with opened if process.is_main else nullcontext():
         images = loop.load_on_all(partial(load_images, config.data, "train"), process)
@@ -42,7 +42,7 @@ def train(config: GanConfig, options: RunOptions, process: Process) -> dict[str,
             loop.run(trainer, journal, options, (config.log.every, config.log.norms_every))
         elif process.is_main:
             print(f"{run_dir}: all {config.steps} steps were done before", file=sys.stderr)
-        summary = _summary(trainer, run_dir)
+        summary = _summary(trainer, run_dir, code)
         file = run_dir / "summary.json"
         if process.is_main and not (done_before and file.exists()):
             checkpoint.write_json(file, summary)
@@ -105,7 +105,7 @@ class Journal:
         return generate(self.trainer.final_generator, z)
 
 
-def _summary(trainer: Trainer, run_dir: Path) -> dict[str, Any]:
+def _summary(trainer: Trainer, run_dir: Path, code: str | None) -> dict[str, Any]:
     """The end of the run: what an image costs in batches of the run's size, the last log line
     and the last scores."""
     log, metrics = (read_lines(run_dir / name) for name in ("log.jsonl", "metrics.jsonl"))
@@ -122,7 +122,7 @@ def _summary(trainer: Trainer, run_dir: Path) -> dict[str, Any]:
         "macs": {"generator": macs(generator, z), "discriminator": macs(discriminator, images)},
         "hardware": hardware(device),
         "world_size": trainer.process.world_size,
-        "commit": commit(),
+        "commit": code,
         "torch": torch.__version__,
         "log": log[-1] if log else None,
         "metrics": metrics[-1] if metrics else None,

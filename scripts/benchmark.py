@@ -27,7 +27,7 @@ from convnorm.benchmark.here import Here, shares
 from convnorm.benchmark.plan import check, describe
 from convnorm.benchmark.results import gather
 from convnorm.experiment.config import require
-from convnorm.experiment.errors import exit_code
+from convnorm.experiment.errors import InputError, exit_code
 from gan.benchmark import GAN
 
 PIPELINES = {pipeline.name: pipeline for pipeline in (GAN, CLASSIFICATION)}
@@ -53,7 +53,9 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument(
-        "--cluster", choices=["slurm", "local"], help="a job for each run, through submitit"
+        "--cluster",
+        choices=["slurm", "local"],
+        help="a job for each run, through submitit; local is for a try",
     )
     parser.add_argument(
         "--submitit", nargs="+", default=[], metavar="KEY=VALUE", help="parameters of its executor"
@@ -80,7 +82,10 @@ def parameters(pairs: list[str]) -> dict[str, Any]:
     """KEY=VALUE with the values read as YAML."""
     for pair in pairs:
         require("=" in pair, "--submitit", pair, "KEY=VALUE")
-    return {key: yaml.safe_load(value) for key, _, value in (pair.partition("=") for pair in pairs)}
+    try:
+        return {key: yaml.safe_load(value) for key, _, value in (p.partition("=") for p in pairs)}
+    except yaml.YAMLError:
+        raise InputError(f"--submitit {' '.join(pairs)}: a value is not readable as YAML") from None
 
 
 def main() -> int:

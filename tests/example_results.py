@@ -101,6 +101,8 @@ def _results(outcomes, *, pipeline, axes, score, measures, curve, floor, folder)
         "comparisons": _comparisons(outcomes, runs, score, measures[score["name"]]["better"]),
         "mcnemar": [],
         "floor": floor,
+        "changed": [],
+        "left_out": [],
         "protocol": {"name": "digits", "num_real": 1437, "extractor": {"name": "digits"}},
         "versions": {"torch": ["2.11.0"], "python": ["3.11.7", "3.12.3"]},
         "hardware": ["AMD EPYC, 1 thread"],
@@ -108,13 +110,13 @@ def _results(outcomes, *, pipeline, axes, score, measures, curve, floor, folder)
 
 
 def _name(labels: tuple[str, ...]) -> str:
-    return ", ".join(labels)
+    return " / ".join(labels)
 
 
 def _run(cell, seed, outcome, primary, measures, folder) -> dict[str, Any]:
-    command = f"python scripts/train.py --normalizer.kind {cell.split(',')[0]} --seed {seed}"
+    command = f"python scripts/train.py --normalizer.kind {cell.split(' / ')[0]} --seed {seed}"
     state = outcome if isinstance(outcome, str) else "done"
-    record = {"cell": cell, "seed": seed, "state": state, "commands": [command]}
+    record = {"cell": cell, "seed": seed, "state": state, "commands": [command], "attempts": 1}
     record["folder"] = f"runs/benchmark/example/{cell}/seed{seed}"
     if state == "failed":
         record["reason"] = "the loss is nan at step 300"
@@ -144,6 +146,7 @@ def _run(cell, seed, outcome, primary, measures, folder) -> dict[str, Any]:
         "curve": [list(point) for point in zip(STEPS, seconds, decay, strict=True)],
         "norms": norms,
         "cost": {
+            "network": "discriminator",
             "parameters": 34401,
             "macs": 1_234_567,
             "steps": STEPS[-1],
@@ -158,7 +161,7 @@ def _run(cell, seed, outcome, primary, measures, folder) -> dict[str, Any]:
 
 
 def _picture(folder: Path, cell: str, seed: int) -> str:
-    name = f"{cell}-seed{seed}.png"
+    name = f"{cell.replace(' / ', '-')}-seed{seed}.png"
     noise = torch.Generator().manual_seed(seed)
     save_png(folder / name, torch.randint(256, (3, 32, 32), generator=noise).byte())
     return name
@@ -178,7 +181,7 @@ def _cell(labels, axes, runs, curve) -> dict[str, Any]:
     }
     summaries["area"] = {curve: _summary(run["area"] for run in done)}
     costs = [run["cost"] for run in done]
-    cost = {key: costs[0][key] for key in ("parameters", "macs")}
+    cost = {key: costs[0][key] for key in ("network", "parameters", "macs")}
     cost["steps_per_second"] = _summary(each["steps"] / each["seconds"] for each in costs)
     cost |= {key: _summary(each[key] for each in costs) for key in ("seconds", "peak_memory")}
     return record | {"summaries": summaries, "cost": cost}

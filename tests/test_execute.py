@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from convnorm.benchmark.execute import Executor, execute
 from convnorm.benchmark.grid import Benchmark
 from convnorm.benchmark.here import Here, shares
 from convnorm.benchmark.plan import describe, seconds_left, survey
+from convnorm.experiment import checkpoint
 from convnorm.experiment.errors import InputError, Stopped
 
 
@@ -62,6 +64,9 @@ def test_a_run_that_went_well_after_all_is_not_called_failed(tmp_path):
     carry_out(benchmark)
     (benchmark.runs[0].folder / "summary.json").write_text('{"score": 1}')
     assert states(benchmark)[0] == "done"
+
+
+FAILS = {"axis": "kind", "against": "fails"}
 
 
 def waiting(benchmark: Benchmark) -> list[Path]:
@@ -113,6 +118,49 @@ def test_a_killed_benchmark_takes_its_runs_with_it(tmp_path):
     time.sleep(1)
     listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
     assert str(script) not in listed.stdout
+
+
+def test_a_run_that_an_orphan_still_has_is_waited_for(tmp_path):
+    """A run of a benchmark that was killed saves at its next step, which can take a while."""
+    benchmark = toy(tmp_path, seeds=[0])
+    seen = []
+    with ExitStack() as orphan:
+        orphan.enter_context(checkpoint.locked(benchmark.runs[0].folder, "run_dir"))
+        timer = threading.Timer(1.5, lambda: (seen.append(begun(benchmark)), orphan.close()))
+        timer.start()
+        carry_out(benchmark)
+    assert seen == [[[], []]]
+    assert states(benchmark) == ["done", "done"]
+
+
+def test_a_run_that_was_killed_is_said_to_be(tmp_path):
+    """An out-of-memory kill leaves the last progress line, which would be no reason."""
+    benchmark = toy(tmp_path, axes={"kind": ["dies", "good"]}, seeds=[0])
+    carry_out(benchmark)
+    assert survey(benchmark)[0].reason == "killed by SIGKILL; it last said: step 1 of 4"
+
+
+def test_a_cluster_s_warning_is_left_to_the_job(tmp_path):
+    """Slurm sends SIGUSR2 to every process of a job; it would end the training without saving."""
+    benchmark = toy(tmp_path, axes={"kind": ["warned", "good"]}, seeds=[0])
+    carry_out(benchmark)
+    assert states(benchmark) == ["done", "done"]
+
+
+def test_a_stop_does_not_hide_a_failure(tmp_path):
+    benchmark = toy(tmp_path, seeds=[0], axes={"kind": ["waits", "fails"]}, compare=FAILS)
+    fails = {"run": "fails, seed 0", "outcome": "failed", "reason": "why"}
+    benchmark.folder.mkdir()
+    line = json.dumps(fails | {"seconds": 1.0, "from": 0.0, "to": 0.0})
+    (benchmark.folder / "attempts.jsonl").write_text(line[:-5] + "\n" + line)
+    thread = when(lambda: waiting(benchmark), lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(Stopped):
+        carry_out(benchmark)
+    thread.join()
+    assert [(item.state, item.reason) for item in survey(benchmark)] == [
+        ("cut", ""),
+        ("failed", "why"),
+    ]
 
 
 def test_what_a_run_said_is_kept(tmp_path):
@@ -209,14 +257,16 @@ def test_the_plan_shows_every_run_and_the_time_left(tmp_path):
         (run.folder / "log.jsonl").write_text(log)
     (benchmark.runs[0].folder / "summary.json").touch()
     lines = [
-        {"run": "good, seed 0", "seconds": 100.0, "from": 0.0, "to": 1.0},
-        {"run": "better, seed 0", "seconds": 100.0, "from": 0.0, "to": 0.25},
+        {"run": "good, seed 0", "outcome": "done", "seconds": 100.0, "from": 0.0, "to": 1.0},
+        {"run": "better, seed 0", "outcome": "done", "seconds": 100.0, "from": 0.0, "to": 0.25},
     ]
-    (benchmark.folder / "attempts.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    damaged = ['{"run": "good', "3", "{}", *map(json.dumps, lines)]
+    (benchmark.folder / "attempts.jsonl").write_text("\n".join(damaged))
     # better: 0.75 and 1 of 400 s; good: 100 s
     progress = survey(benchmark)
     assert seconds_left(benchmark, progress, 1) == pytest.approx(800)
     assert seconds_left(benchmark, progress, 2) == pytest.approx(400)
+    assert seconds_left(benchmark, progress, 8) == pytest.approx(400)  # the longest run
     text = describe(benchmark, 1)
     assert text.startswith("toy: 4 runs: 1 done, 1 cut, 2 not begun; time left: about 13 min\n")
     assert "  better, seed 0  cut at 25%\n" in text

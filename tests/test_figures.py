@@ -32,7 +32,7 @@ def axes_of(monkeypatch):
         made.append(figure.axes)
         return b""
 
-    monkeypatch.setattr(figures, "_png", png)
+    monkeypatch.setattr(figures, "as_png", png)
     return made
 
 
@@ -71,7 +71,8 @@ def test_a_collapsed_run_does_not_squash_the_others(axes_of, tmp_path):
 
 
 def test_values_over_more_than_a_decade_are_on_a_log_scale_but_never_percentages(axes_of, tmp_path):
-    draw(gan(), tmp_path, dark=False)
+    wide = {("none", "x"): [(0.5, 40.0), 1.0], ("convnorm", "x"): [1.5, 40.0]}
+    draw(gan(outcomes=wide), tmp_path, dark=False)
     assert axes_of[0][0].get_yscale() == "log"
     axes_of.clear()
     shares = {("batch",): [0.01, 0.02, 0.015], ("convnorm",): [0.8, 0.9, 0.85]}
@@ -102,9 +103,13 @@ def test_lines_are_means_and_bands_the_range_over_seeds(axes_of, tmp_path):
 
 
 def test_the_floor_is_a_dashed_line(axes_of, tmp_path):
-    draw(gan(), tmp_path, dark=False)
+    near = {("none", "x"): [0.12, 0.2], ("convnorm", "x"): [0.15, 0.2]}
+    drawn = draw(gan(outcomes=near), tmp_path, dark=False)
     assert axes_of[0][0].lines[-1].get_ydata() == pytest.approx([0.165, 0.165])
     assert axes_of[0][0].lines[-1].get_linestyle() == "--"
+    assert "out of the frame" not in drawn["score_steps"].caption
+    drawn = draw(gan(), tmp_path, dark=False)
+    assert "out of the frame: 0.165" in drawn["score_steps"].caption
 
 
 def test_sixteen_cells_have_sixteen_looks_and_labels_may_hold_anything(tmp_path):

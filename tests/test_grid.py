@@ -24,7 +24,7 @@ def test_every_combination_at_every_seed_seed_by_seed(tmp_path):
     found = [(run.seed, run.config.kind, run.config.steps) for run in benchmark.runs]
     cells = [("a", 2), ("a", 8), ("b", 2), ("b", 8)]
     assert found == [(seed, *cell) for seed in (3, 1) for cell in cells]
-    assert benchmark.runs[1].name == "a, long, seed 3"
+    assert benchmark.runs[1].name == "a / long, seed 3"
     assert benchmark.runs[1].folder == tmp_path / "out" / "a-long" / "seed3"
     assert len({run.folder for run in benchmark.runs}) == 8
     assert all(run.config.seed == run.seed for run in benchmark.runs)
@@ -33,7 +33,12 @@ def test_every_combination_at_every_seed_seed_by_seed(tmp_path):
 def test_numbers_are_named_by_their_field(tmp_path):
     axes = {"steps": [2, 4], "kind": ["good"]}
     benchmark = toy(tmp_path, axes=axes)
-    assert benchmark.runs[0].cell.name == "steps 2, good"
+    assert benchmark.runs[0].cell.name == "steps 2 / good"
+
+
+def test_a_number_may_be_compared_against(tmp_path):
+    changes = {"axes": {"steps": [2, 4]}, "compare": {"axis": "steps", "against": 4}}
+    assert toy(tmp_path, **changes).grid.reference == "4"
 
 
 def test_set_is_part_of_every_run_and_of_its_command(tmp_path):
@@ -53,6 +58,13 @@ def test_set_is_part_of_every_run_and_of_its_command(tmp_path):
         ({"axes": {"kind": {"good": 3}}}, "axes.kind.good: 3 is not allowed"),
         ({"axes": {"kind": ["good"], "steps": ["many"]}}, "steps: many is not allowed"),
         ({"seeds": [0, 0]}, "seeds: [0, 0] is not allowed"),
+        ({"seeds": 3}, "seeds: 3 is not allowed; expected a list of int"),
+        ({"seeds": ["a"]}, "expected a list of int"),
+        ({"attacks": "fgsm"}, "attacks: fgsm is not allowed; expected a list of str"),
+        ({"axes": [1]}, "axes: [1] is not allowed; expected keys and values"),
+        ({"axes": {"kind": ["good", "/"]}}, "axes: '/' is not allowed; expected labels that can"),
+        ({"axes": {"kind": ["good", "logs"]}}, "axes: 'logs' is not allowed"),
+        ({"axes": {"kind": ["good", "x" * 200]}}, "expected labels that can be the name of a"),
         ({"seeds": []}, "seeds: [] is not allowed"),
         ({"seeds": [-1]}, "seeds: [-1] is not allowed"),
         ({"set": {"stepz": 3}}, "stepz: no such key; expected steps"),
@@ -137,6 +149,11 @@ def test_the_shipped_grids_are_complete(name, runs):
         ("cifar10_sngan", {"set": {}}, "a final score of 'none': there is none"),
         ("digits_cls", {"attacks": ["fgsm"]}, "score: 'pgd20' is not allowed"),
         ("digits_cls", {"attacks": ["pgd20", "fsgm"]}, "no attack is named 'fsgm'"),
+        (
+            "digits_cls",
+            {"axes": {"normalizer.kind": ["batch", "convnorm"], "adversary.eps": [8, 16]}},
+            "'batch / eps 16' would not be measured as the first cell is (adversary.eps: 8.0 there",
+        ),
         ("digits_cls", {"set": {"split.validation": 0.0}}, "there is none"),
     ],
 )

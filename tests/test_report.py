@@ -128,7 +128,7 @@ def test_every_number_of_the_tables_is_in_the_results(results, undrawn, tmp_path
 
 def test_means_are_those_of_the_runs(undrawn, tmp_path):
     text, _ = written(gan(outcomes=CLEAR), tmp_path)
-    assert "| none, x | 3 | 2.60 ± 0.10 | 2.35 to 2.85 |" in text
+    assert "| 2.60 ± 0.10 | 2.35 to 2.85 |" in text
 
 
 def test_a_single_run_has_no_spread(undrawn, tmp_path):
@@ -136,7 +136,7 @@ def test_a_single_run_has_no_spread(undrawn, tmp_path):
     text, page = written(results, tmp_path)
     cells = [cell for table in page.tables for row in table for cell in row]
     assert not any("±" in cell for cell in cells)
-    assert "| none, x | 1 | 2.00 (n = 1) |" in text
+    assert "| none / x | 1 | 2.00 (n = 1) |" in text
     assert "No difference from convnorm in final FD (digits) was tested: n = 1." in text
     assert "A t-test takes" not in text
 
@@ -155,16 +155,19 @@ def test_labels_survive(label, undrawn, tmp_path):
     assert {"script", "em", "strong"}.isdisjoint(page.tags)
     for table in page.tables:
         assert len({len(row) for row in table}) == 1
-    assert page.tables[0][1][0] == f"{label}, x"
+    assert page.tables[0][1][0] == f"{label} / x"
     assert f"failed: because of {label}" in page.text
-    assert f"{label}, x (seed 2): because of {label}" in page.text
+    assert f"{label} / x (seed 2): because of {label}" in page.text
 
 
 def test_what_is_not_distinguishable_is_never_called_better():
     results = gan(outcomes={("none", "x"): [1.4, 1.5, 1.9], ("convnorm", "x"): [1.5, 1.61, 1.7]})
     assert results["comparisons"][0]["verdict"] == "not distinguishable"
     verdict, _, sentence = answer(results)
-    assert verdict.endswith(" Not distinguishable from convnorm: none, x.")
+    assert verdict == (
+        "Not distinguishable from convnorm in final FD (digits): none / x "
+        "(paired t-tests, n = 3 seeds, Holm-adjusted, 5 %)."
+    )
     assert "not distinguishable at n = 3: difference -0.00333" in sentence
     assert not re.search("(?i)better|worse", verdict + sentence)
 
@@ -177,8 +180,10 @@ def test_a_difference_that_only_its_own_interval_shows_is_not_told(tmp_path):
     comparison = results["comparisons"][3]
     assert comparison["p"] < 0.05 < comparison["p_holm"]
     sentences = answer(results)
-    assert re.search("Not distinguishable from convnorm: .*none, x", sentences[0])
-    sentence = next(s for s in sentences if s.startswith("none, x"))
+    assert re.search(
+        r"Not distinguishable from convnorm in final FD \(digits\): .*none / x", sentences[0]
+    )
+    sentence = next(s for s in sentences if s.startswith("none / x"))
     assert "not distinguishable" in sentence
     assert "leaves out 0" in sentence
     assert not re.search("better|worse", sentence)
@@ -194,12 +199,14 @@ def test_a_difference_that_only_its_own_interval_shows_is_not_told(tmp_path):
 def test_a_difference_that_can_be_told_has_its_direction_and_a_positive_size(outcomes, word):
     verdict, fixed, sentence, *_ = answer(gan(outcomes=outcomes))
     assert verdict == (
-        "In final FD (digits), at n = 3 seeds, by paired t-tests (Holm-adjusted, 5 %). "
-        f"{word.capitalize()} than convnorm: none, x."
+        f"{word.capitalize()} than convnorm in final FD (digits): none / x "
+        "(paired t-tests, n = 3 seeds, Holm-adjusted, 5 %)."
     )
-    assert "fixed as the primary score before the runs" in fixed
+    assert "was fixed before the first run" in fixed
     size = "0.997" if word == "worse" else "1.00"
-    assert sentence.startswith(f"none, x is {word} than convnorm, x by {size} (95 % interval 0.98")
+    assert sentence.startswith(
+        f"none / x is {word} than convnorm / x by {size} (95 % interval 0.98"
+    )
 
 
 def test_shares_are_compared_in_points_and_higher_is_better():
@@ -218,9 +225,9 @@ def test_collapsed_failed_and_open_runs_are_in_the_report(undrawn, tmp_path):
     text, page = written(gan(), tmp_path)
     said = " ".join(answer(gan()))
     assert "1 of 7 finished runs collapsed" in said
-    assert "none, digits (seed 1). They are in every mean" in said
-    assert "spectral, digits (seed 1): the loss is nan at step 300" in said
-    assert "spectral, digits (seed 2): cut" in said
+    assert "none / digits (seed 1). They are in every mean" in said
+    assert "spectral / digits (seed 1): the loss is nan at step 300" in said
+    assert "spectral / digits (seed 2): cut" in said
     assert "failed: the loss is nan at step 300" in text
     assert "1 of 3" in page.tables[0][1]
 
@@ -236,7 +243,7 @@ def test_a_measurement_that_failed_its_check_is_doubted():
 def test_a_cell_of_failures_alone_keeps_its_row(undrawn, tmp_path):
     outcomes = {("none", "x"): ["failed", "failed"], ("convnorm", "x"): [1.5, 1.6]}
     text, page = written(gan(outcomes=outcomes), tmp_path)
-    assert page.tables[0][1][:3] == ["none, x", "0", ""]
+    assert page.tables[0][1][:4] == ["none / x", "0 of 2", "not tested", ""]
     assert "no finished seed in common" in text
 
 
@@ -298,7 +305,7 @@ def test_protocol_versions_and_commands_are_in_the_report(undrawn, tmp_path):
     assert "num_real: 1437" in page.text
     assert "3.11.7; 3.12.3 (several)" in text
     assert "python scripts/benchmark.py --cfg digits_gan" in page.text
-    assert page.tags.count("details") == 2
+    assert page.tags.count("details") == 3
     for run in gan()["runs"]:
         assert run["commands"][0] in page.text
 

@@ -11,6 +11,7 @@ from toy import TOY, toy
 from convnorm.benchmark.grid import Benchmark
 from convnorm.benchmark.pipeline import Measure
 from convnorm.benchmark.results import gather
+from convnorm.experiment.config import to_yaml
 from convnorm.experiment.errors import InputError
 
 KINDS = {"axes": {"kind": ["good", "bad"]}, "seeds": [0, 1, 2]}
@@ -99,8 +100,8 @@ def test_all_tests_of_a_benchmark_are_one_family(tmp_path):
     scores = {"steps_4_good": [1, 2, 3], "steps_4_bad": [2, 3.1, 4]}
     scores |= {"steps_5_good": [1, 2, 3], "steps_5_bad": [5, 2, 4]}
     first, second = record_of(done(benchmark, **scores))["comparisons"]
-    assert (first["cell"], first["against"]) == ("steps 4, bad", "steps 4, good")
-    assert (second["cell"], second["against"]) == ("steps 5, bad", "steps 5, good")
+    assert (first["cell"], first["against"]) == ("steps 4 / bad", "steps 4 / good")
+    assert (second["cell"], second["against"]) == ("steps 5 / bad", "steps 5 / good")
     assert first["p_holm"] == pytest.approx(2 * first["p"])
     assert second["p_holm"] == pytest.approx(second["p"])
 
@@ -138,6 +139,33 @@ def test_a_score_that_is_no_number_is_a_failed_run_and_no_traceback(tmp_path):
     assert (failed["cell"], failed["seed"]) == ("good", 1)
     assert failed["reason"] == "the final FD is nan; expected a number"
     assert record["cells"][0]["n"] == 2
+
+
+def test_a_grid_that_was_changed_after_its_first_start_is_told(tmp_path):
+    """The score, the reference and the seeds could be chosen by what the runs gave."""
+    benchmark = done(toy(tmp_path, **KINDS), good=[3, 4, 5], bad=[9, 8, 7])
+    assert record_of(benchmark)["changed"] is None
+    (benchmark.folder / "grid.yaml").write_text(to_yaml(benchmark.grid))
+    record = record_of(benchmark)
+    assert (record["changed"], record["left_out"]) == ([], [])
+    again = toy(
+        tmp_path, axes=KINDS["axes"], seeds=[0, 1], compare={"axis": "kind", "against": "bad"}
+    )
+    record = record_of(again)
+    assert record["changed"] == [
+        "seeds: [0, 1, 2] there, [0, 1] here",
+        "compare.against: 'good' there, 'bad' here",
+    ]
+    assert record["left_out"] == ["bad/seed2", "good/seed2"]
+
+
+def test_areas_over_other_steps_are_not_compared(tmp_path):
+    def shorter(folder, result):
+        return replace(result, curve=result.curve[1:]) if folder.match("bad/*") else result
+
+    benchmark = done(toy(tmp_path, **KINDS), good=[3, 4, 5], bad=[9, 8, 7])
+    record = record_of(changing(benchmark, shorter))
+    assert all(cell["summaries"]["area"] == {} for cell in record["cells"])
 
 
 def test_a_report_over_nothing_is_refused(tmp_path):

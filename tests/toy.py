@@ -30,6 +30,11 @@ for step in range(done + 1, steps + 1):
     if kind == "fails":
         print("error: kind: fails is not allowed\\nwarning: late", file=sys.stderr)
         sys.exit(2)
+    if kind == "dies":
+        print(f"step {step} of {steps}", flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "warned":
+        os.kill(os.getpid(), signal.SIGUSR2)
     if kind == "waits" and done == 0 and step == steps // 2:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         (folder / "waiting").touch()
@@ -75,7 +80,7 @@ def _read(folder: Path, attacks: tuple[str, ...]) -> Result:
         norms={},
         protocol={"name": "toy"},
         floor={"FD": 0.1},
-        cost=Cost(parameters=10, macs=100, steps=4, seconds=2.0, peak_memory=1000),
+        cost=Cost(network="toy", parameters=10, macs=100, steps=4, seconds=2.0, peak_memory=1000),
         hardware="toy",
         versions={"toy": "1"},
     )
@@ -86,6 +91,7 @@ TOY = Pipeline(
     config=Config,
     script="toy_script.py",
     scores=_scores,
+    conditions=lambda config, attacks: {},
     share=_share,
     measurements=_measurements,
     read=_read,

@@ -13,6 +13,8 @@ from convnorm.experiment.statistics import LEVEL
 Results = dict[str, Any]
 Comparison = dict[str, Any]
 
+NOTABLE = 1.2  # times as long
+FULLY = 4  # comparisons, above which the table says it better than sentences
 FEW = 10  # seeds, below which nobody can see whether differences are normal
 
 
@@ -52,14 +54,15 @@ def score_name(results: Results) -> str:
 
 def answer(results: Results) -> list[str]:
     """The answer: the verdict on all comparisons, what was tested, each of them, what to doubt."""
+    comparisons = results["comparisons"]
     return [
         _verdict(results),
         _fixed(results),
-        *(_comparison(comparison, results) for comparison in results["comparisons"]),
-        *_single_runs(results),
-        *_collapsed(results),
         *_unfinished(results),
+        *_collapsed(results),
         *_doubts(results),
+        *(_comparison(it, results) for it in comparisons if len(comparisons) <= FULLY),
+        *_single_runs(results),
         *_mcnemar(results),
     ]
 
@@ -68,6 +71,8 @@ def _verdict(results: Results) -> str:
     comparisons, against = results["comparisons"], results["compare"]["against"]
     tested = [c for c in comparisons if c["verdict"] != "not tested"]
     if not comparisons:
+        return f"Nothing is compared: {results['compare']['axis']} has one value."
+    if not any(comparison["n"] for comparison in comparisons):
         return f"Nothing is compared: no cell shares a finished seed with {against}."
     if not tested:
         n = max(comparison["n"] for comparison in comparisons)
@@ -76,16 +81,17 @@ def _verdict(results: Results) -> str:
     found = defaultdict(list)
     for comparison in comparisons:
         found[comparison["verdict"]].append(comparison["cell"])
+    score = f" in {score_name(results)}"
     words = {
-        "better": f"Better than {against}",
-        "worse": f"Worse than {against}",
-        "not distinguishable": f"Not distinguishable from {against}",
+        "better": f"Better than {against}{score}",
+        "worse": f"Worse than {against}{score}",
+        "not distinguishable": f"Not distinguishable from {against}{score}",
         "not tested": "Not tested",
     }
-    told = [f"{word}: {'; '.join(found[key])}." for key, word in words.items() if key in found]
+    told = ". ".join(f"{words[key]}: {'; '.join(found[key])}" for key in words if key in found)
     return (
-        f"In {score_name(results)}, at n = {_range(c['n'] for c in tested)} seeds, by paired "
-        f"t-tests (Holm-adjusted, {100 * LEVEL:g} %). {' '.join(told)}"
+        f"{told} (paired t-tests, n = {_range(c['n'] for c in tested)} seeds, Holm-adjusted, "
+        f"{100 * LEVEL:g} %)."
     )
 
 
@@ -96,10 +102,22 @@ def _fixed(results: Results) -> str:
         "selected": "at the step that did best on held-out data",
     }
     better = results["measures"][score["name"]]["better"]
-    return (
-        f"{score['name']} {when[score['at']]} was fixed as the primary score before the runs "
-        f"({better} is better), and is the only score whose means are tested."
-    )
+    named = f"{score['name']} {when[score['at']]} ({better} is better)"
+    changed, left_out = results["changed"], results["left_out"]
+    if changed is None:
+        told = f"{named} is the only score whose means are tested; when it was chosen is not known"
+    elif changed:
+        told = (
+            f"{named} is the only score whose means are tested, and the grid was changed after its "
+            f"first start: {'; '.join(changed)}"
+        )
+    else:
+        told = (
+            f"{named} was fixed before the first run, with what is compared, and is the only score "
+            "whose means are tested"
+        )
+    rest = f". Finished runs that the grid leaves out: {', '.join(left_out)}" if left_out else ""
+    return f"{told}{rest}."
 
 
 def _comparison(comparison: Comparison, results: Results) -> str:
@@ -120,7 +138,7 @@ def _comparison(comparison: Comparison, results: Results) -> str:
         return (
             f"{cell} and {against} are not distinguishable at n = {n}: difference {difference} "
             f"(95 % interval {points(low, percent)} to {points(high, percent)}), "
-            f"{_p(comparison)}; {_compatible(low, high, percent)}."
+            f"{_p(comparison)}; {_untold(low, high, percent)}."
         )
     low, high = sorted((abs(low), abs(high)))
     return (
@@ -130,13 +148,11 @@ def _comparison(comparison: Comparison, results: Results) -> str:
     )
 
 
-def _compatible(low: float, high: float, percent: bool) -> str:
-    """What an interval of a difference leaves open."""
+def _untold(low: float, high: float, percent: bool) -> str:
+    """Why a difference with this interval was not told from none."""
     if low < 0 < high:
-        return (
-            f"anything from {points(-low, percent)} lower to {points(high, percent)} higher is "
-            "compatible with these runs"
-        )
+        least = points((high - low) / 2, percent)
+        return f"with this spread no difference below {least} could have been told"
     return "the interval, which is not adjusted, leaves out 0, but one of several tests may"
 
 
@@ -163,8 +179,7 @@ def _collapsed(results: Results) -> list[str]:
     if not collapsed:
         return []
     return [
-        f"{len(collapsed)} of {_count(len(done), 'finished run')} collapsed, which is to end with "
-        "a score (of shares: an error) worse than twice the best of the run: "
+        f"{len(collapsed)} of {_count(len(done), 'finished run')} collapsed: "
         f"{'; '.join(collapsed)}. They are in every mean, interval and test."
     ]
 
@@ -234,8 +249,9 @@ def limits(results: Results) -> list[str]:
     if few < FEW:
         found.append(
             f"A t-test takes the differences to be normal, which {few} of them cannot show, and "
-            "its interval is as wide as it is because their spread is hardly known. That a "
-            "difference is not distinguishable does not mean that there is none."
+            "its interval is as wide as it is because their spread is hardly known; it knows no "
+            "bounds of a score. That a difference is not distinguishable does not mean that there "
+            "is none."
         )
     if tested:
         found.append(
@@ -253,6 +269,14 @@ def limits(results: Results) -> list[str]:
             "Selected scores are of the step that did best on data held out from these scores; "
             "final scores are of the last step, whatever came before."
         )
+    if slower := _slower(results):
+        found.append(slower)
+    if results["protocol"].get("split") == "train" and results["pipeline"] == "gan":
+        found.append(
+            "Distances are to the images that were trained on: a copy of them would score well."
+        )
+    if any(len(versions) > 1 for versions in results["versions"].values()):
+        found.append("Not all runs are of the same code and libraries: see the versions.")
     attacks = results["grid"]["attacks"]
     if attacks and not any(name.startswith("autoattack") for name in attacks):
         found.append(
@@ -272,6 +296,21 @@ def limits(results: Results) -> list[str]:
         + (" Nor is it all of the same hardware." if len(results["hardware"]) > 1 else "")
     )
     return found
+
+
+def _slower(results: Results) -> str:
+    """That equal steps are not equal time, where they are not."""
+    seconds = {
+        cell["name"]: cell["cost"]["seconds"]["mean"] for cell in results["cells"] if cell["cost"]
+    }
+    slow, fast = max(seconds, key=seconds.get), min(seconds, key=seconds.get)
+    ratio = seconds[slow] / seconds[fast]
+    if ratio < NOTABLE:
+        return ""
+    return (
+        f"Scores are compared after equal training, not after equal time: {slow} took "
+        f"{number(ratio, 2)} times as long as {fast}. See the figure against time."
+    )
 
 
 def _count(n: int, what: str) -> str:

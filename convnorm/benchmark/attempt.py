@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -12,7 +13,8 @@ from typing import Any
 
 from convnorm.benchmark.grid import Benchmark, Run
 from convnorm.benchmark.pipeline import Pipeline
-from convnorm.experiment.tracking import read_lines
+from convnorm.experiment.checkpoint import is_held
+from convnorm.experiment.tracking import last_line
 
 ROOT = Path(__file__).resolve().parents[2]
 CHILD = Path(__file__).with_name("child.py")
@@ -52,8 +54,8 @@ def share_done(run: Run, pipeline: Pipeline) -> float:
     """How much of the run's training is done and logged, in [0, 1]."""
     if is_trained(run):
         return 1.0
-    lines = read_lines(run.folder / "log.jsonl")
-    return pipeline.share(run.config, lines[-1]) if lines else 0.0
+    line = last_line(run.folder / "log.jsonl")
+    return pipeline.share(run.config, line) if line else 0.0
 
 
 @dataclass
@@ -82,6 +84,7 @@ class Attempt:
 
         outcome: done, failed (with a reason) or stopped. from, to: shares of the training.
         """
+        self._wait_for_others()
         began, start = time.monotonic(), share_done(self.run, self.benchmark.pipeline)
         reason = next(filter(None, map(self._execute, self._commands())), "")
         outcome = "done" if not reason else "stopped" if self._stopping else "failed"
@@ -99,6 +102,13 @@ class Attempt:
         self._stopping = True
         if (child := self._child) is not None:
             child.terminate()
+
+    def _wait_for_others(self) -> None:
+        """A run of a benchmark that was killed goes on to its next step, and saves there."""
+        if is_held(self.run.folder):
+            print(f"{self.run.name}: waits for the process that still has it", file=sys.stderr)
+        while is_held(self.run.folder) and not self._stopping:
+            time.sleep(1)
 
     def _commands(self) -> Iterator[Command]:
         """One after another, as what there is to measure depends on what was trained."""
@@ -132,5 +142,8 @@ class Attempt:
             self._child = None
             log.seek(begin)
             said = [line for line in map(str.strip, log) if line]
+        if code == 0:
+            return ""
         errors = [line.removeprefix("error: ") for line in said if line.startswith("error: ")]
-        return "" if code == 0 else (errors or said or [f"ended with status {code}"])[-1]
+        last = (errors or said or ["nothing"])[-1]
+        return last if code > 0 else f"killed by {signal.Signals(-code).name}; it last said: {last}"

@@ -23,6 +23,9 @@ def _watch(parent: int) -> None:
 
 
 def main() -> None:
+    # A cluster's signal goes to all processes of a job: the one that started us passes on what is
+    # meant for us. What is ignored stays so in torchrun's workers.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     parent = int(os.environ["CONVNORM_PARENT"])  # ours may be gone before we look for it
     threading.Thread(target=_watch, args=(parent,), daemon=True).start()
     sys.argv = sys.argv[1:]

@@ -45,7 +45,7 @@ class Cluster:
             requeues = {f"{kind}_max_num_timeout": REQUEUES}
             self._executor = submitit.AutoExecutor(folder, cluster=kind, **requeues)
             self._executor.update_parameters(**{"timeout_min": TIMEOUT, **parameters})
-        except (AssertionError, NameError, RuntimeError, TypeError, ValueError) as error:
+        except (AssertionError, NameError, OSError, RuntimeError, TypeError, ValueError) as error:
             raise InputError(f"--cluster {kind}: {error}") from None
         self._jobs: list[submitit.Job] = []
 

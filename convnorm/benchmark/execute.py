@@ -1,6 +1,7 @@
 """Carries out the runs that are left of a benchmark, and shows how far they are."""
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -10,8 +11,9 @@ from tqdm import tqdm
 
 from convnorm.benchmark.attempt import Attempt, share_done
 from convnorm.benchmark.grid import Benchmark
-from convnorm.benchmark.plan import ATTEMPTS, about, seconds_left, survey
+from convnorm.benchmark.plan import ATTEMPTS, GRID, about, seconds_left, survey
 from convnorm.experiment import checkpoint
+from convnorm.experiment.config import to_yaml
 from convnorm.experiment.errors import InputError, Stopped
 from convnorm.experiment.interrupts import Interrupts
 
@@ -39,7 +41,8 @@ class Executor(Protocol):
 def execute(benchmark: Benchmark, executor: Executor, processes: int, device: str) -> None:
     """Carry out all runs that are not done, each by `processes` on a `device`.
 
-    Keeps a line of each in attempts.jsonl; one that fails does not stop the others.
+    Keeps a line of each in attempts.jsonl, if it was not stopped; one that fails does not stop the
+    others.
 
     Raises:
         InputError: Another process is carrying them out.
@@ -48,7 +51,16 @@ def execute(benchmark: Benchmark, executor: Executor, processes: int, device: st
     left = [item.run for item in survey(benchmark) if item.state != "done"]
     if left:
         with checkpoint.locked(benchmark.folder, "folder"):
+            _register(benchmark)
             _execute(benchmark, executor, [Attempt(benchmark, r, processes, device) for r in left])
+
+
+def _register(benchmark: Benchmark) -> None:
+    """Keep the grid as it is before the first run: what is asked is not chosen by the answers."""
+    file = benchmark.folder / GRID
+    if not file.exists():
+        content = to_yaml(benchmark.grid).encode()
+        checkpoint.write(file, lambda opened: opened.write(content))
 
 
 def _execute(benchmark: Benchmark, executor: Executor, attempts: list[Attempt]) -> None:
@@ -61,8 +73,8 @@ def _execute(benchmark: Benchmark, executor: Executor, attempts: list[Attempt]) 
                 left = [pair for pair in left if pair not in ended]
                 for attempt, job in ended:
                     line = _line(attempt, job, stopping)
-                    _append(benchmark.folder / ATTEMPTS, line)
                     if line["outcome"] != "stopped":
+                        _append(benchmark.folder / ATTEMPTS, line)
                         bar.write(_told(line), file=sys.stderr)
                 if ended and left and not stopping:
                     seconds = seconds_left(benchmark, survey(benchmark), executor.workers)
@@ -110,7 +122,9 @@ def _told(line: dict[str, Any]) -> str:
 
 def _append(path: Path, line: dict[str, Any]) -> None:
     try:
-        with path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        with path.open("a+b") as file:
+            file.seek(-min(1, file.tell()), os.SEEK_END)
+            cut = file.read() not in (b"", b"\n")  # by a kill
+            file.write((b"\n" if cut else b"") + json.dumps(line).encode() + b"\n")
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from None

@@ -1,31 +1,36 @@
 """The figures of a report, for light and for dark pages."""
 
-import io
-from collections.abc import Callable, Iterable, Sequence
-from math import ceil, log10
+import math
+from collections.abc import Callable
 from pathlib import Path
 from textwrap import fill
 from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import imread
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from convnorm.benchmark.answer import Results, factor, number, score_name
-from convnorm.experiment.palette import style
+from convnorm.benchmark.canvas import (
+    as_png,
+    draw_band,
+    draw_legend,
+    set_frame,
+    stacked,
+    theme,
+    with_panels,
+    write_beyond,
+)
+from convnorm.experiment.palette import LINES, style
 
 Captioned = tuple[Figure, str]
 
 PAPER = {False: "#ffffff", True: "#14171c"}
 INK = {False: "#000000", True: "#e8e8e8"}
-WIDTH = 6.5  # inches
 PANELS = 6  # layers in a figure
-FAR = 2.5  # how much wider an axis may become for what is far away from the rest
 TIMES = {"h": 3600, "min": 60, "s": 1}
+NO_BREAK = "\u00a0"
 FLOOR = {"color": "gray", "linestyle": (0, (4, 3))}
 BANDS = "Lines are means over the seeds, bands reach from the smallest value to the largest."
 
@@ -35,6 +40,11 @@ class Drawing(NamedTuple):
 
     png: bytes
     caption: str
+
+    @property
+    def title(self) -> str:
+        """The first sentence of the caption."""
+        return self.caption.partition(". ")[0]
 
 
 def draw(results: Results, folder: Path, dark: bool) -> dict[str, Drawing]:
@@ -51,40 +61,9 @@ def draw(results: Results, folder: Path, dark: bool) -> dict[str, Drawing]:
         "largest_singular_values": lambda: _spectra(results, ink, "operator", "largest"),
         "rms_singular_values": lambda: _spectra(results, ink, "rms", "rms"),
     }
-    with rc_context(_theme(ink, PAPER[dark])):
+    with rc_context(theme(ink, PAPER[dark])):
         drawn = ((name, figure()) for name, figure in figures.items())
-        return {name: Drawing(_png(it[0]), it[1]) for name, it in drawn if it is not None}
-
-
-def _theme(ink: str, paper: str) -> dict[str, Any]:
-    inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-    return {
-        **dict.fromkeys((*inked, "grid.color"), ink),
-        **dict.fromkeys(("figure.facecolor", "axes.facecolor"), paper),
-        **dict.fromkeys(("axes.spines.right", "axes.spines.top", "legend.frameon"), False),
-        "axes.grid": True,
-        "font.size": 11,
-        "grid.alpha": 0.15,
-        "text.parse_math": False,  # a label may hold a $
-    }
-
-
-def _png(figure: Figure) -> bytes:
-    file = io.BytesIO()
-    FigureCanvasAgg(figure)
-    figure.savefig(file, format="png", dpi=160)
-    return file.getvalue()
-
-
-def _panels(n: int, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure of `n` panels, three a row, each row `height` inches high."""
-    columns = min(3, n)
-    rows = ceil(n / columns)
-    figure = Figure(figsize=(WIDTH, height * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
-    for empty in panels[n:]:
-        empty.set_axis_off()
-    return figure, panels[:n]
+        return {name: Drawing(as_png(it[0]), it[1]) for name, it in drawn if it is not None}
 
 
 def _done(results: Results) -> dict[int, list[dict[str, Any]]]:
@@ -95,97 +74,69 @@ def _done(results: Results) -> dict[int, list[dict[str, Any]]]:
 
 
 def _label(results: Results, index: int) -> str:
-    """A cell's name, its n and how many of its runs collapsed."""
+    """A cell's name, its n and how many of its runs collapsed, the last two in one word."""
     cell = results["cells"][index]
     count = cell["collapsed"]["count"]
-    return f"{cell['name']} (n = {cell['n']}{f', {count} collapsed' if count else ''})"
+    told = f"(n = {cell['n']}{f', {count} collapsed' if count else ''})"
+    return f"{cell['name']} {told.replace(' ', NO_BREAK)}"
+
+
+def _groups(results: Results) -> dict[str, list[int]]:
+    """Labels of the axes that are not compared -> the indices of the cells that have them."""
+    groups: dict[str, list[int]] = {}
+    for index, cell in enumerate(results["cells"]):
+        rest = [x for axis, x in cell["labels"].items() if axis != results["compare"]["axis"]]
+        groups.setdefault(" / ".join(rest), []).append(index)
+    return groups
+
+
+def _look(results: Results, index: int, ink: str) -> dict[str, str]:
+    """Colour and marker tell the values of the compared axis apart, the line all others."""
+    axis = results["compare"]["axis"]
+    compared = results["axes"][axis].index(results["cells"][index]["labels"][axis])
+    group = next(i for i, group in enumerate(_groups(results).values()) if index in group)
+    turn = {"linestyle": LINES[group % len(LINES)]} if group else {}
+    return style(compared, ink) | turn
 
 
 def _axis_label(name: str, measure: dict[str, Any]) -> str:
     return f"{name}{' (%)' if measure['percent'] else ''}, {measure['better']} is better"
 
 
-def _stack(series: Iterable[Sequence[Sequence[float]]]) -> np.ndarray | None:
-    """Points (step, ...) of several runs at the steps that all have: (runs, points, columns)."""
-    series = list(series)
-    common = set.intersection(*({point[0] for point in points} for points in series))
-    if not common:
-        return None
-    return np.array([[point for point in points if point[0] in common] for points in series])
-
-
-def _band(axes: Axes, x: np.ndarray, y: np.ndarray, look: dict[str, str], label: str) -> None:
-    """The mean over runs of `y` (runs, points), and the range where there is more than one."""
-    axes.plot(x, y.mean(0), markevery=max(1, len(x) // 8), markersize=5, label=label, **look)
-    if len(y) > 1:
-        axes.fill_between(x, y.min(0), y.max(0), color=look["color"], alpha=0.2, linewidth=0)
-
-
-def _legend(figure: Figure, panels: Iterable[Axes]) -> None:
-    """One legend below all panels, with each label once."""
-    handles = {}
-    for panel in panels:
-        found = panel.get_legend_handles_labels()
-        handles |= dict(zip(found[1], found[0], strict=True))
-    columns = max(1, min(4, 84 // (6 + max(map(len, handles)))))
-    width, height = figure.get_size_inches()
-    figure.set_size_inches(width, height + 0.24 * ceil(len(handles) / columns))
-    place = {"loc": "outside lower center", "ncols": columns, "fontsize": "small"}
-    figure.legend(handles.values(), handles, **place)
-
-
-def _frame(
-    axes: Axes, side: str, values: list[float], near: list[float], percent: bool
-) -> tuple[float, float]:
-    """Let the "x" or "y" axis hold all values, or those `near` where the others squash them.
-
-    Logarithmic where the values are no percentages and span more than a decade. Returns its ends.
-    """
-    log = not percent and min(values) > 0 and max(values) > 10 * min(values)
-    low, high, near_low, near_high = (
-        log10(end) if log else end for f in (values, near or values) for end in (min(f), max(f))
-    )
-    if 0 < FAR * (near_high - near_low) < high - low:
-        low, high = near_low, near_high
-    margin = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
-    ends = (low - margin, high + margin)
-    if log:
-        ends = (10 ** ends[0], 10 ** ends[1])
-    if log and ends[1] > 10 * ends[0]:
-        axes.set(**{f"{side}scale": "log"})
-        axis = getattr(axes, f"{side}axis")
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high - low < 2.5 else (1,)))
-        axis.set_minor_locator(NullLocator())
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.set(**{f"{side}lim": ends})
-    return ends
-
-
 def _curves(results: Results, ink: str, against_time: bool) -> Captioned | None:
     """What was followed during training, against steps or against the time that it took."""
     name, measure, done = results["curve"], results["curve_measure"], _done(results)
-    stacks = {index: _stack(run["curve"] for run in runs) for index, runs in done.items()}
+    stacks = {index: stacked(run["curve"] for run in runs) for index, runs in done.items()}
     stacks = {index: stack for index, stack in stacks.items() if stack is not None}
     if not stacks:
         return None
     longest = max(stack[:, -1, 1].mean() for stack in stacks.values())
     unit, seconds = next((u, s) for u, s in TIMES.items() if longest >= 3 * s or s == 1)
     scale = factor(measure)
-    figure, (axes,) = _panels(1, 4)
-    for index, stack in stacks.items():
-        x = stack[:, :, 1].mean(0) / seconds if against_time else stack[0, :, 0]
-        _band(axes, x, scale * stack[:, :, 2], style(index, ink), _label(results, index))
-    floor = [scale * results["floor"][name]] if name in results["floor"] else []
-    for value in floor:
-        axes.axhline(value, label="floor: real against real", **FLOOR)
+    groups = {key: [i for i in group if i in stacks] for key, group in _groups(results).items()}
+    groups = {key: group for key, group in groups.items() if group}
+    figure, panels = with_panels(len(groups), 4 if len(groups) == 1 else 2.6)
     runs = [run for runs in done.values() for run in runs]
     values = [scale * point[2] for run in runs for point in run["curve"]]
     near = [scale * point[2] for run in runs if not run["collapsed"] for point in run["curve"]]
-    _frame(axes, "y", values + floor, near and near + floor, measure["percent"])
-    axes.set_ylabel(_axis_label(name, measure))
-    axes.set_xlabel(f"time of training ({unit})" if against_time else "steps of training")
-    _legend(figure, [axes])
+    floor = scale * results["floor"].get(name, math.nan)
+    for axes, (key, group) in zip(panels, groups.items(), strict=True):
+        for index in group:
+            stack = stacks[index]
+            x = stack[:, :, 1].mean(0) / seconds if against_time else stack[0, :, 0]
+            label = results["cells"][index]["labels"][results["compare"]["axis"]]
+            label = label if len(groups) > 1 else _label(results, index)
+            draw_band(axes, x, scale * stack[:, :, 2], _look(results, index, ink), label)
+        low, high = set_frame(axes, "y", values, near, measure["percent"])
+        if low < floor < high:
+            axes.axhline(floor, label="floor: real against real", **FLOOR)
+        axes.set_title(key, fontsize="medium")
+        axes.set_xlabel(f"time of training ({unit})" if against_time else "steps of training")
+    panels[0].set_ylabel(_axis_label(name, measure))
+    draw_legend(figure, panels)
     caption = f"Training: {name} against {'time' if against_time else 'steps'}. {BANDS}"
+    if floor <= low or floor >= high:
+        caption += f" The floor, real against real, is out of the frame: {number(floor)}."
     if against_time:
         caption += " The time at a step is its mean over the seeds, without scores and pictures."
     if any(run["collapsed"] for run in runs):
@@ -197,7 +148,7 @@ def _dots(results: Results, ink: str) -> Captioned:
     """The primary score of every run, with the mean and t-interval of its cell."""
     name, at, done = results["score"]["name"], results["score"]["at"], _done(results)
     measure, scale = results["measures"][name], factor(results["measures"][name])
-    figure, (axes,) = _panels(1, 1 + 0.5 * len(done))
+    figure, (axes,) = with_panels(1, 1 + 0.5 * len(done))
     scores, intervals, near = {}, {}, []
     for index, runs in done.items():
         scores[index] = [(scale * run["scores"][at][name], run["collapsed"]) for run in runs]
@@ -206,9 +157,9 @@ def _dots(results: Results, ink: str) -> Captioned:
         near += [value for value, collapsed in scores[index] if not collapsed]
     values = [value for found in scores.values() for value, _ in found]
     reach = [end for ends in intervals.values() for end in ends if end > 0 or min(values) <= 0]
-    frame = _frame(axes, "x", values + reach, near, measure["percent"])
+    frame = set_frame(axes, "x", values + reach, near, measure["percent"])
     for row, index in enumerate(done):
-        look = style(index, ink)
+        look = _look(results, index, ink)
         if intervals[index]:
             line = np.clip(intervals[index], *frame)
             axes.plot(line, [row + 0.18] * 2, color=look["color"], linewidth=2)
@@ -217,11 +168,11 @@ def _dots(results: Results, ink: str) -> Captioned:
         for value, collapsed in scores[index]:
             marker = "x" if collapsed else look["marker"]
             axes.plot(value, row - 0.12, marker, color=look["color"], alpha=0.8)
-        _beyond(axes, row - 0.12, [value for value, _ in scores[index]], frame)
+        write_beyond(axes, row - 0.12, [value for value, _ in scores[index]], frame)
     floor = results["floor"].get(name)
     if floor is not None and frame[0] < scale * floor < frame[1]:
         axes.axvline(scale * floor, label="floor: real against real", **FLOOR)
-        _legend(figure, [axes])
+        draw_legend(figure, [axes])
     axes.set_yticks(range(len(done)), [fill(_label(results, index), 32) for index in done])
     axes.set_ylim(len(done) - 0.5, -0.5)
     axes.set_xlabel(_axis_label(score_name(results), measure))
@@ -230,16 +181,6 @@ def _dots(results: Results, ink: str) -> Captioned:
         "collapsed. The line is the 95 % t-interval of the mean, the tick the mean. Runs beyond "
         "the frame are written beside it; intervals may go on there."
     )
-
-
-def _beyond(axes: Axes, y: float, values: list[float], frame: tuple[float, float]) -> None:
-    """Write the values that are out of an x axis beside it."""
-    below, above = (
-        ", ".join(number(value) for value in sorted(values) if is_out(value))
-        for is_out in (frame[0].__gt__, frame[1].__lt__)
-    )
-    text = "  ".join([f"← {below}"] * bool(below) + [f"→ {above}"] * bool(above))
-    axes.text(1.01, y, text, transform=axes.get_yaxis_transform(), va="center", fontsize="small")
 
 
 def _spectra(results: Results, ink: str, norm: str, which: str) -> Captioned | None:
@@ -252,22 +193,22 @@ def _spectra(results: Results, ink: str, norm: str, which: str) -> Captioned | N
     shown = layers
     if len(layers) > PANELS:
         shown = [layers[round(i * (len(layers) - 1) / (PANELS - 1))] for i in range(PANELS)]
-    figure, panels = _panels(len(shown), 2.2)
+    figure, panels = with_panels(len(shown), 2.2)
     for panel, layer in zip(panels, shown, strict=True):
         values = []
         for index, of_cell in done.items():
-            stack = _stack(run["norms"].get(norm, {}).get(layer, []) for run in of_cell)
+            stack = stacked(run["norms"].get(norm, {}).get(layer, []) for run in of_cell)
             if stack is not None:
                 x, y = stack[0, :, 0], stack[:, :, 1]
-                _band(panel, x, y, style(index, ink), _label(results, index))
+                draw_band(panel, x, y, _look(results, index, ink), _label(results, index))
                 values += y.flatten().tolist()
-        _frame(panel, "y", values, values, percent=False)
+        set_frame(panel, "y", values, values, percent=False)
         panel.set_title(f"layer {layer}", fontsize="medium")
     for panel in panels[-3:]:
         panel.set_xlabel("steps of training")
     for panel in panels[::3]:
         panel.set_ylabel(f"{which} singular value")
-    _legend(figure, panels)
+    draw_legend(figure, panels)
     what = "every layer" if shown == layers else f"{PANELS} of {len(layers)} layers, first to last,"
     which = {"rms": "root mean square"}.get(which, which)
     return figure, f"The {which} singular value of {what} over training. {BANDS}"
@@ -285,7 +226,7 @@ def _samples(results: Results, folder: Path) -> Captioned | None:
         return None
     name, at = results["score"]["name"], results["score"]["at"]
     scale = factor(results["measures"][name])
-    figure, panels = _panels(len(found[seed]), 2.7)
+    figure, panels = with_panels(len(found[seed]), 2.7)
     for panel, (index, run) in zip(panels, found[seed].items(), strict=True):
         panel.set_axis_off()
         panel.imshow(imread(folder / run["picture"]), cmap="gray", interpolation="nearest")

@@ -3,15 +3,18 @@
 import itertools
 import json
 import re
+import shlex
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from convnorm.benchmark.pipeline import Pipeline, When
-from convnorm.experiment.config import RunOptions, find_config, parse, read, require
+from convnorm.experiment.config import RunOptions, differences, find_config, parse, read, require
 from convnorm.experiment.errors import InputError
 
 FOLDER = "benchmark"  # under configs/ and under runs/
+# What else is in a benchmark's folder.
+RESERVED = ("figures", "jobs", "logs", "results.json", "results.csv", "report.md", "report.html")
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Compare:
     """Which tests are made: all values of an axis against one of them, all else being equal."""
 
     axis: str
-    against: str
+    against: Any
 
 
 @dataclass(frozen=True)
@@ -60,14 +63,19 @@ class Grid:
         good = different and self.seeds and min(self.seeds) >= 0
         require(bool(good), "seeds", list(self.seeds), "one or more different ones, from 0")
         require(bool(self.axes), "axes", self.axes, "one or more")
-        labels = {axis: list(_settings(axis, values)) for axis, values in self.axes.items()}
+        labels = self.labels
         compare = self.compare
         require(compare.axis in labels, "compare.axis", compare.axis, f"one of {_list(labels)}")
         known = labels[compare.axis]
-        fits = compare.against in known
+        fits = self.reference in known
         require(fits, "compare.against", compare.against, f"one of {_list(known)}")
         repeated = len(set(self.attacks)) < len(self.attacks)
         require(not repeated, "attacks", list(self.attacks), "different ones")
+
+    @property
+    def reference(self) -> str:
+        """The label that the others of the compared axis are tested against."""
+        return _label(self.compare.against)
 
     @property
     def labels(self) -> dict[str, list[str]]:
@@ -85,7 +93,7 @@ class Cell:
     @property
     def name(self) -> str:
         """The labels, as they are read without their axes."""
-        return ", ".join(named(axis, label) for axis, label in self.labels.items())
+        return " / ".join(named(axis, label) for axis, label in self.labels.items())
 
     @property
     def slug(self) -> str:
@@ -131,7 +139,8 @@ def _settings(axis: str, values: Any) -> dict[str, dict[str, Any]]:
         for label, fields in values.items():
             good = isinstance(fields, dict) and fields
             require(bool(good), f"axes.{axis}.{label}", fields, "fields and their values")
-        found = {str(label): fields for label, fields in values.items()}
+        found = {_label(label): fields for label, fields in values.items()}
+        require(len(found) == len(values), f"axes.{axis}", values, "labels that do not repeat")
     else:
         require(isinstance(values, list), f"axes.{axis}", values, "a list of values")
         found = {_label(value): {axis: value} for value in values}
@@ -170,6 +179,13 @@ class Benchmark:
     folder: Path
     runs: tuple[Run, ...]
 
+    @property
+    def command(self) -> str:
+        """What carries it out."""
+        words = ["python", "scripts/benchmark.py", "--cfg", self.cfg]
+        usual = self.folder == Path("runs") / FOLDER / self.name
+        return shlex.join(words if usual else [*words, "--folder", str(self.folder)])
+
 
 def load(cfg: str, folder: Path | None, pipelines: dict[str, Pipeline]) -> Benchmark:
     """Read a grid, by its path or its name in configs/benchmark/, and resolve all its runs.
@@ -193,6 +209,7 @@ def load(cfg: str, folder: Path | None, pipelines: dict[str, Pipeline]) -> Bench
 def _runs(grid: Grid, pipeline: Pipeline, folder: Path) -> tuple[Run, ...]:
     found = []
     seen: dict[str, str] = {}
+    there: dict[str, Any] = {}
     for cell in cells(grid):
         for key in ("cfg", "seed", *RunOptions.__dataclass_fields__):
             free = key not in cell.settings
@@ -200,9 +217,18 @@ def _runs(grid: Grid, pipeline: Pipeline, folder: Path) -> tuple[Run, ...]:
         arguments = ["--cfg", grid.base]
         arguments += [f"--{key}={_label(value)}" for key, value in cell.settings.items()]
         config, _ = parse(pipeline.config, pipeline.name, grid.base, arguments)
+        here = pipeline.conditions(config, grid.attacks)
+        there = there or here
+        if differing := differences(there, here):
+            raise InputError(
+                f"axes: {cell.name!r} would not be measured as the first cell is "
+                f"({'; '.join(differing)}); expected axes that leave the measurement alone"
+            )
         scores = pipeline.scores(config, grid.attacks).get(grid.score.at, [])
         known = f"a {grid.score.at} score of {cell.name!r}: {_list(scores) or 'there is none'}"
         require(grid.score.name in scores, "score", grid.score.name, known)
+        good = 0 < len(cell.slug) <= 100 and cell.slug not in RESERVED
+        require(good, "axes", cell.name, "labels that can be the name of a folder")
         for same in (cell.slug, json.dumps(asdict(config))):
             if same in seen:
                 raise InputError(f"axes: {seen[same]!r} and {cell.name!r} are the same runs")

@@ -22,11 +22,13 @@ class Measure:
 class Cost:
     """What a run took.
 
-    parameters: of the network with the normalizer. macs: multiply-adds of its forward pass, an
-        image. seconds: of training, without scores and pictures. peak_memory: bytes, of the GPU's
-        memory or, on a CPU, of the process; None where it was not recorded.
+    network: the one with the normalizer. parameters: how many it has. macs: multiply-adds of its
+        forward pass, an image of the run's batch. seconds: of training, without scores and
+        pictures. peak_memory: bytes, of the GPU's memory or, on a CPU, of the process; None where
+        it was not recorded.
     """
 
+    network: str
     parameters: int
     macs: int
     steps: int
@@ -75,6 +77,7 @@ class Pipeline:
     name: its folder under configs/. config: the dataclass of a run. script: what trains one.
     scores: (config, attacks) -> when -> the names of the scores that such a run will have; raises
         an InputError for attacks that there are not.
+    conditions: (config, attacks) -> what of a config decides how its runs are measured.
     share: (config, line of log.jsonl) -> how much of the training is done there, in [0, 1].
     measurements: (run folder, attacks) -> the commands, each a script's name and arguments, that a
         trained run still needs before it can be read.
@@ -86,6 +89,7 @@ class Pipeline:
     config: type
     script: str
     scores: Callable[[Any, Sequence[str]], dict[When, list[str]]]
+    conditions: Callable[[Any, Sequence[str]], dict[str, Any]]
     share: Callable[[Any, dict[str, Any]], float]
     measurements: Callable[[Path, Sequence[str]], list[list[str]]]
     read: Callable[[Path, Sequence[str]], Result]

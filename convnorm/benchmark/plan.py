@@ -1,15 +1,17 @@
 """What of a benchmark is done, what is left, and about how long that takes."""
 
+import json
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from convnorm.benchmark.attempt import is_trained, share_done
 from convnorm.benchmark.grid import Benchmark, Run
 from convnorm.experiment import checkpoint
 from convnorm.experiment.errors import InputError
-from convnorm.experiment.tracking import read_lines
 
 ATTEMPTS = "attempts.jsonl"
+KEYS = {"run", "outcome", "seconds", "from", "to"}  # of its lines
+GRID = "grid.yaml"  # as it was at the first start
 
 
 @dataclass(frozen=True)
@@ -32,10 +34,30 @@ def check(benchmark: Benchmark) -> None:
             )
 
 
+def attempts(benchmark: Benchmark) -> list[dict[str, Any]]:
+    """What Attempt returned so far, the oldest first; lines that were damaged are left out."""
+    file = benchmark.folder / ATTEMPTS
+    found = []
+    for line in file.read_text(errors="replace").splitlines() if file.is_file() else []:
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(record, dict) and record.keys() >= {
+            "run",
+            "outcome",
+            "seconds",
+            "from",
+            "to",
+        }:
+            found.append(record)
+    return found
+
+
 def survey(benchmark: Benchmark) -> list[Progress]:
-    """Look at the folder of every run; a run that failed and was not tried again since is so."""
+    """Look at the folder of every run; one that failed has failed until it is done."""
     pipeline, attacks = benchmark.pipeline, benchmark.grid.attacks
-    last = {line["run"]: line for line in read_lines(benchmark.folder / ATTEMPTS)}
+    last = {line["run"]: line for line in attempts(benchmark)}
     found = []
     for run in benchmark.runs:
         share, line = share_done(run, pipeline), last.get(run.name, {})
@@ -52,11 +74,12 @@ def survey(benchmark: Benchmark) -> list[Progress]:
 def seconds_left(benchmark: Benchmark, progress: list[Progress], workers: int) -> float | None:
     """Estimate from the attempts so far how long the rest takes; None where there are none.
 
-    A run is taken to be as slow as those of its cell were, or else as all were.
+    A run is taken to be as slow as those of its cell were, or else as all were; one that is trained
+    and not yet measured, to be as good as done.
     """
     spent: dict[str, list[tuple[float, float]]] = {}
     cells = {item.run.name: item.run.cell.name for item in progress}
-    for line in read_lines(benchmark.folder / ATTEMPTS):
+    for line in attempts(benchmark):
         if line["to"] > line["from"] and line["run"] in cells:
             pair = (line["seconds"], line["to"] - line["from"])
             spent.setdefault(cells[line["run"]], []).append(pair)
@@ -64,8 +87,8 @@ def seconds_left(benchmark: Benchmark, progress: list[Progress], workers: int) -
         return None
     every = [pair for pairs in spent.values() for pair in pairs]
     rates = {cell: _rate(spent.get(cell, every)) for cell in set(cells.values())}
-    left = sum(rates[item.run.cell.name] * (1 - item.share) for item in progress)
-    return left / workers
+    left = [rates[item.run.cell.name] * (1 - item.share) for item in progress if item.share < 1]
+    return max(sum(left) / workers, max(left, default=0.0))
 
 
 def _rate(pairs: list[tuple[float, float]]) -> float:

@@ -28,6 +28,11 @@ def finished(file: Path) -> Iterator[Path]:
         raise InputError(f"{file}: damaged; {expected}") from None
 
 
+def on(hardware: str, world_size: int) -> str:
+    """Result.hardware of so many processes."""
+    return hardware if world_size == 1 else f"{hardware}, in {world_size} processes"
+
+
 def norms(log: dict[int, dict[str, Any]]) -> dict[str, dict[str, list[tuple[int, float]]]]:
     """Result.norms from step -> line of log.jsonl."""
     found: dict[str, dict[str, list[tuple[int, float]]]] = {}

@@ -6,26 +6,22 @@ made. Numbers that were measured in different ways are refused, not put into one
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from convnorm.benchmark.attempt import Command
+from convnorm.benchmark.comparisons import mcnemar_tests, paired_tests
 from convnorm.benchmark.grid import Benchmark, Cell, Grid, cells, named
 from convnorm.benchmark.pipeline import Measure, Pipeline, Result
-from convnorm.benchmark.plan import Progress, survey
-from convnorm.experiment.config import differences
+from convnorm.benchmark.plan import GRID, Progress, attempts, survey
+from convnorm.experiment.config import differences, to_yaml
 from convnorm.experiment.errors import InputError
-from convnorm.experiment.statistics import (
-    LEVEL,
-    area_under,
-    collapsed,
-    holm,
-    mcnemar,
-    paired,
-    summary,
-)
+from convnorm.experiment.statistics import area_under, collapsed, summary
 
 FORMAT = "convnorm-suite/benchmark/1"
 
@@ -42,8 +38,9 @@ def gather(benchmark: Benchmark) -> Record:
     grid, pipeline = benchmark.grid, benchmark.pipeline
     progress, results = _read(survey(benchmark), pipeline, grid)
     if not results:
+        reason = next((f"; {item.run.name}: {item.reason}" for item in progress if item.reason), "")
         raise InputError(
-            f"{benchmark.folder}: nothing to report: none of {len(progress)} runs is done"
+            f"{benchmark.folder}: nothing to report: none of {len(progress)} runs is done{reason}"
         )
     agree(results)
     first = next(iter(results.values()))
@@ -51,20 +48,29 @@ def gather(benchmark: Benchmark) -> Record:
     curve = pipeline.measure(first.curve_name)
     about = (curve, pipeline, benchmark.folder)
     found = [_run(item, results.get(item.run.name), *about) for item in progress]
+    _compare_areas(found)
     by_cell = {
         cell.name: [run for run in found if run["cell"] == cell.name] for cell in cells(grid)
     }
+    by_place = {
+        (item.run.cell.name, item.run.seed): results[item.run.name]
+        for item in progress
+        if item.run.name in results
+    }
+    tried = Counter(line["run"] for line in attempts(benchmark))
+    for item, run in zip(progress, found, strict=True):
+        run["attempts"] = tried[item.run.name]
     record = {
         "format": FORMAT,
         "name": benchmark.name,
         "question": grid.question,
-        "command": f"python scripts/benchmark.py --cfg {benchmark.cfg}",
+        "command": benchmark.command,
         "grid": asdict(grid),
         "pipeline": grid.pipeline,
         "score": asdict(grid.score),
         "compare": {
             "axis": grid.compare.axis,
-            "against": named(grid.compare.axis, grid.compare.against),
+            "against": named(grid.compare.axis, grid.reference),
         },
         "measures": {key: asdict(pipeline.measure(key)) for key in names},
         "curve": first.curve_name,
@@ -73,10 +79,12 @@ def gather(benchmark: Benchmark) -> Record:
         "seeds": list(grid.seeds),
         "cells": [_cell(cell, by_cell[cell.name], first.curve_name) for cell in cells(grid)],
         "runs": found,
-        "comparisons": _comparisons(grid, by_cell, pipeline.measure(grid.score.name)),
-        "mcnemar": _mcnemar(grid, progress, results),
+        "comparisons": paired_tests(grid, by_cell, pipeline.measure(grid.score.name)),
+        "mcnemar": mcnemar_tests(grid, by_place),
         "floor": first.floor,
         "protocol": first.protocol,
+        "changed": _changed(benchmark),
+        "left_out": _left_out(benchmark),
         "versions": _all_versions(results.values()),
         "hardware": sorted({result.hardware for result in results.values()}),
     }
@@ -171,6 +179,29 @@ def _run(
     }
 
 
+def _compare_areas(runs: list[Record]) -> None:
+    """Areas are of one kind over the same steps only: else there are none."""
+    done = [run for run in runs if run["state"] == "done" and run["curve"]]
+    if len({(run["curve"][0][0], run["curve"][-1][0]) for run in done}) > 1:
+        for run in done:
+            run["area"] = None
+
+
+def _changed(benchmark: Benchmark) -> list[str] | None:
+    """In what the grid differs from that of the first start; None where that is not known."""
+    file = benchmark.folder / GRID
+    if not file.is_file():
+        return None
+    return differences(yaml.safe_load(file.read_text()), yaml.safe_load(to_yaml(benchmark.grid)))
+
+
+def _left_out(benchmark: Benchmark) -> list[str]:
+    """Finished runs in the benchmark's folder that the grid does not have."""
+    finished = {file.parent for file in benchmark.folder.glob("*/seed*/summary.json")}
+    others = finished - {run.folder for run in benchmark.runs}
+    return sorted(str(folder.relative_to(benchmark.folder)) for folder in others)
+
+
 def _cell(cell: Cell, runs: list[Record], curve_name: str) -> Record:
     done = [run for run in runs if run["state"] == "done"]
     record = {"name": cell.name, "labels": cell.labels, "planned": len(runs), "n": len(done)}
@@ -195,74 +226,13 @@ def _summary(values: list[float]) -> Record:
 def _cost(costs: list[Record]) -> Record:
     memory = [cost["peak_memory"] for cost in costs if cost["peak_memory"] is not None]
     return {
+        "network": costs[0]["network"],
         "parameters": costs[0]["parameters"],
         "macs": costs[0]["macs"],
         "steps_per_second": _summary([cost["steps"] / cost["seconds"] for cost in costs]),
         "seconds": _summary([cost["seconds"] for cost in costs]),
         "peak_memory": _summary(memory) if memory else None,
     }
-
-
-def _rivals(grid: Grid) -> list[tuple[str, str]]:
-    """(cell, the cell that it is compared with) by name: they differ in the compared axis alone."""
-    axis, against = grid.compare.axis, grid.compare.against
-    names = {tuple(cell.labels.items()): cell.name for cell in cells(grid)}
-    pairs = []
-    for cell in cells(grid):
-        if cell.labels[axis] != against:
-            pairs.append((cell.name, names[tuple((cell.labels | {axis: against}).items())]))
-    return pairs
-
-
-def _comparisons(grid: Grid, by_cell: dict[str, list[Record]], measure: Measure) -> list[Record]:
-    """Paired tests of the score over common seeds, all in one family of Holm's."""
-    found = []
-    for cell, against in _rivals(grid):
-        one, other = (
-            {run["seed"]: run["scores"][grid.score.at][grid.score.name] for run in runs}
-            for runs in (
-                [run for run in by_cell[name] if run["state"] == "done"] for name in (cell, against)
-            )
-        )
-        seeds = [seed for seed in grid.seeds if seed in one and seed in other]
-        record: Record = {"cell": cell, "against": against, "seeds": seeds, "n": len(seeds)}
-        record |= {"difference": None, "interval": None, "p": None}
-        if seeds:
-            record |= asdict(paired([one[s] for s in seeds], [other[s] for s in seeds]))
-        found.append(record)
-    for record, p in zip(found, holm([record["p"] for record in found]), strict=True):
-        record["p_holm"] = p
-        record["verdict"] = _verdict(record, measure)
-    return found
-
-
-def _verdict(record: Record, measure: Measure) -> str:
-    if record["p_holm"] is None:
-        return "not tested"
-    if record["p_holm"] >= LEVEL:
-        return "not distinguishable"
-    return "better" if (record["difference"] < 0) == (measure.better == "lower") else "worse"
-
-
-def _mcnemar(grid: Grid, progress: list[Progress], results: dict[str, Result]) -> list[Record]:
-    """Exact tests of pairs of classifiers on the same images, all in one family of Holm's."""
-    by_place = {(item.run.cell.name, item.run.seed): item.run.name for item in progress}
-    score, found = grid.score, []
-    for cell, against in _rivals(grid):
-        for seed in grid.seeds:
-            pair = [results.get(by_place[name, seed]) for name in (cell, against)]
-            right = [r.right.get(score.at, {}).get(score.name) for r in pair if r is not None]
-            if len(right) < 2 or any(flags is None for flags in right):
-                continue
-            test = mcnemar(*right)
-            found.append(
-                {"cell": cell, "against": against, "seed": seed, "measure": score.name}
-                | {"images": len(right[0]), "only_cell": test.only_a, "only_against": test.only_b}
-                | {"p": test.p}
-            )
-    for record, p in zip(found, holm([record["p"] for record in found]), strict=True):
-        record["p_holm"] = p
-    return found
 
 
 def _all_versions(results: Iterable[Result]) -> dict[str, list[str]]:

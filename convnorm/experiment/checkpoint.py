@@ -85,6 +85,18 @@ def locked(folder: Path, option: str) -> Iterator[None]:
         yield
 
 
+def is_held(folder: Path) -> bool:
+    """Whether another process holds `folder` now."""
+    try:
+        with (folder / ".lock").open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass  # no folder yet, or a file system without locks
+    return False
+
+
 def _claim(run_dir: Path, config: object) -> None:
     """Write config.yaml, or find the same one in a folder where training has begun."""
     saved = run_dir / "config.yaml"

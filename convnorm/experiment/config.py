@@ -80,6 +80,10 @@ def _expected(kind: Any) -> str:
         return "keys and values"
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(map(str, get_args(kind)))
+    if get_origin(kind) is dict:
+        return "keys and values"
+    if get_origin(kind) is tuple and get_args(kind)[-1] is Ellipsis:
+        return f"a list of {_expected(get_args(kind)[0])}"
     if get_args(kind):
         return " or ".join(map(_expected, get_args(kind)))
     return "null" if kind is type(None) else kind.__name__

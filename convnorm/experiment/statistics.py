@@ -16,7 +16,7 @@ from scipy.stats import binomtest, t, ttest_rel
 
 Interval = tuple[float, float]
 
-LEVEL = 0.05  # of tests; below it, after any correction, chance is not an explanation
+LEVEL = 0.05  # of tests: a p below it, after any correction, is called a difference
 CONFIDENCE = 1 - LEVEL
 # Of the values themselves: differences that vary by less do so by rounding.
 ROUNDING = 1e-9
@@ -62,9 +62,9 @@ class McNemar:
 def wilson_interval(successes: int, n: int, confidence: float = CONFIDENCE) -> Interval:
     """Return the interval (low, high) of a proportion, of which `successes` of `n` were seen.
 
-    By Wilson (1927), without continuity correction: inside [0, 1], and of the promised coverage
-    near both ends too, where accuracies under attack lie. It speaks of other test images, not of
-    other training seeds.
+    By Wilson (1927), without continuity correction: inside [0, 1], and closer to the promised
+    coverage than others near both ends, where accuracies under attack lie. It speaks of other test
+    images, not of other training seeds.
 
     Raises:
         ValueError: `n` is 0, or `successes` is not in 0 to `n`.
@@ -117,11 +117,12 @@ def collapsed(
 ) -> bool:
     """Return whether a run ended worse than twice the best value of its curve.
 
-    Where higher is better, values are shares and the errors 1 - share are compared. An error of a
-    half or more cannot double: of an accuracy under a strong attack this says nothing.
+    Where higher is better, values are shares, and it ended worse if the error 1 - share has doubled
+    or the share has halved: a large error cannot double, and a small share says little by halving.
 
-    resolution: a best value, or error, below it counts as it, or a single slip after a best of 0
-        would be a collapse. 0.01 suits shares; of a distance, take that of real images to others.
+    resolution: a best value, error or halved share below it counts as it, or a single slip after a
+        best of 0 would be a collapse. 0.01 suits shares; of a distance, take that of real images to
+        others.
     final: may be of other images than the curve.
 
     Raises:
@@ -133,6 +134,9 @@ def collapsed(
     if better == "higher":
         if not all(0 <= share <= 1 for share in (*values, last)):
             raise ValueError(f"no shares: {values} and {last}; expected 0 to 1")
+        half = max(values) / 2
+        if half > resolution and last < half and not math.isclose(last, half):
+            return True
         values, last = [1 - share for share in values], 1 - last
     limit = 2 * max(min(values), resolution)
     return last > limit and not math.isclose(last, limit)  # twice, but for rounding, is no more

@@ -23,6 +23,9 @@ from convnorm.experiment.errors import InputError
 BEGINNING = {"step": 0, "steps_per_second": math.inf, "seconds": 0.0, "peak_memory": 0}
 
 
+TAIL = 2**16  # bytes, more than a few records take
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The records of a .jsonl file; a last line that was cut by a kill is left out."""
     if not path.is_file():
@@ -34,6 +37,21 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return records
+
+
+def last_line(path: Path) -> dict[str, Any] | None:
+    """The last whole record of a .jsonl file, however long that is; None if there is none."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - TAIL))
+        lines = file.read().splitlines()
+    for line in reversed(lines):
+        try:
+            return json.loads(line)
+        except ValueError:  # cut by a kill, or by where we began to read
+            continue
+    return None
 
 
 def _rewind(path: Path, step: int) -> None:

@@ -124,7 +124,7 @@ def test_a_folder_of_another_config_is_named_before_anything_is_trained(tmp_path
     ("name", "runs"),
     [
         ("digits_gan", 9),
-        ("digits_cls", 18),
+        ("digits_cls", 24),
         ("cifar10_sngan", 24),
         ("cifar10_sngan_settings", 36),
         ("cifar10_free", 24),
@@ -154,7 +154,11 @@ def test_the_shipped_grids_are_complete(name, runs):
             {"axes": {"normalizer.kind": ["batch", "convnorm"], "adversary.eps": [8, 16]}},
             "'batch / eps 16' would not be measured as the first cell is (adversary.eps: 8.0 there",
         ),
-        ("digits_cls", {"set": {"split.validation": 0.0}}, "there is none"),
+        (
+            "digits_cls",
+            {"set": {"split.validation": 0.0}, "score": {"name": "pgd20", "at": "selected"}},
+            "there is none",
+        ),
     ],
 )
 def test_a_score_that_no_run_will_have_is_refused_before_the_first(

@@ -137,13 +137,13 @@ def _comparison(comparison: Comparison, results: Results) -> str:
     if comparison["verdict"] == "not distinguishable":
         return (
             f"{cell} and {against} are not distinguishable at n = {n}: difference {difference} "
-            f"(95 % interval {points(low, percent)} to {points(high, percent)}), "
+            f"(95 % interval {interval([low, high], 100 if percent else 1)}), "
             f"{_p(comparison)}; {_untold(low, high, percent)}."
         )
     low, high = sorted((abs(low), abs(high)))
     return (
         f"{cell} is {comparison['verdict']} than {against} by {difference.removeprefix('-')} "
-        f"(95 % interval {points(low, percent)} to {points(high, percent)}), {_p(comparison)}, "
+        f"(95 % interval {interval([low, high], 100 if percent else 1)}), {_p(comparison)}, "
         f"n = {n}."
     )
 

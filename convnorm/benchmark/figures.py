@@ -90,13 +90,17 @@ def _groups(results: Results) -> dict[str, list[int]]:
     return groups
 
 
+def _compared(results: Results, index: int) -> int:
+    """The place of a cell's value on the compared axis, which has one look in all figures."""
+    axis = results["compare"]["axis"]
+    return results["axes"][axis].index(results["cells"][index]["labels"][axis])
+
+
 def _look(results: Results, index: int, ink: str) -> dict[str, str]:
     """Colour and marker tell the values of the compared axis apart, the line all others."""
-    axis = results["compare"]["axis"]
-    compared = results["axes"][axis].index(results["cells"][index]["labels"][axis])
     group = next(i for i, group in enumerate(_groups(results).values()) if index in group)
     turn = {"linestyle": LINES[group % len(LINES)]} if group else {}
-    return style(compared, ink) | turn
+    return style(_compared(results, index), ink) | turn
 
 
 def _axis_label(name: str, measure: dict[str, Any]) -> str:
@@ -126,13 +130,15 @@ def _curves(results: Results, ink: str, against_time: bool) -> Captioned | None:
             x = stack[:, :, 1].mean(0) / seconds if against_time else stack[0, :, 0]
             label = results["cells"][index]["labels"][results["compare"]["axis"]]
             label = label if len(groups) > 1 else _label(results, index)
-            draw_band(axes, x, scale * stack[:, :, 2], _look(results, index, ink), label)
+            look = style(_compared(results, index), ink)
+            draw_band(axes, x, scale * stack[:, :, 2], look, label)
         low, high = set_frame(axes, "y", values, near, measure["percent"])
         if low < floor < high:
             axes.axhline(floor, label="floor: real against real", **FLOOR)
         axes.set_title(key, fontsize="medium")
         axes.set_xlabel(f"time of training ({unit})" if against_time else "steps of training")
-    panels[0].set_ylabel(_axis_label(name, measure))
+    for axes in panels[::3]:
+        axes.set_ylabel(fill(_axis_label(name, measure), 40 if len(groups) == 1 else 24))
     draw_legend(figure, panels)
     caption = f"Training: {name} against {'time' if against_time else 'steps'}. {BANDS}"
     if floor <= low or floor >= high:

@@ -13,8 +13,8 @@ from classification.evaluate import CORRUPTIONS
 from classification.evaluation_record import Record, settings_of
 from classification.evaluation_report import load
 from classification.named_attacks import NAMES, Budget, attack_named
-from convnorm.benchmark.pipeline import Cost, Measure, Pipeline, Result, When
-from convnorm.benchmark.reading import finished, norms, on
+from convnorm.experiment.benchmark.pipeline import Cost, Measure, Pipeline, Result, When
+from convnorm.experiment.benchmark.reading import finished, norms, on
 from convnorm.experiment.checkpoint import BEST, CHECKPOINT
 from convnorm.experiment.config import differences
 from convnorm.experiment.config import read as read_config

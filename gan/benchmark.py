@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from convnorm.benchmark.pipeline import Cost, Measure, Pipeline, Result, When
-from convnorm.benchmark.reading import finished, norms, on
+from convnorm.experiment.benchmark.pipeline import Cost, Measure, Pipeline, Result, When
+from convnorm.experiment.benchmark.reading import finished, norms, on
 from convnorm.experiment.config import differences
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.tracking import read_lines
@@ -70,18 +70,8 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
         )
         times = [line["seconds"] for line in log.values()]
     with finished(run_dir / "metrics.jsonl") as file:
-        records = {record["step"]: record for record in read_lines(file)}
-        if not records:
-            raise InputError(
-                f"{file}: holds no score; expected a run whose score.protocol is not none"
-            )
+        records = _records(file)
         final = records[steps]
-        for record in records.values():
-            if differing := differences(_protocol(record), _protocol(final)):
-                raise InputError(
-                    f"{file}: step {record['step']} was not scored as the last one was "
-                    f"({'; '.join(differing)}); expected one protocol"
-                )
         distance = next(name for name in final["scores"] if name.split()[0] in ("FD", "FID"))
         curve = [
             # A step between two log lines is as far in time as in steps.
@@ -108,6 +98,21 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
         versions=versions,
         picture=pictures[-1] if pictures else None,
     )
+
+
+def _records(file: Path) -> dict[int, Record]:
+    """Step -> record; InputError if there is none, or they are not all of one protocol."""
+    records = {record["step"]: record for record in read_lines(file)}
+    if not records:
+        raise InputError(f"{file}: holds no score; expected a run whose score.protocol is not none")
+    *others, last = records.values()
+    for record in others:
+        if differing := differences(_protocol(record), _protocol(last)):
+            raise InputError(
+                f"{file}: step {record['step']} was not scored as the last one was "
+                f"({'; '.join(differing)}); expected one protocol"
+            )
+    return records
 
 
 def _scores(values: dict[str, float]) -> dict[str, float]:

@@ -19,13 +19,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import yaml
 
 from classification.benchmark import CLASSIFICATION
-from convnorm.benchmark import report
-from convnorm.benchmark.cluster import Cluster
-from convnorm.benchmark.execute import Executor, execute
-from convnorm.benchmark.grid import Benchmark, load
-from convnorm.benchmark.here import Here, shares
-from convnorm.benchmark.plan import check, describe
-from convnorm.benchmark.results import gather
+from convnorm.experiment.benchmark import report
+from convnorm.experiment.benchmark.cluster import Cluster
+from convnorm.experiment.benchmark.execute import Executor, execute
+from convnorm.experiment.benchmark.grid import Benchmark, load
+from convnorm.experiment.benchmark.here import Here, shares
+from convnorm.experiment.benchmark.plan import check, describe
+from convnorm.experiment.benchmark.results import gather
 from convnorm.experiment.config import require
 from convnorm.experiment.errors import InputError, exit_code
 from gan.benchmark import GAN

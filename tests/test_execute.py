@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 from toy import TOY, toy
 
-from convnorm.benchmark import here
-from convnorm.benchmark.attempt import CHILD, Command
-from convnorm.benchmark.cluster import Cluster
-from convnorm.benchmark.execute import Executor, execute
-from convnorm.benchmark.grid import Benchmark
-from convnorm.benchmark.here import Here, shares
-from convnorm.benchmark.plan import describe, seconds_left, survey
 from convnorm.experiment import checkpoint
+from convnorm.experiment.benchmark import here
+from convnorm.experiment.benchmark.attempt import CHILD, Command
+from convnorm.experiment.benchmark.cluster import Cluster
+from convnorm.experiment.benchmark.execute import Executor, execute
+from convnorm.experiment.benchmark.grid import Benchmark
+from convnorm.experiment.benchmark.here import Here, shares
+from convnorm.experiment.benchmark.plan import describe, seconds_left, survey
 from convnorm.experiment.errors import InputError, Stopped
 
 

@@ -9,8 +9,8 @@ from example_results import classification, gan
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from convnorm.benchmark import figures
-from convnorm.benchmark.figures import INK, PAPER, draw
+from convnorm.experiment.benchmark import figures
+from convnorm.experiment.benchmark.figures import INK, PAPER, draw
 from convnorm.experiment.palette import COLOURS, style
 
 ALL = {

@@ -8,8 +8,8 @@ from runs import ROOT
 from toy import toy
 
 from classification.benchmark import CLASSIFICATION
-from convnorm.benchmark.grid import load
-from convnorm.benchmark.plan import check
+from convnorm.experiment.benchmark.grid import load
+from convnorm.experiment.benchmark.plan import check
 from convnorm.experiment.config import CONFIGS
 from convnorm.experiment.errors import InputError
 from gan.benchmark import GAN

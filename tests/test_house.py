@@ -32,15 +32,11 @@ def is_allowed(path, module: str) -> bool:
     top = module.split(".")[0]
     if top not in PROJECT:
         return True
+    experiment = module.startswith("convnorm.experiment")
     if path.parts[0] == "convnorm":
-        around = {
-            name: module.startswith(f"convnorm.{name}") for name in ("experiment", "benchmark")
-        }
         if path.parts[1] == "experiment":
-            return around["experiment"] or module == "convnorm"
-        if path.parts[1] == "benchmark":
-            return any(around.values()) or module == "convnorm"
-        return top == "convnorm" and not any(around.values()) and "experiment" not in module
+            return experiment or module == "convnorm"
+        return top == "convnorm" and not experiment and "experiment" not in module
     if path.parts[0] in ("gan", "classification"):
         return top in ("convnorm", path.parts[0])
     return True

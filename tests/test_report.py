@@ -9,10 +9,11 @@ from html.parser import HTMLParser
 import pytest
 from example_results import classification, gan
 
-from convnorm.benchmark import report
-from convnorm.benchmark.answer import answer, limits, number
-from convnorm.benchmark.figures import Drawing
-from convnorm.benchmark.report import write
+from convnorm.experiment.benchmark import report
+from convnorm.experiment.benchmark.answer import answer, limits
+from convnorm.experiment.benchmark.figures import Drawing
+from convnorm.experiment.benchmark.formats import number
+from convnorm.experiment.benchmark.report import write
 from convnorm.experiment.errors import InputError
 
 CLEAR = {("none", "x"): [2.5, 2.6, 2.7], ("convnorm", "x"): [1.5, 1.61, 1.7]}

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from toy import TOY, toy
 
-from convnorm.benchmark.grid import Benchmark
-from convnorm.benchmark.pipeline import Measure
-from convnorm.benchmark.results import gather
+from convnorm.experiment.benchmark.grid import Benchmark
+from convnorm.experiment.benchmark.pipeline import Measure
+from convnorm.experiment.benchmark.results import gather
 from convnorm.experiment.config import to_yaml
 from convnorm.experiment.errors import InputError
 

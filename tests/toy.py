@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from convnorm.benchmark.grid import Benchmark, load
-from convnorm.benchmark.pipeline import Cost, Measure, Pipeline, Result, When
+from convnorm.experiment.benchmark.grid import Benchmark, load
+from convnorm.experiment.benchmark.pipeline import Cost, Measure, Pipeline, Result, When
 from convnorm.experiment.errors import InputError
 
 # "Trains" `steps` steps; the kind decides how: `fails`, `waits` for a signal at half of them.

@@ -9,10 +9,10 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from convnorm.benchmark.attempt import Attempt, share_done
-from convnorm.benchmark.grid import Benchmark
-from convnorm.benchmark.plan import ATTEMPTS, GRID, about, seconds_left, survey
 from convnorm.experiment import checkpoint
+from convnorm.experiment.benchmark.attempt import Attempt, share_done
+from convnorm.experiment.benchmark.grid import Benchmark
+from convnorm.experiment.benchmark.plan import ATTEMPTS, GRID, about, seconds_left, survey
 from convnorm.experiment.config import to_yaml
 from convnorm.experiment.errors import InputError, Stopped
 from convnorm.experiment.interrupts import Interrupts

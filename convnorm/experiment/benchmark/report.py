@@ -13,15 +13,11 @@ from typing import Any
 import yaml
 from markdown import Markdown
 
-from convnorm.benchmark import tables
-from convnorm.benchmark.answer import (
-    Results,
-    answer,
-    limits,
-)
-from convnorm.benchmark.figures import PAPER, Drawing, draw
-from convnorm.benchmark.tables import escaped, folded
 from convnorm.experiment import checkpoint
+from convnorm.experiment.benchmark import tables
+from convnorm.experiment.benchmark.answer import Results, answer, limits
+from convnorm.experiment.benchmark.figures import PAPER, Drawing, draw
+from convnorm.experiment.benchmark.tables import escaped, folded
 from convnorm.experiment.errors import InputError
 
 PAGE = Path(__file__).with_name("report.html")

@@ -11,8 +11,8 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from convnorm.benchmark.answer import Results, factor, number, score_name
-from convnorm.benchmark.canvas import (
+from convnorm.experiment.benchmark.answer import Results, score_name
+from convnorm.experiment.benchmark.canvas import (
     as_png,
     draw_band,
     draw_legend,
@@ -22,6 +22,7 @@ from convnorm.benchmark.canvas import (
     with_panels,
     write_beyond,
 )
+from convnorm.experiment.benchmark.formats import factor, number
 from convnorm.experiment.palette import LINES, style
 
 Captioned = tuple[Figure, str]

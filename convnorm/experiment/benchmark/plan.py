@@ -4,9 +4,9 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from convnorm.benchmark.attempt import is_trained, share_done
-from convnorm.benchmark.grid import Benchmark, Run
 from convnorm.experiment import checkpoint
+from convnorm.experiment.benchmark.attempt import is_trained, share_done
+from convnorm.experiment.benchmark.grid import Benchmark, Run
 from convnorm.experiment.errors import InputError
 
 ATTEMPTS = "attempts.jsonl"

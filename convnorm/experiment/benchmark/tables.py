@@ -5,7 +5,8 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from convnorm.benchmark.answer import Results, factor, interval, number, score_name, spread
+from convnorm.experiment.benchmark.answer import Results, score_name
+from convnorm.experiment.benchmark.formats import factor, interval, number, spread
 
 ARROWS = {"lower": "↓", "higher": "↑"}
 

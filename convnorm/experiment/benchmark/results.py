@@ -14,11 +14,11 @@ from typing import Any
 
 import yaml
 
-from convnorm.benchmark.attempt import Command
-from convnorm.benchmark.comparisons import mcnemar_tests, paired_tests
-from convnorm.benchmark.grid import Benchmark, Cell, Grid, cells, named
-from convnorm.benchmark.pipeline import Measure, Pipeline, Result
-from convnorm.benchmark.plan import GRID, Progress, attempts, survey
+from convnorm.experiment.benchmark.attempt import Command
+from convnorm.experiment.benchmark.comparisons import mcnemar_tests, paired_tests
+from convnorm.experiment.benchmark.grid import Benchmark, Cell, Grid, cells, named
+from convnorm.experiment.benchmark.pipeline import Measure, Pipeline, Result
+from convnorm.experiment.benchmark.plan import GRID, Progress, attempts, survey
 from convnorm.experiment.config import differences, to_yaml
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.statistics import area_under, collapsed, summary
@@ -61,22 +61,10 @@ def gather(benchmark: Benchmark) -> Record:
     for item, run in zip(progress, found, strict=True):
         run["attempts"] = tried[item.run.name]
     record = {
-        "format": FORMAT,
-        "name": benchmark.name,
-        "question": grid.question,
-        "command": benchmark.command,
-        "grid": asdict(grid),
-        "pipeline": grid.pipeline,
-        "score": asdict(grid.score),
-        "compare": {
-            "axis": grid.compare.axis,
-            "against": named(grid.compare.axis, grid.reference),
-        },
+        **_asked(benchmark),
         "measures": {key: asdict(pipeline.measure(key)) for key in names},
         "curve": first.curve_name,
         "curve_measure": asdict(curve),
-        "axes": grid.labels,
-        "seeds": list(grid.seeds),
         "cells": [_cell(cell, by_cell[cell.name], first.curve_name) for cell in cells(grid)],
         "runs": found,
         "comparisons": paired_tests(grid, by_cell, pipeline.measure(grid.score.name)),
@@ -89,6 +77,26 @@ def gather(benchmark: Benchmark) -> Record:
         "hardware": sorted({result.hardware for result in results.values()}),
     }
     return json.loads(json.dumps(record, allow_nan=False))  # as a reader of results.json has it
+
+
+def _asked(benchmark: Benchmark) -> Record:
+    """What was there before the first run."""
+    grid = benchmark.grid
+    return {
+        "format": FORMAT,
+        "name": benchmark.name,
+        "question": grid.question,
+        "command": benchmark.command,
+        "grid": asdict(grid),
+        "pipeline": grid.pipeline,
+        "score": asdict(grid.score),
+        "compare": {
+            "axis": grid.compare.axis,
+            "against": named(grid.compare.axis, grid.reference),
+        },
+        "axes": grid.labels,
+        "seeds": list(grid.seeds),
+    }
 
 
 def _read(

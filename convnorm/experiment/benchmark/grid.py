@@ -8,13 +8,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from convnorm.benchmark.pipeline import Pipeline, When
+from convnorm.experiment.benchmark.pipeline import Pipeline, When
 from convnorm.experiment.config import RunOptions, differences, find_config, parse, read, require
 from convnorm.experiment.errors import InputError
 
 FOLDER = "benchmark"  # under configs/ and under runs/
 # What else is in a benchmark's folder.
-RESERVED = ("figures", "jobs", "logs", "results.json", "results.csv", "report.md", "report.html")
+RESERVED = {"figures", "jobs", "logs", "grid.yaml", "attempts.jsonl", "results.json", "results.csv"}
+RESERVED |= {"report.md", "report.html"}
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def _list(names: Any) -> str:
 
 
 def _label(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def named(axis: str, label: str) -> str:

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from convnorm.benchmark.grid import Benchmark, Run
-from convnorm.benchmark.pipeline import Pipeline
+from convnorm.experiment.benchmark.grid import Benchmark, Run
+from convnorm.experiment.benchmark.pipeline import Pipeline
 from convnorm.experiment.checkpoint import is_held
 from convnorm.experiment.tracking import last_line
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CHILD = Path(__file__).with_name("child.py")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from convnorm.benchmark.attempt import Attempt
+from convnorm.experiment.benchmark.attempt import Attempt
 from convnorm.experiment.config import require
 
 

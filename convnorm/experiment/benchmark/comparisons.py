@@ -3,8 +3,8 @@
 from dataclasses import asdict
 from typing import Any
 
-from convnorm.benchmark.grid import Grid, cells
-from convnorm.benchmark.pipeline import Measure, Result
+from convnorm.experiment.benchmark.grid import Grid, cells
+from convnorm.experiment.benchmark.pipeline import Measure, Result
 from convnorm.experiment.statistics import LEVEL, holm, mcnemar, paired
 
 Record = dict[str, Any]

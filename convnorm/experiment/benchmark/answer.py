@@ -1,4 +1,4 @@
-"""What a benchmark's results say and do not say: how numbers are written, and sentences about them.
+"""What a benchmark's results say and do not say, in sentences.
 
 No sentence is stronger than the test behind it. `results` is everywhere the content of
 results.json. Sentences are plain text: labels in them are not escaped.
@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from convnorm.experiment.benchmark.formats import interval, number, points
 from convnorm.experiment.statistics import LEVEL
 
 Results = dict[str, Any]
@@ -16,35 +17,6 @@ Comparison = dict[str, Any]
 NOTABLE = 1.2  # times as long
 FULLY = 4  # comparisons, above which the table says it better than sentences
 FEW = 10  # seeds, below which nobody can see whether differences are normal
-
-
-def number(value: float, digits: int = 3) -> str:
-    """`value` to `digits` significant digits, and to a whole number where that has more."""
-    if value == 0:
-        return "0"
-    exponent = int(f"{value:.{digits - 1}e}".partition("e")[2])  # after rounding: 9.996 is 10.0
-    if exponent < -4:
-        return f"{value:.{digits - 1}e}"
-    return f"{value:,.{max(0, digits - 1 - exponent)}f}"
-
-
-def spread(summary: dict[str, Any] | None, scale: float = 1) -> str:
-    """Mean and sample standard deviation; of one run, that it is one; of none, nothing."""
-    if summary is None:
-        return ""
-    if summary["sd"] is None:
-        return f"{number(scale * summary['mean'])} (n = {summary['n']})"
-    return f"{number(scale * summary['mean'])} ± {number(scale * summary['sd'], 2)}"
-
-
-def interval(ends: Sequence[float] | None, scale: float) -> str:
-    """From where to where; nothing where there is no interval."""
-    return " to ".join(number(scale * end) for end in ends or [])
-
-
-def factor(measure: dict[str, Any]) -> int:
-    """What a value of a measure is multiplied by to be shown: a share is shown in percent."""
-    return 100 if measure["percent"] else 1
 
 
 def score_name(results: Results) -> str:
@@ -161,11 +133,6 @@ def _p(comparison: Comparison) -> str:
     if p == adjusted:
         return f"p = {number(p)}"
     return f"adjusted p = {number(adjusted)} ({number(p)} alone)"
-
-
-def points(difference: float, percent: bool) -> str:
-    """A difference of two values of a measure; of shares, in percentage points."""
-    return f"{number(100 * difference)} points" if percent else number(difference)
 
 
 def _single_runs(results: Results) -> list[str]:

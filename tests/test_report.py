@@ -269,6 +269,18 @@ def test_limits_are_those_that_apply():
     assert "upper bound" not in " ".join(limits(strong))
 
 
+def test_equal_steps_are_said_not_to_be_equal_time_of_what_is_compared():
+    """Catches the slowest cell against the fastest of another group, which nobody compares."""
+    outcomes = {(kind, x): [1.5, 1.6] for x in "ab" for kind in ("none", "convnorm")}
+    results = gan(outcomes=outcomes)
+    assert not any("equal time" in sentence for sentence in limits(results))
+    took = {"none / a": 10.0, "convnorm / a": 20.0, "none / b": 100.0, "convnorm / b": 150.0}
+    for cell in results["cells"]:
+        cell["cost"]["seconds"]["mean"] = took[cell["name"]]
+    expected = "not after equal time: convnorm / a took 2.0 times as long as none / a."
+    assert any(expected in sentence for sentence in limits(results))
+
+
 def test_a_report_over_nothing_is_refused(tmp_path):
     results = gan(outcomes={("none", "x"): ["failed", "cut"], ("convnorm", "x"): ["not begun"] * 2})
     with pytest.raises(InputError, match="nothing to report: none of 4 planned runs is done"):

@@ -266,11 +266,15 @@ def limits(results: Results) -> list[str]:
 
 
 def _slower(results: Results) -> str:
-    """That equal steps are not equal time, where they are not."""
+    """That equal training is not equal time, of the compared cells for which it is least so."""
     seconds = {
         cell["name"]: cell["cost"]["seconds"]["mean"] for cell in results["cells"] if cell["cost"]
     }
-    slow, fast = max(seconds, key=seconds.get), min(seconds, key=seconds.get)
+    pairs = [(it["cell"], it["against"]) for it in results["comparisons"] if it["n"]]
+    if not pairs:
+        return ""
+    ordered = [sorted(pair, key=seconds.__getitem__) for pair in pairs]
+    fast, slow = max(ordered, key=lambda pair: seconds[pair[1]] / seconds[pair[0]])
     ratio = seconds[slow] / seconds[fast]
     if ratio < NOTABLE:
         return ""

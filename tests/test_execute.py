@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import yaml
 from toy import TOY, toy
 
 from convnorm.experiment import checkpoint
@@ -46,6 +47,15 @@ def test_runs_that_are_done_are_not_repeated(tmp_path):
     assert states(benchmark) == ["done"] * 4
     carry_out(toy(tmp_path, seeds=[0, 1, 2]))
     assert begun(benchmark) == [[0]] * 4
+
+
+def test_the_grid_of_the_first_start_is_kept(tmp_path):
+    """Catches a report that swears by a grid which was changed to fit the runs."""
+    carry_out(toy(tmp_path, seeds=[0]))
+    first = (tmp_path / "out" / "grid.yaml").read_text()
+    carry_out(toy(tmp_path, seeds=[0, 1]))
+    assert (tmp_path / "out" / "grid.yaml").read_text() == first
+    assert yaml.safe_load(first)["seeds"] == [0]
 
 
 def test_a_failed_run_is_told_with_its_reason_and_stops_no_other(tmp_path, capsys):
@@ -115,9 +125,19 @@ def test_a_killed_benchmark_takes_its_runs_with_it(tmp_path):
         thread = when(lambda: waiting(benchmark), killed.kill)
         killed.wait()
     thread.join()
-    time.sleep(1)
-    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
-    assert str(script) not in listed.stdout
+    orphan = int((run.folder / "waiting").read_text())
+    until = time.monotonic() + 5
+    while is_alive(orphan) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not is_alive(orphan)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_a_run_that_an_orphan_still_has_is_waited_for(tmp_path):

@@ -91,6 +91,7 @@ def test_the_page_loads_nothing(drawn):
     outside = [link for link in page.links if not link.startswith(("data:image/png;base64,", "#"))]
     assert outside == []
     assert not re.search(r"url\(|@import", text)
+    assert "default-src 'none'; img-src data:;" in text  # and the browser sees to it
     assert page.tags.count("picture") == page.tags.count("img") == page.tags.count("source") == 6
 
 

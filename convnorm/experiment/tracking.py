@@ -21,8 +21,6 @@ from convnorm.experiment.errors import InputError
 
 # What a log line says of the run so far, before the first one; an older version's lines lack some.
 BEGINNING = {"step": 0, "steps_per_second": math.inf, "seconds": 0.0, "peak_memory": 0}
-
-
 TAIL = 2**16  # bytes, more than a few records take
 
 

@@ -171,7 +171,7 @@ def test_a_stop_does_not_hide_a_failure(tmp_path):
     benchmark = toy(tmp_path, seeds=[0], axes={"kind": ["waits", "fails"]}, compare=FAILS)
     fails = {"run": "fails, seed 0", "outcome": "failed", "reason": "why"}
     benchmark.folder.mkdir()
-    line = json.dumps(fails | {"seconds": 1.0, "from": 0.0, "to": 0.0})
+    line = json.dumps(fails | {"seconds": 1.0, "measuring": 0.0, "from": 0.0, "to": 0.0})
     (benchmark.folder / "attempts.jsonl").write_text(line[:-5] + "\n" + line)
     thread = when(lambda: waiting(benchmark), lambda: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(Stopped):
@@ -277,18 +277,32 @@ def test_the_plan_shows_every_run_and_the_time_left(tmp_path):
         (run.folder / "log.jsonl").write_text(log)
     (benchmark.runs[0].folder / "summary.json").touch()
     lines = [
-        {"run": "good, seed 0", "outcome": "done", "seconds": 100.0, "from": 0.0, "to": 1.0},
-        {"run": "better, seed 0", "outcome": "done", "seconds": 100.0, "from": 0.0, "to": 0.25},
+        {
+            "run": "good, seed 0",
+            "outcome": "done",
+            "seconds": 130.0,
+            "measuring": 30.0,
+            "from": 0.0,
+            "to": 1.0,
+        },
+        {
+            "run": "better, seed 0",
+            "outcome": "done",
+            "seconds": 130.0,
+            "measuring": 30.0,
+            "from": 0.0,
+            "to": 0.25,
+        },
     ]
     damaged = ['{"run": "good', "3", "{}", *map(json.dumps, lines)]
     (benchmark.folder / "attempts.jsonl").write_text("\n".join(damaged))
-    # better: 0.75 and 1 of 400 s; good: 100 s
+    # better: 0.75 and 1 of 400 s; good: 100 s; and 30 s to measure each
     progress = survey(benchmark)
-    assert seconds_left(benchmark, progress, 1) == pytest.approx(800)
-    assert seconds_left(benchmark, progress, 2) == pytest.approx(400)
-    assert seconds_left(benchmark, progress, 8) == pytest.approx(400)  # the longest run
+    assert seconds_left(benchmark, progress, 1) == pytest.approx(890)
+    assert seconds_left(benchmark, progress, 2) == pytest.approx(445)
+    assert seconds_left(benchmark, progress, 8) == pytest.approx(430)  # the longest run
     text = describe(benchmark, 1)
-    assert text.startswith("toy: 4 runs: 1 done, 1 cut, 2 not begun; time left: about 13 min\n")
+    assert text.startswith("toy: 4 runs: 1 done, 1 cut, 2 not begun; time left: about 15 min\n")
     assert "  better, seed 0  cut at 25%\n" in text
 
 

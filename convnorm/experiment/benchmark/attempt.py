@@ -82,17 +82,26 @@ class Attempt:
     def __call__(self) -> dict[str, Any]:
         """Do what is left of the run, and return a line for the list of attempts.
 
-        outcome: done, failed (with a reason) or stopped. from, to: shares of the training.
+        outcome: done, failed (with a reason) or stopped. seconds: in all; measuring: after the
+            training. from, to: shares of the training.
         """
         self._wait_for_others()
         began, start = time.monotonic(), share_done(self.run, self.benchmark.pipeline)
-        reason = next(filter(None, map(self._execute, self._commands())), "")
+        reason, measuring = "", 0.0
+        for command in self._commands():
+            since = time.monotonic()
+            reason = self._execute(command)
+            if command.script != self.benchmark.pipeline.script:
+                measuring += time.monotonic() - since
+            if reason:
+                break
         outcome = "done" if not reason else "stopped" if self._stopping else "failed"
         return {
             "run": self.run.name,
             "outcome": outcome,
             "reason": reason if outcome == "failed" else "",
             "seconds": time.monotonic() - began,
+            "measuring": measuring,
             "from": start,
             "to": share_done(self.run, self.benchmark.pipeline),
         }

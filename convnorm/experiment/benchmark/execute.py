@@ -108,7 +108,8 @@ def _line(attempt: Attempt, job: Job, stopping: bool) -> dict[str, Any]:
         return job.result()
     except Exception as error:  # submitit's: the job was killed, or its result cannot be read
         said = str(error).strip().splitlines()
-        line = {"run": attempt.run.name, "seconds": 0.0, "from": 0.0, "to": 0.0}
+        line = {"run": attempt.run.name, "from": 0.0, "to": 0.0}
+        line |= {"seconds": 0.0, "measuring": 0.0}
         if stopping:
             return line | {"outcome": "stopped", "reason": ""}
         return line | {"outcome": "failed", "reason": said[-1] if said else repr(error)}

@@ -10,7 +10,7 @@ from convnorm.experiment.benchmark.grid import Benchmark, Run
 from convnorm.experiment.errors import InputError
 
 ATTEMPTS = "attempts.jsonl"
-KEYS = {"run", "outcome", "seconds", "from", "to"}  # of its lines
+KEYS = {"run", "outcome", "seconds", "measuring", "from", "to"}  # of its lines
 GRID = "grid.yaml"  # as it was at the first start
 
 
@@ -74,26 +74,30 @@ def survey(benchmark: Benchmark) -> list[Progress]:
 def seconds_left(benchmark: Benchmark, progress: list[Progress], workers: int) -> float | None:
     """Estimate from the attempts so far how long the rest takes; None where there are none.
 
-    A run is taken to be as slow as those of its cell were, or else as all were; one that is trained
-    and not yet measured, to be as good as done.
+    A run is taken to be as slow, in training and in what is measured of it, as those of its cell
+    were, or else as all were.
     """
-    spent: dict[str, list[tuple[float, float]]] = {}
     cells = {item.run.name: item.run.cell.name for item in progress}
-    for line in attempts(benchmark):
-        if line["to"] > line["from"] and line["run"] in cells:
-            pair = (line["seconds"], line["to"] - line["from"])
-            spent.setdefault(cells[line["run"]], []).append(pair)
-    if not spent:
+    lines = [line for line in attempts(benchmark) if line["run"] in cells]
+    trained = [line for line in lines if line["to"] > line["from"]]
+    if not trained:
         return None
-    every = [pair for pairs in spent.values() for pair in pairs]
-    rates = {cell: _rate(spent.get(cell, every)) for cell in set(cells.values())}
-    left = [rates[item.run.cell.name] * (1 - item.share) for item in progress if item.share < 1]
+    measured = [line for line in lines if line["measuring"] > 0]
+    left = []
+    for item in progress:
+        if item.state != "done":
+            cell = item.run.cell.name
+            rate = _rate([it for it in trained if cells[it["run"]] == cell] or trained)
+            of_cell = [it for it in measured if cells[it["run"]] == cell] or measured
+            measuring = sum(it["measuring"] for it in of_cell) / max(1, len(of_cell))
+            left.append(rate * (1 - item.share) + measuring)
     return max(sum(left) / workers, max(left, default=0.0))
 
 
-def _rate(pairs: list[tuple[float, float]]) -> float:
-    """Seconds for a whole run, by the attempts' seconds and shares."""
-    return sum(seconds for seconds, _ in pairs) / sum(share for _, share in pairs)
+def _rate(lines: list[dict[str, Any]]) -> float:
+    """Seconds for the whole of a training, by what attempts took for their shares of it."""
+    shares = sum(line["to"] - line["from"] for line in lines)
+    return sum(line["seconds"] - line["measuring"] for line in lines) / shares
 
 
 def describe(benchmark: Benchmark, workers: int) -> str:

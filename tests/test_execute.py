@@ -294,7 +294,8 @@ def test_the_plan_shows_every_run_and_the_time_left(tmp_path):
             "to": 0.25,
         },
     ]
-    damaged = ['{"run": "good', "3", "{}", *map(json.dumps, lines)]
+    older = {key: value for key, value in lines[0].items() if key != "measuring"}
+    damaged = ['{"run": "good', "3", "{}", *map(json.dumps, [older, *lines])]
     (benchmark.folder / "attempts.jsonl").write_text("\n".join(damaged))
     # better: 0.75 and 1 of 400 s; good: 100 s; and 30 s to measure each
     progress = survey(benchmark)

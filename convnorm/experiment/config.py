@@ -15,7 +15,8 @@ from convnorm.experiment.errors import InputError
 
 Config = TypeVar("Config")
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+ROOT = Path(__file__).resolve().parents[2]  # of the clone
+CONFIGS = ROOT / "configs"
 
 
 @dataclass(frozen=True)

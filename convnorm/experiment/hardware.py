@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
+from convnorm.experiment.config import ROOT
 
 
 def hardware(device: torch.device) -> str:

@@ -77,8 +77,7 @@ class Tracker:
         if step == 0:
             self._board.add_text("config", f"```yaml\n{config}```", 0)
         self._bar = tqdm(total=steps, initial=step, unit="step", disable=None, file=sys.stderr)
-        lines = read_lines(run_dir / "log.jsonl")
-        last = BEGINNING | (lines[-1] if lines else {})
+        last = BEGINNING | (last_line(run_dir / "log.jsonl") or {})
         # The steps between the last line and the checkpoint have no line: as fast as those before.
         self._seconds = last["seconds"] + (step - last["step"]) / last["steps_per_second"]
         self._peak_memory = last["peak_memory"]

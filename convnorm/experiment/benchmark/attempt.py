@@ -14,9 +14,9 @@ from typing import Any
 from convnorm.experiment.benchmark.grid import Benchmark, Run
 from convnorm.experiment.benchmark.pipeline import Pipeline
 from convnorm.experiment.checkpoint import is_held
+from convnorm.experiment.config import ROOT
 from convnorm.experiment.tracking import last_line
 
-ROOT = Path(__file__).resolve().parents[3]
 CHILD = Path(__file__).with_name("child.py")
 
 

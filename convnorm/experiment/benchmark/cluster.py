@@ -7,7 +7,8 @@ from typing import Any
 
 import submitit
 
-from convnorm.experiment.benchmark.attempt import ROOT, Attempt
+from convnorm.experiment.benchmark.attempt import Attempt
+from convnorm.experiment.config import ROOT
 from convnorm.experiment.errors import InputError
 
 TIMEOUT = 24 * 60  # minutes, where timeout_min is not given; submitit's own are 2 and 5

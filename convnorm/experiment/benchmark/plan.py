@@ -43,13 +43,7 @@ def attempts(benchmark: Benchmark) -> list[dict[str, Any]]:
             record = json.loads(line)
         except json.JSONDecodeError:
             continue
-        if isinstance(record, dict) and record.keys() >= {
-            "run",
-            "outcome",
-            "seconds",
-            "from",
-            "to",
-        }:
+        if isinstance(record, dict) and record.keys() >= KEYS:
             found.append(record)
     return found
 

@@ -15,11 +15,11 @@ from classification.evaluation_report import load
 from classification.named_attacks import NAMES, Budget, attack_named
 from convnorm.experiment.benchmark.pipeline import Cost, Measure, Pipeline, Result, When
 from convnorm.experiment.benchmark.reading import finished, norms, on
-from convnorm.experiment.checkpoint import BEST, CHECKPOINT
 from convnorm.experiment.config import differences
 from convnorm.experiment.config import read as read_config
 from convnorm.experiment.errors import InputError
-from convnorm.experiment.tracking import read_lines
+from convnorm.experiment.run.checkpoint import BEST, CHECKPOINT
+from convnorm.experiment.run.tracking import read_lines
 
 CHECKPOINTS: dict[When, str] = {"final": CHECKPOINT, "selected": BEST}
 ACCURACIES = ("clean", CORRUPTIONS, "recovered", "validation accuracy", "validation pgd10")

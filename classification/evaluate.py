@@ -26,10 +26,10 @@ from classification.models import LoadedClassifier
 from classification.named_attacks import Attack, Budget, attack_named
 from classification.splits import split
 from classification.training_data import sha256_of as sha256_of_file
-from convnorm.experiment import checkpoint
 from convnorm.experiment.config import require
 from convnorm.experiment.data import Images, load_images
 from convnorm.experiment.errors import InputError
+from convnorm.experiment.run import checkpoint
 from convnorm.experiment.streams import generator
 
 CORRUPTIONS = "corruptions"  # among the names of attacks

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from convnorm.experiment.checkpoint import EVALUATION, write, write_json
 from convnorm.experiment.errors import InputError
-from convnorm.experiment.palette import COLOURS, MARKERS
+from convnorm.experiment.files import write, write_json
+from convnorm.experiment.report.palette import COLOURS, MARKERS
+from convnorm.experiment.run.checkpoint import EVALUATION
 
 Record = dict[str, Any]
 Row = tuple[str, str, str, str, str]

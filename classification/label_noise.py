@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convnorm.experiment import checkpoint
+from convnorm.experiment import files
 from convnorm.experiment.config import require
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.streams import generator
@@ -212,4 +212,4 @@ def save(
         "rate": np.array(config.rate),
         "seed": np.array(config.seed),
     }
-    checkpoint.write(path, lambda file: np.savez_compressed(file, **arrays))
+    files.write(path, lambda file: np.savez_compressed(file, **arrays))

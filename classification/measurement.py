@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from convnorm.experiment import checkpoint
 from convnorm.experiment.data import Images
 from convnorm.experiment.errors import InputError
-from convnorm.experiment.hardware import hardware
+from convnorm.experiment.run import checkpoint
+from convnorm.experiment.run.hardware import hardware
 
 FORMAT = "convnorm-suite/measurement/1"  # to be raised where older results would be wrong
 TELL_EVERY = 30.0  # seconds between two lines where there is no terminal for a bar

@@ -9,9 +9,10 @@ from torch import nn
 
 from classification.config import ClassifierConfig
 from classification.networks import build_network
-from convnorm.experiment import checkpoint, streams
+from convnorm.experiment import streams
 from convnorm.experiment.config import from_dict
 from convnorm.experiment.errors import InputError
+from convnorm.experiment.run import checkpoint
 
 FORMAT = "convnorm-suite/classifier/1"
 

@@ -14,14 +14,15 @@ from classification.config import ClassifierConfig
 from classification.models import FORMAT
 from classification.trainer import Trainer
 from classification.training_data import TrainingData, noise_report, training_data
-from convnorm.experiment import checkpoint, loop
+from convnorm.experiment import files
 from convnorm.experiment.config import RunOptions, to_yaml
-from convnorm.experiment.cost import macs
 from convnorm.experiment.data import Images, load_images
-from convnorm.experiment.distributed import Process
-from convnorm.experiment.hardware import commit, hardware
-from convnorm.experiment.loop import is_due
-from convnorm.experiment.tracking import Tracker, read_lines
+from convnorm.experiment.run import checkpoint, loop
+from convnorm.experiment.run.cost import macs
+from convnorm.experiment.run.distributed import Process
+from convnorm.experiment.run.hardware import commit, hardware
+from convnorm.experiment.run.loop import is_due
+from convnorm.experiment.run.tracking import Tracker, read_lines
 from convnorm.spectrum import layer_norms
 
 GRID = 64  # training images in a picture
@@ -52,7 +53,7 @@ def train(config: ClassifierConfig, options: RunOptions, process: Process) -> di
         summary = _summary(trainer, data, run_dir, code)
         file = run_dir / "summary.json"
         if process.is_main and not (done_before and file.exists()):
-            checkpoint.write_json(file, summary)
+            files.write_json(file, summary)
         return summary
 
 

@@ -22,10 +22,10 @@ from classification.models import FORMAT, build
 from classification.schedules import learning_rate
 from classification.training_data import TrainingData
 from convnorm.experiment import streams
-from convnorm.experiment.averaging import averaged, follow, running_statistics
-from convnorm.experiment.batches import Batches
-from convnorm.experiment.distributed import Process
-from convnorm.experiment.meter import Meter
+from convnorm.experiment.run.averaging import averaged, follow, running_statistics
+from convnorm.experiment.run.batches import Batches
+from convnorm.experiment.run.distributed import Process
+from convnorm.experiment.run.meter import Meter
 
 TERMS = ("loss", "accuracy", "weight_penalty")  # of the log; on the images as trained on
 

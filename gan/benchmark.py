@@ -14,7 +14,7 @@ from convnorm.experiment.benchmark.pipeline import Cost, Measure, Pipeline, Resu
 from convnorm.experiment.benchmark.reading import finished, norms, on
 from convnorm.experiment.config import differences
 from convnorm.experiment.errors import InputError
-from convnorm.experiment.tracking import read_lines
+from convnorm.experiment.run.tracking import read_lines
 from gan.config import GanConfig
 from gan.extractors import label
 from gan.protocols import PROTOCOLS

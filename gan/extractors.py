@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from convnorm.experiment import checkpoint
 from convnorm.experiment import data as data_module
+from convnorm.experiment import files
 from convnorm.experiment.data import Images, resize
 from convnorm.experiment.errors import InputError
 from gan import fidelity
@@ -238,7 +238,7 @@ def cached_features(images: Tensor, extractor: Extractor, folder: Path | None = 
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{file.parent}: cannot be made a folder ({error.strerror})") from error
-    checkpoint.write(file, lambda out: out.write(hashlib.sha256(content).digest() + content))
+    files.write(file, lambda out: out.write(hashlib.sha256(content).digest() + content))
     return features
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from convnorm.experiment import checkpoint, streams
+from convnorm.experiment import streams
 from convnorm.experiment.config import from_dict
 from convnorm.experiment.data import to_uint8
 from convnorm.experiment.errors import InputError
+from convnorm.experiment.run import checkpoint
 from gan.config import GanConfig
 from gan.networks import build_discriminator, build_generator
 

@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 
-from convnorm.experiment import checkpoint, loop, streams
+from convnorm.experiment import files, streams
 from convnorm.experiment.config import RunOptions, to_yaml
-from convnorm.experiment.cost import macs
 from convnorm.experiment.data import load_images
-from convnorm.experiment.distributed import Process
-from convnorm.experiment.hardware import commit, hardware
-from convnorm.experiment.loop import is_due
-from convnorm.experiment.tracking import Tracker, read_lines
+from convnorm.experiment.run import checkpoint, loop
+from convnorm.experiment.run.cost import macs
+from convnorm.experiment.run.distributed import Process
+from convnorm.experiment.run.hardware import commit, hardware
+from convnorm.experiment.run.loop import is_due
+from convnorm.experiment.run.tracking import Tracker, read_lines
 from convnorm.spectrum import layer_norms
 from gan.config import GanConfig
 from gan.models import FORMAT, generate, sample
@@ -45,7 +46,7 @@ def train(config: GanConfig, options: RunOptions, process: Process) -> dict[str,
         summary = _summary(trainer, run_dir, code)
         file = run_dir / "summary.json"
         if process.is_main and not (done_before and file.exists()):
-            checkpoint.write_json(file, summary)
+            files.write_json(file, summary)
         return summary
 
 

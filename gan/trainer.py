@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from convnorm.experiment import streams
-from convnorm.experiment.averaging import averaged, follow, running_statistics
-from convnorm.experiment.batches import Batches
 from convnorm.experiment.data import Images, from_uint8
-from convnorm.experiment.distributed import Process
-from convnorm.experiment.meter import Meter
+from convnorm.experiment.run.averaging import averaged, follow, running_statistics
+from convnorm.experiment.run.batches import Batches
+from convnorm.experiment.run.distributed import Process
+from convnorm.experiment.run.meter import Meter
 from gan.config import GanConfig
 from gan.losses import DISCRIMINATOR_LOSSES, GENERATOR_LOSSES, gradient_penalty, r1
 from gan.models import FORMAT, build

@@ -24,11 +24,11 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from convnorm import ConvNorm2d, functional
-from convnorm.experiment.checkpoint import write_json
 from convnorm.experiment.config import require
-from convnorm.experiment.distributed import pick_device
 from convnorm.experiment.errors import InputError, exit_code
-from convnorm.experiment.hardware import hardware
+from convnorm.experiment.files import write_json
+from convnorm.experiment.run.distributed import pick_device
+from convnorm.experiment.run.hardware import hardware
 from convnorm.functional import circular_filter, spectral_gain
 
 # in channels, out channels, kernel, stride, padding, map size: each distinct shape once.

@@ -19,15 +19,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import yaml
 
 from classification.benchmark import CLASSIFICATION
-from convnorm.experiment.benchmark import report
 from convnorm.experiment.benchmark.cluster import Cluster
-from convnorm.experiment.benchmark.execute import Executor, execute
+from convnorm.experiment.benchmark.execute import (
+    Executor,
+    LocalExecutor,
+    divided_machine,
+    execute,
+)
 from convnorm.experiment.benchmark.grid import Benchmark, load
-from convnorm.experiment.benchmark.here import Here, shares
 from convnorm.experiment.benchmark.plan import check, describe
 from convnorm.experiment.benchmark.results import gather
 from convnorm.experiment.config import require
 from convnorm.experiment.errors import InputError, exit_code
+from convnorm.experiment.report import page
 from gan.benchmark import GAN
 
 PIPELINES = {pipeline.name: pipeline for pipeline in (GAN, CLASSIFICATION)}
@@ -75,7 +79,7 @@ def executor(args: argparse.Namespace, benchmark: Benchmark) -> Executor:
         )
         return Cluster(args.cluster, parameters(args.submitit), benchmark.folder / "jobs")
     require(not args.submitit, "--submitit", args.submitit, "none without --cluster")
-    return Here(shares(args.workers, args.processes_per_run, args.device))
+    return LocalExecutor(divided_machine(args.workers, args.processes_per_run, args.device))
 
 
 def parameters(pairs: list[str]) -> dict[str, Any]:
@@ -99,7 +103,7 @@ def main() -> int:
             return 0
         execute(benchmark, where, args.processes_per_run, args.device)
     results = gather(benchmark)
-    print(f"report: {report.write(results, benchmark.folder)}")
+    print(f"report: {page.write(results, benchmark.folder)}")
     return int(any(run["state"] == "failed" for run in results["runs"]))
 
 

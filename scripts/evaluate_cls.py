@@ -18,8 +18,8 @@ from classification.evaluate import Options, checkpoint_of, evaluate
 from classification.evaluation_report import save, table
 from classification.models import load_classifier
 from classification.named_attacks import NAMES, Budget
-from convnorm.experiment.distributed import pick_device
 from convnorm.experiment.errors import Stopped, exit_code
+from convnorm.experiment.run.distributed import pick_device
 
 
 def parse_args() -> argparse.Namespace:

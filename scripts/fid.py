@@ -14,10 +14,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from convnorm.experiment.checkpoint import write_json
 from convnorm.experiment.data import DataConfig
-from convnorm.experiment.distributed import pick_device
 from convnorm.experiment.errors import InputError, exit_code
+from convnorm.experiment.files import write_json
+from convnorm.experiment.run.distributed import pick_device
 from gan.extractors import load_extractor
 from gan.protocols import PROTOCOLS, protocol_named
 from gan.scoring import Record, num_available, reference_of, score

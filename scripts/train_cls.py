@@ -7,9 +7,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from classification.config import ClassifierConfig
 from classification.train import train
-from convnorm.experiment import distributed
 from convnorm.experiment.config import parse
 from convnorm.experiment.errors import exit_code
+from convnorm.experiment.run import distributed
 
 
 def main() -> None:

@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from convnorm.experiment.checkpoint import write, write_json
 from convnorm.experiment.data import DataConfig, load_images
 from convnorm.experiment.errors import InputError, exit_code
+from convnorm.experiment.files import write, write_json
 from convnorm.experiment.streams import generator
 from gan.extractors import DIGITS_SIZE, DIGITS_WEIGHTS, DigitsNet, digits_input
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from convnorm.experiment import distributed
 from convnorm.experiment.config import parse
 from convnorm.experiment.errors import exit_code
+from convnorm.experiment.run import distributed
 from gan.config import GanConfig
 from gan.train import train
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from convnorm.experiment.run.tracking import save_png
 from convnorm.experiment.statistics import area_under, holm, mcnemar, paired, summary
-from convnorm.experiment.tracking import save_png
 
 STEPS = range(100, 900, 100)
 # The final score of a run, (best, final) of one that collapsed, or the state of one without scores.

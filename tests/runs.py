@@ -21,7 +21,7 @@ import torch
 from classification.config import ClassifierConfig
 from classification.train import train as train_classifier
 from convnorm.experiment.config import RunOptions, from_dict
-from convnorm.experiment.distributed import Process
+from convnorm.experiment.run.distributed import Process
 from gan.config import GanConfig
 from gan.train import train as train_gan
 

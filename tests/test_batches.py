@@ -4,10 +4,10 @@ import pytest
 import torch
 from runs import ALONE
 
-from convnorm.experiment.batches import Batches, shifted
 from convnorm.experiment.data import Images
-from convnorm.experiment.distributed import Process
 from convnorm.experiment.errors import InputError
+from convnorm.experiment.run.batches import Batches, shifted
+from convnorm.experiment.run.distributed import Process
 
 
 def numbered(num_images: int) -> Images:

@@ -7,9 +7,10 @@ import pytest
 import torch
 from runs import tiny
 
-from convnorm.experiment import checkpoint
-from convnorm.experiment.checkpoint import load, open_run, save, write, write_json
 from convnorm.experiment.errors import InputError
+from convnorm.experiment.files import write, write_json
+from convnorm.experiment.run import checkpoint
+from convnorm.experiment.run.checkpoint import load, open_run, save
 
 STATE = {"format": "test/1", "weights": torch.arange(2000.0), "step": 3, "none": None}
 

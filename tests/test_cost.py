@@ -11,7 +11,7 @@ from torch import nn
 from classification.models import build as build_classifier
 from classification.networks import build_network
 from convnorm import CATALOGUE, ConvNorm2d, Normalizer
-from convnorm.experiment.cost import macs
+from convnorm.experiment.run.cost import macs
 from gan.models import build
 from gan.networks import ARCHITECTURES, build_discriminator
 
@@ -157,7 +157,7 @@ def test_summaries_say_what_an_image_costs(tmp_path):
 def test_peak_memory_is_this_process_s_alone():
     """On Linux, getrusage gives a process the peak of the one that started it: here 1 GiB."""
     code = (
-        "import torch; from convnorm.experiment.cost import peak_memory as peak; "
+        "import torch; from convnorm.experiment.run.cost import peak_memory as peak; "
         "cpu = torch.device('cpu'); print(peak(cpu)); x = torch.ones(2**26); print(peak(cpu))"
     )
     held = bytearray(b"x") * 2**30

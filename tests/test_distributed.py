@@ -22,9 +22,9 @@ from runs import (
 )
 
 from classification.trainer import Trainer as ClassifierTrainer
-from convnorm.experiment import distributed, loop
-from convnorm.experiment.distributed import Process
 from convnorm.experiment.errors import InputError
+from convnorm.experiment.run import distributed, loop
+from convnorm.experiment.run.distributed import Process
 from gan.trainer import Trainer
 
 CHANGES = {"normalizer.kind": "spectral", "train.n_dis": 1, "train.ema_decay": 0.5, "log.every": 1}

@@ -11,7 +11,7 @@ import torch
 from runs import Child, script, tiny_classifier
 
 from classification.models import FORMAT, build
-from convnorm.experiment import checkpoint
+from convnorm.experiment.run import checkpoint
 
 # Long enough to be killed in the middle: some dozens of batches.
 LONG = ("--attacks", "pgd3", "simba_dct", "--batch_size", "4", "--max_queries", "40")

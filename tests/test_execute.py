@@ -14,20 +14,24 @@ import pytest
 import yaml
 from toy import TOY, toy
 
-from convnorm.experiment import checkpoint
-from convnorm.experiment.benchmark import here
+from convnorm.experiment.benchmark import execute as execution
 from convnorm.experiment.benchmark.attempt import CHILD, Command
 from convnorm.experiment.benchmark.cluster import Cluster
-from convnorm.experiment.benchmark.execute import Executor, execute
+from convnorm.experiment.benchmark.execute import (
+    Executor,
+    LocalExecutor,
+    divided_machine,
+    execute,
+)
 from convnorm.experiment.benchmark.grid import Benchmark
-from convnorm.experiment.benchmark.here import Here, shares
 from convnorm.experiment.benchmark.plan import describe, seconds_left, survey
 from convnorm.experiment.errors import InputError, Stopped
+from convnorm.experiment.run import checkpoint
 
 
 def carry_out(benchmark: Benchmark, executor: Executor | None = None, workers: int = 1) -> None:
     machine = [{"OMP_NUM_THREADS": "1"}] * workers
-    execute(benchmark, executor or Here(machine), processes=1, device="auto")
+    execute(benchmark, executor or LocalExecutor(machine), processes=1, device="auto")
 
 
 def states(benchmark: Benchmark) -> list[str]:
@@ -195,22 +199,22 @@ def test_what_a_run_said_is_kept(tmp_path):
 
 
 def test_workers_divide_the_cores(monkeypatch):
-    monkeypatch.setattr(here, "available_cores", lambda: 8)
-    monkeypatch.setattr(here, "available_gpus", lambda: [])
+    monkeypatch.setattr(execution, "available_cores", lambda: 8)
+    monkeypatch.setattr(execution, "available_gpus", lambda: [])
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert shares(3, 1, "auto") == [{"OMP_NUM_THREADS": "2"}] * 3
-    assert shares(2, 2, "auto") == [{"OMP_NUM_THREADS": "2"}] * 2
-    assert shares(None, 2, "auto") == [{"OMP_NUM_THREADS": "1"}] * 4
+    assert divided_machine(3, 1, "auto") == [{"OMP_NUM_THREADS": "2"}] * 3
+    assert divided_machine(2, 2, "auto") == [{"OMP_NUM_THREADS": "2"}] * 2
+    assert divided_machine(None, 2, "auto") == [{"OMP_NUM_THREADS": "1"}] * 4
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert shares(2, 1, "cpu") == [{"OMP_NUM_THREADS": "1"}] * 2
+    assert divided_machine(2, 1, "cpu") == [{"OMP_NUM_THREADS": "1"}] * 2
 
 
 def test_workers_divide_the_gpus(monkeypatch):
-    monkeypatch.setattr(here, "available_cores", lambda: 8)
-    monkeypatch.setattr(here, "available_gpus", lambda: ["4", "5", "6", "7"])
-    found = [share["CUDA_VISIBLE_DEVICES"] for share in shares(2, 2, "auto")]
+    monkeypatch.setattr(execution, "available_cores", lambda: 8)
+    monkeypatch.setattr(execution, "available_gpus", lambda: ["4", "5", "6", "7"])
+    found = [share["CUDA_VISIBLE_DEVICES"] for share in divided_machine(2, 2, "auto")]
     assert found == ["4,5", "6,7"]
-    assert "CUDA_VISIBLE_DEVICES" not in shares(1, 1, "cpu")[0]
+    assert "CUDA_VISIBLE_DEVICES" not in divided_machine(1, 1, "cpu")[0]
 
 
 @pytest.mark.parametrize(
@@ -223,14 +227,14 @@ def test_workers_divide_the_gpus(monkeypatch):
     ],
 )
 def test_a_machine_is_never_oversubscribed(monkeypatch, workers, processes, expected):
-    monkeypatch.setattr(here, "available_cores", lambda: 2)
+    monkeypatch.setattr(execution, "available_cores", lambda: 2)
     with pytest.raises(InputError, match=expected):
-        shares(workers, processes, "cpu")
+        divided_machine(workers, processes, "cpu")
 
 
 def test_a_run_sees_its_share_alone(tmp_path):
     benchmark = toy(tmp_path)
-    carry_out(benchmark, Here([{"OMP_NUM_THREADS": "5"}, {"OMP_NUM_THREADS": "7"}]))
+    carry_out(benchmark, LocalExecutor([{"OMP_NUM_THREADS": "5"}, {"OMP_NUM_THREADS": "7"}]))
     threads = {(run.folder / "threads").read_text() for run in benchmark.runs}
     assert threads <= {"5", "7"}
 

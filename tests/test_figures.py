@@ -9,9 +9,9 @@ from example_results import classification, gan
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from convnorm.experiment.benchmark import figures
-from convnorm.experiment.benchmark.figures import INK, PAPER, draw
-from convnorm.experiment.palette import COLOURS, style
+from convnorm.experiment.report import figures
+from convnorm.experiment.report.figures import INK, PAPER, draw
+from convnorm.experiment.report.palette import COLOURS, style
 
 ALL = {
     "score_steps",

@@ -11,6 +11,8 @@ PROJECT = ("convnorm", "gan", "classification", "scripts", "tests")
 SOURCES = sorted(
     path.relative_to(ROOT) for folder in PROJECT for path in (ROOT / folder).rglob("*.py")
 )
+# Room of convnorm.experiment -> the rooms that it may import from.
+ROOMS = {"run": {"run"}, "benchmark": {"benchmark", "run"}, "report": {"report"}}
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.py"))
 
 
@@ -32,11 +34,14 @@ def is_allowed(path, module: str) -> bool:
     top = module.split(".")[0]
     if top not in PROJECT:
         return True
-    experiment = module.startswith("convnorm.experiment")
+    names = module.split(".")
+    in_experiment = names[:2] == ["convnorm", "experiment"]
+    if path.parts[:2] == ("convnorm", "experiment"):
+        room = path.parts[2]  # a file beside the rooms, which all of them may import, or a room
+        wanted = names[2] if in_experiment and len(names) > 2 else None
+        return in_experiment and (wanted not in ROOMS or wanted in ROOMS.get(room, ()))
     if path.parts[0] == "convnorm":
-        if path.parts[1] == "experiment":
-            return experiment or module == "convnorm"
-        return top == "convnorm" and not experiment and "experiment" not in module
+        return top == "convnorm" and not in_experiment
     if path.parts[0] in ("gan", "classification"):
         return top in ("convnorm", path.parts[0])
     return True

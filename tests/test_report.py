@@ -9,12 +9,12 @@ from html.parser import HTMLParser
 import pytest
 from example_results import classification, gan
 
-from convnorm.experiment.benchmark import report
-from convnorm.experiment.benchmark.answer import answer, limits
-from convnorm.experiment.benchmark.figures import Drawing
-from convnorm.experiment.benchmark.formats import number
-from convnorm.experiment.benchmark.report import write
 from convnorm.experiment.errors import InputError
+from convnorm.experiment.report import page
+from convnorm.experiment.report.answer import answer, limits
+from convnorm.experiment.report.figures import Drawing
+from convnorm.experiment.report.formats import number
+from convnorm.experiment.report.page import write
 
 CLEAR = {("none", "x"): [2.5, 2.6, 2.7], ("convnorm", "x"): [1.5, 1.61, 1.7]}
 
@@ -53,7 +53,7 @@ class Page(HTMLParser):
 def undrawn(monkeypatch):
     """Drawing takes most of the time, and most of these tests read."""
     drawings = {dark: {"every_run": Drawing(b"\x89PNG" + bytes([dark]), "dots")} for dark in (0, 1)}
-    monkeypatch.setattr(report, "draw", lambda results, folder, dark: drawings[dark])
+    monkeypatch.setattr(page, "draw", lambda results, folder, dark: drawings[dark])
 
 
 def written(results, folder) -> tuple[str, Page]:

@@ -10,9 +10,9 @@ import torch
 from runs import log_of, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from convnorm.experiment import tracking
 from convnorm.experiment.errors import InputError
-from convnorm.experiment.tracking import Tracker, read_lines
+from convnorm.experiment.run import tracking
+from convnorm.experiment.run.tracking import Tracker, read_lines
 
 CPU = torch.device("cpu")
 

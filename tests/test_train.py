@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from convnorm.experiment import streams
-from convnorm.experiment.batches import Batches
 from convnorm.experiment.data import load_images
 from convnorm.experiment.errors import InputError, Stopped
+from convnorm.experiment.run.batches import Batches
 from convnorm.normalizers import CATALOGUE
 from gan import trainer as trainer_module
 from gan.models import build, generate, load_generator, sample

@@ -1,1 +1,1 @@
-"""What any run needs, whatever it trains: configuration, data, checkpoints, logs, processes."""
+"""What surrounds the method: configuration, data, runs, benchmarks, reports."""

@@ -1,7 +1,7 @@
 """Real images: read from where they are into one uint8 tensor.
 
 Whole data sets of small images fit into memory, on an accelerator too, so nothing is decoded or
-copied while training runs. `convnorm.experiment.batches` draws minibatches from the tensor.
+copied while training runs. `convnorm.experiment.run.batches` draws minibatches from the tensor.
 """
 
 import hashlib

@@ -1,1 +1,1 @@
-"""Many runs as one experiment: the grid, where it runs, its statistics and its report."""
+"""Many runs as one experiment: the grid, where it runs, and what its results are."""

@@ -13,9 +13,9 @@ from typing import Any
 
 from convnorm.experiment.benchmark.grid import Benchmark, Run
 from convnorm.experiment.benchmark.pipeline import Pipeline
-from convnorm.experiment.checkpoint import is_held
 from convnorm.experiment.config import ROOT
-from convnorm.experiment.tracking import last_line
+from convnorm.experiment.run.checkpoint import is_held
+from convnorm.experiment.run.tracking import last_line
 
 CHILD = Path(__file__).with_name("child.py")
 

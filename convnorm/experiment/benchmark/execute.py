@@ -1,21 +1,25 @@
-"""Carries out the runs that are left of a benchmark, and shows how far they are."""
+"""Carries out the runs that are left of a benchmark and shows how far they are."""
 
 import json
 import os
 import sys
 import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from tqdm import tqdm
 
-from convnorm.experiment import checkpoint
+from convnorm.experiment import files
 from convnorm.experiment.benchmark.attempt import Attempt, share_done
 from convnorm.experiment.benchmark.grid import Benchmark
 from convnorm.experiment.benchmark.plan import ATTEMPTS, GRID, about, seconds_left, survey
-from convnorm.experiment.config import to_yaml
+from convnorm.experiment.config import require, to_yaml
 from convnorm.experiment.errors import InputError, Stopped
-from convnorm.experiment.interrupts import Interrupts
+from convnorm.experiment.run import checkpoint
+from convnorm.experiment.run.interrupts import Interrupts
 
 POLL = 0.5  # seconds
 
@@ -29,7 +33,7 @@ class Job(Protocol):
 
 
 class Executor(Protocol):
-    """Where attempts are carried out, `workers` at a time: `Here` or a `Cluster`."""
+    """Where attempts are carried out, `workers` at a time: a `LocalExecutor` or a `Cluster`."""
 
     workers: int
 
@@ -60,7 +64,7 @@ def _register(benchmark: Benchmark) -> None:
     file = benchmark.folder / GRID
     if not file.exists():
         content = to_yaml(benchmark.grid).encode()
-        checkpoint.write(file, lambda opened: opened.write(content))
+        files.write(file, lambda opened: opened.write(content))
 
 
 def _execute(benchmark: Benchmark, executor: Executor, attempts: list[Attempt]) -> None:
@@ -129,3 +133,77 @@ def _append(path: Path, line: dict[str, Any]) -> None:
             file.write((b"\n" if cut else b"") + json.dumps(line).encode() + b"\n")
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+# ------------------------------------------------------------------ on this machine
+
+
+def available_cores() -> int:
+    """The cores that this process may use, which can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def available_gpus() -> list[str]:
+    """The GPUs that this process may use, by the names that CUDA_VISIBLE_DEVICES takes."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    return (visible.split(",") if visible else [str(i) for i in range(count)])[:count]
+
+
+def divided_machine(workers: int | None, processes: int, device: str) -> list[dict[str, str]]:
+    """Divide the machine: for each worker, the environment of the runs that it carries out.
+
+    Args:
+        workers: Runs side by side; None for as many as the GPUs, or else the cores, allow.
+        processes: That train one run together.
+
+    Raises:
+        InputError: There are fewer GPUs, or without any fewer cores, than processes.
+    """
+    gpus = [] if device == "cpu" else available_gpus()
+    cores = available_cores()
+    most, units = (len(gpus), "GPUs") if gpus else (cores, "cores")
+    fits = 1 <= processes <= most
+    require(fits, "processes_per_run", processes, f"1 to {most}, the {units} of this machine")
+    side_by_side = most // processes
+    workers = side_by_side if workers is None else workers
+    fits = 1 <= workers <= side_by_side
+    require(fits, "workers", workers, f"1 to {side_by_side}, as {most} {units} are divided")
+    threads = max(1, cores // (workers * processes))
+    if (set_before := os.environ.get("OMP_NUM_THREADS", "")).isdecimal():
+        threads = min(threads, max(1, int(set_before)))
+    found = []
+    for worker in range(workers):
+        found.append({"OMP_NUM_THREADS": str(threads)})
+        if gpus:
+            own = gpus[worker * processes : (worker + 1) * processes]
+            found[-1]["CUDA_VISIBLE_DEVICES"] = ",".join(own)
+    return found
+
+
+class LocalExecutor:
+    """As many attempts at once as there are shares; the others wait."""
+
+    def __init__(self, machine: list[dict[str, str]]):
+        self.workers = len(machine)
+        self._free = deque(machine)
+        self._pool = ThreadPoolExecutor(len(machine))
+        self._attempts: list[Attempt] = []
+
+    def submit(self, attempt: Attempt) -> Future:
+        """Return the future of the attempt's line."""
+        self._attempts.append(attempt)
+        return self._pool.submit(self._with_share, attempt)
+
+    def _with_share(self, attempt: Attempt) -> dict[str, Any]:
+        share = self._free.popleft()
+        attempt.environment = {**attempt.environment, **share}
+        try:
+            return attempt()
+        finally:
+            self._free.append(share)
+
+    def stop(self) -> None:
+        """Let every attempt save and end."""
+        for attempt in self._attempts:
+            attempt.stop()

@@ -4,10 +4,10 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from convnorm.experiment import checkpoint
 from convnorm.experiment.benchmark.attempt import is_trained, share_done
 from convnorm.experiment.benchmark.grid import Benchmark, Run
 from convnorm.experiment.errors import InputError
+from convnorm.experiment.run import checkpoint
 
 ATTEMPTS = "attempts.jsonl"
 KEYS = {"run", "outcome", "seconds", "measuring", "from", "to"}  # of its lines

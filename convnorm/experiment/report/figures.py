@@ -11,8 +11,8 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from convnorm.experiment.benchmark.answer import Results, score_name
-from convnorm.experiment.benchmark.canvas import (
+from convnorm.experiment.report.answer import Results, score_name
+from convnorm.experiment.report.canvas import (
     as_png,
     draw_band,
     draw_legend,
@@ -22,8 +22,8 @@ from convnorm.experiment.benchmark.canvas import (
     with_panels,
     write_beyond,
 )
-from convnorm.experiment.benchmark.formats import factor, number
-from convnorm.experiment.palette import LINES, style
+from convnorm.experiment.report.formats import factor, number
+from convnorm.experiment.report.palette import LINES, style
 
 Captioned = tuple[Figure, str]
 

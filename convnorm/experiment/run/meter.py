@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from convnorm.experiment.distributed import Process
 from convnorm.experiment.errors import Stopped
+from convnorm.experiment.run.distributed import Process
 
 
 class Meter:

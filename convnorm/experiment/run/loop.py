@@ -6,13 +6,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
-from convnorm.experiment import checkpoint
 from convnorm.experiment.config import RunOptions
 from convnorm.experiment.data import Images
-from convnorm.experiment.distributed import Process
 from convnorm.experiment.errors import InputError, Stopped
-from convnorm.experiment.interrupts import Interrupts
-from convnorm.experiment.tracking import Tracker
+from convnorm.experiment.run import checkpoint
+from convnorm.experiment.run.distributed import Process
+from convnorm.experiment.run.interrupts import Interrupts
+from convnorm.experiment.run.tracking import Tracker
 
 VOTE_EVERY = 10  # at most so many steps before several processes agree on a signal
 

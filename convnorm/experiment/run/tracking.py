@@ -15,9 +15,9 @@ from torchvision.io import encode_png
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
-from convnorm.experiment.checkpoint import write
-from convnorm.experiment.cost import forget_peak_memory, peak_memory
 from convnorm.experiment.errors import InputError
+from convnorm.experiment.files import write
+from convnorm.experiment.run.cost import forget_peak_memory, peak_memory
 
 # What a log line says of the run so far, before the first one; an older version's lines lack some.
 BEGINNING = {"step": 0, "steps_per_second": math.inf, "seconds": 0.0, "peak_memory": 0}
@@ -65,7 +65,7 @@ class Tracker:
 
     Every line has, beside the values of its step, `steps_per_second` since the last line and, of
     all of the run up to here, `seconds` of training and `peak_memory` in bytes, see
-    `convnorm.experiment.cost`. Both go on over a resumption.
+    `convnorm.experiment.run.cost`. Both go on over a resumption.
     """
 
     def __init__(self, run_dir: Path, step: int, steps: int, config: str, device: torch.device):

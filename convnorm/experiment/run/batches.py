@@ -6,8 +6,8 @@ from torch import Tensor
 
 from convnorm.experiment import streams
 from convnorm.experiment.data import Images
-from convnorm.experiment.distributed import Process
 from convnorm.experiment.errors import InputError
+from convnorm.experiment.run.distributed import Process
 
 
 class Batches:

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from convnorm.experiment.benchmark.formats import number
+from convnorm.experiment.report.formats import number
 
 WIDTH = 6.5  # inches
 FAR = 2.5  # how much wider an axis may become for what is far away from the rest

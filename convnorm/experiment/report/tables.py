@@ -5,8 +5,8 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from convnorm.experiment.benchmark.answer import Results, score_name
-from convnorm.experiment.benchmark.formats import factor, interval, number, spread
+from convnorm.experiment.report.answer import Results, score_name
+from convnorm.experiment.report.formats import factor, interval, number, spread
 
 ARROWS = {"lower": "↓", "higher": "↑"}
 

@@ -13,14 +13,14 @@ from typing import Any
 import yaml
 from markdown import Markdown
 
-from convnorm.experiment import checkpoint
-from convnorm.experiment.benchmark import tables
-from convnorm.experiment.benchmark.answer import Results, answer, limits
-from convnorm.experiment.benchmark.figures import PAPER, Drawing, draw
-from convnorm.experiment.benchmark.tables import escaped, folded
+from convnorm.experiment import files
 from convnorm.experiment.errors import InputError
+from convnorm.experiment.report import tables
+from convnorm.experiment.report.answer import Results, answer, limits
+from convnorm.experiment.report.figures import PAPER, Drawing, draw
+from convnorm.experiment.report.tables import escaped, folded
 
-PAGE = Path(__file__).with_name("report.html")
+PAGE = Path(__file__).with_name("page.html")
 EXTENSIONS = ("tables", "fenced_code", "toc", "md_in_html", "sane_lists")
 
 
@@ -41,13 +41,13 @@ def write(results: Results, folder: Path) -> Path:
     light, dark = (draw(results, folder, dark) for dark in (False, True))
     text = _text(results, light)
     (folder / "figures").mkdir(exist_ok=True)
-    files = {f"figures/{name}.png": drawing.png for name, drawing in light.items()}
-    files["results.csv"] = _csv(results).encode()
-    files["report.md"] = text.encode()
-    files["report.html"] = _html(results["name"], text, light, dark).encode()
-    checkpoint.write_json(folder / "results.json", results)
-    for name, content in files.items():
-        checkpoint.write(folder / name, lambda file, content=content: file.write(content))
+    contents = {f"figures/{name}.png": drawing.png for name, drawing in light.items()}
+    contents["results.csv"] = _csv(results).encode()
+    contents["report.md"] = text.encode()
+    contents["report.html"] = _html(results["name"], text, light, dark).encode()
+    files.write_json(folder / "results.json", results)
+    for name, content in contents.items():
+        files.write(folder / name, lambda file, content=content: file.write(content))
     return folder / "report.html"
 
 

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from convnorm.experiment.benchmark.formats import interval, number, points
+from convnorm.experiment.report.formats import interval, number, points
 from convnorm.experiment.statistics import LEVEL
 
 Results = dict[str, Any]

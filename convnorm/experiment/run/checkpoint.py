@@ -3,20 +3,18 @@
 import fcntl
 import hashlib
 import io
-import json
-import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 import yaml
 
 from convnorm.experiment.config import differences, to_yaml
 from convnorm.experiment.errors import InputError
+from convnorm.experiment.files import write
 
 CHECKPOINT = "last.pt"
 BEST = "best.pt"  # selected on a validation split
@@ -140,35 +138,6 @@ def _delete_run(run_dir: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-
-
-def write(path: Path, fill: Callable[[IO[bytes]], Any]) -> None:
-    """Write a file under a temporary name and rename it: the old one stays until then.
-
-    fill: is called with the open file. Raises InputError when the disk is full or refuses.
-    """
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            temporary = Path(file.name)
-            fill(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror}); what was there before is untouched"
-        ) from None
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write `content` as indented JSON, atomically."""
-    write(path, lambda file: file.write((json.dumps(content, indent=2) + "\n").encode()))
 
 
 def save(path: Path, state: dict[str, Any]) -> None:

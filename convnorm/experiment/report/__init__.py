@@ -1,0 +1,1 @@
+"""From the record of a benchmark to a page: words, tables and figures."""

@@ -1,0 +1,1 @@
+"""What one run needs: the loop, checkpoints, logs, devices and processes."""

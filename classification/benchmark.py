@@ -1,7 +1,7 @@
 """How the benchmark measures and reads the runs of classifiers."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,17 @@ from classification.config import ClassifierConfig
 from classification.evaluate import CORRUPTIONS
 from classification.evaluation_record import Record, settings_of
 from classification.evaluation_report import load
-from classification.named_attacks import NAMES, Budget, attack_named
-from convnorm.experiment.benchmark.pipeline import Cost, Measure, Pipeline, Result, When
+from classification.named_attacks import Budget, attack_named
+from convnorm.experiment.benchmark.pipeline import Pipeline, Result
 from convnorm.experiment.benchmark.reading import finished, norms, on
 from convnorm.experiment.config import differences
 from convnorm.experiment.config import read as read_config
 from convnorm.experiment.errors import InputError
+from convnorm.experiment.records import Cost, Measure, When
 from convnorm.experiment.run.checkpoint import BEST, CHECKPOINT
 from convnorm.experiment.run.tracking import read_lines
 
 CHECKPOINTS: dict[When, str] = {"final": CHECKPOINT, "selected": BEST}
-ACCURACIES = ("clean", CORRUPTIONS, "recovered", "validation accuracy", "validation pgd10")
 
 
 def share(config: ClassifierConfig, line: dict[str, Any]) -> float:
@@ -30,7 +30,7 @@ def share(config: ClassifierConfig, line: dict[str, Any]) -> float:
     return line["epoch"] / config.train.epochs
 
 
-def scores_of(config: ClassifierConfig, attacks: Sequence[str]) -> dict[When, list[str]]:
+def scores_of(config: ClassifierConfig, attacks: Sequence[str]) -> dict[When, dict[str, Measure]]:
     """The names of the scores that runs of a config will have, measured under `attacks`.
 
     Raises:
@@ -39,9 +39,10 @@ def scores_of(config: ClassifierConfig, attacks: Sequence[str]) -> dict[When, li
     for name in attacks:
         if name != CORRUPTIONS:
             attack_named(name, Budget())
-    names = ["clean", *(name for name in attacks if name in ACCURACIES or _is_attack(name))]
+    names = ["clean", *(name for name in attacks if name == CORRUPTIONS or _has_accuracy(name))]
     names += [] if config.noise.kind == "none" else ["memorized", "recovered"]
-    return {"final": names} | ({"selected": names} if config.split.validation > 0 else {})
+    measures = _measures(names)
+    return {"final": measures} | ({"selected": measures} if config.split.validation > 0 else {})
 
 
 def conditions(config: ClassifierConfig, attacks: Sequence[str]) -> dict[str, Any]:
@@ -110,6 +111,7 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
             f"({'; '.join(differing)}); expected the same options of evaluate_cls.py"
         )
     return Result(
+        measures=_measures([*scores["final"], f"validation {metric}"]),
         scores=scores,
         selected_step=steps.get("selected"),
         curve_name=f"validation {metric}",
@@ -176,24 +178,14 @@ def _protocol(record: Record, attacks: Sequence[str]) -> dict[str, Any]:
     return protocol
 
 
-def measure(name: str) -> Measure:
-    """How values of `name` are compared; InputError for a name that is not known."""
-    if name == "memorized":
-        return Measure("lower", percent=True)
-    if name in ACCURACIES or _is_attack(name):
-        return Measure("higher", percent=True)
-    raise InputError(
-        f"measure: {name!r} is not known; expected memorized, {', '.join(ACCURACIES)}, or, without "
-        f"sweep, an attack: {NAMES}"
-    )
+def _measures(names: Iterable[str]) -> dict[str, Measure]:
+    """Name -> how its values compare: accuracies but for one, the share of wrong labels learned."""
+    return {n: Measure("lower" if n == "memorized" else "higher", percent=True) for n in names}
 
 
-def _is_attack(name: str) -> bool:
-    """Whether it has one accuracy: a sweep has many."""
-    try:
-        return not isinstance(attack_named(name, Budget()).settings["eps"], list)
-    except InputError:
-        return False
+def _has_accuracy(attack: str) -> bool:
+    """Whether an attack has one accuracy: a sweep has many."""
+    return not isinstance(attack_named(attack, Budget()).settings["eps"], list)
 
 
 CLASSIFICATION = Pipeline(
@@ -205,5 +197,4 @@ CLASSIFICATION = Pipeline(
     share=share,
     measurements=measurements,
     read=read,
-    measure=measure,
 )

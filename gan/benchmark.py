@@ -3,17 +3,18 @@
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from convnorm.experiment.benchmark.pipeline import Cost, Measure, Pipeline, Result, When
+from convnorm.experiment.benchmark.pipeline import Pipeline, Result
 from convnorm.experiment.benchmark.reading import finished, norms, on
 from convnorm.experiment.config import differences
 from convnorm.experiment.errors import InputError
+from convnorm.experiment.records import Cost, Measure, When
 from convnorm.experiment.run.tracking import read_lines
 from gan.config import GanConfig
 from gan.extractors import label
@@ -29,14 +30,14 @@ def share(config: GanConfig, line: dict[str, Any]) -> float:
     return line["step"] / config.steps
 
 
-def scores_of(config: GanConfig, attacks: Sequence[str]) -> dict[When, list[str]]:
+def scores_of(config: GanConfig, attacks: Sequence[str]) -> dict[When, dict[str, Measure]]:
     """The names of the scores that runs of a config will have; InputError for any attack."""
     if attacks:
         raise InputError(f"attacks: {', '.join(attacks)} is not allowed; expected none on a GAN")
     if config.score.protocol == "none":
         return {}
     extractor = PROTOCOLS[config.score.protocol].extractor
-    names = [label(score, extractor) for score in SCORES]
+    names = _measures(label(score, extractor) for score in SCORES)
     return {"final": names} | ({} if config.score.select == "none" else {"selected": names})
 
 
@@ -86,6 +87,7 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
             scores["selected"] = _scores(records[selected]["scores"])
     pictures = sorted((run_dir / "samples").glob("*.png"))
     return Result(
+        measures=_measures(scores["final"]),
         scores=scores,
         selected_step=selected,
         curve_name=distance,
@@ -143,15 +145,9 @@ def _better(name: str) -> str | None:
     return "lower" if score in LOWER else "higher" if score in HIGHER else None
 
 
-def measure(name: str) -> Measure:
-    """How values of `name` are compared; InputError for a name that is not known."""
-    better = _better(name)
-    if better is None:
-        raise InputError(
-            f"measure: {name!r} is not known; expected one of {', '.join(LOWER + HIGHER)}, with "
-            "the extractor if that is not Inception: FD (digits)"
-        )
-    return Measure(better)
+def _measures(names: Iterable[str]) -> dict[str, Measure]:
+    """Name -> how its values compare, of those names that are scores."""
+    return {name: Measure(better) for name in names if (better := _better(name)) is not None}
 
 
 GAN = Pipeline(
@@ -163,5 +159,4 @@ GAN = Pipeline(
     conditions=conditions,
     measurements=lambda run_dir, attacks: [],
     read=read,
-    measure=measure,
 )

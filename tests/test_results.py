@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from toy import TOY, toy
+from toy import toy
 
 from convnorm.experiment.benchmark.grid import Benchmark
-from convnorm.experiment.benchmark.pipeline import Measure
 from convnorm.experiment.benchmark.results import gather
 from convnorm.experiment.config import to_yaml
 from convnorm.experiment.errors import InputError
+from convnorm.experiment.records import Measure
 
 KINDS = {"axes": {"kind": ["good", "bad"]}, "seeds": [0, 1, 2]}
 
@@ -67,10 +67,8 @@ def test_seeds_are_paired_and_only_those_that_both_have(tmp_path):
 @pytest.mark.parametrize(("better", "verdict"), [("lower", "worse"), ("higher", "better")])
 def test_the_direction_of_a_score_decides_what_is_better(tmp_path, better, verdict):
     benchmark = done(toy(tmp_path, **KINDS), good=[3, 4, 5], bad=[9, 10.1, 11])
-    measure = {"measure": lambda name: Measure(better)}
-    curve = {"curve": [], "floor": {}}
-    benchmark = changing(benchmark, lambda folder, result: replace(result, **curve))
-    benchmark = replace(benchmark, pipeline=replace(benchmark.pipeline, **measure))
+    changes = {"measures": {"FD": Measure(better)}, "curve": [], "floor": {}}
+    benchmark = changing(benchmark, lambda folder, result: replace(result, **changes))
     assert record_of(benchmark)["comparisons"][0]["verdict"] == verdict
 
 
@@ -197,8 +195,3 @@ def test_classifiers_are_compared_image_by_image(tmp_path):
     assert all((t["only_cell"], t["only_against"], t["images"]) == (5, 0, 10) for t in found)
     assert found[0]["p"] == pytest.approx(2 * 0.5**5)
     assert found[0]["p_holm"] == pytest.approx(4 * 0.5**5)
-
-
-def test_the_toy_knows_its_score_alone():
-    with pytest.raises(InputError):
-        TOY.measure("IS")

@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 
 from convnorm.experiment.benchmark.grid import Benchmark, load
-from convnorm.experiment.benchmark.pipeline import Cost, Measure, Pipeline, Result, When
-from convnorm.experiment.errors import InputError
+from convnorm.experiment.benchmark.pipeline import Pipeline, Result
+from convnorm.experiment.records import Cost, Measure, When
 
 # "Trains" `steps` steps; the kind decides how: `fails`, `waits` for a signal at half of them.
 SCRIPT = """
@@ -56,23 +56,19 @@ def _share(config: Config, line: dict[str, Any]) -> float:
     return line["step"] / config.steps
 
 
-def _scores(config: Config, attacks: tuple[str, ...]) -> dict[When, list[str]]:
-    return {"final": ["FD"], "selected": ["FD"] if config.steps > 1 else []}
+def _scores(config: Config, attacks: tuple[str, ...]) -> dict[When, dict[str, Measure]]:
+    measures = {"FD": Measure("lower")}
+    return {"final": measures, "selected": measures if config.steps > 1 else {}}
 
 
 def _measurements(folder: Path, attacks: tuple[str, ...]) -> list[list[str]]:
     return []
 
 
-def _measure(name: str) -> Measure:
-    if name != "FD":
-        raise InputError(f"score: {name!r} is not allowed; expected FD")
-    return Measure("lower")
-
-
 def _read(folder: Path, attacks: tuple[str, ...]) -> Result:
     score = float(json.loads((folder / "summary.json").read_text())["score"])
     return Result(
+        measures={"FD": Measure("lower")},
         scores={"final": {"FD": score}, "selected": {"FD": score - 1}},
         selected_step=2,
         curve_name="FD",
@@ -95,7 +91,6 @@ TOY = Pipeline(
     share=_share,
     measurements=_measurements,
     read=_read,
-    measure=_measure,
 )
 
 

@@ -4,7 +4,8 @@ from dataclasses import asdict
 from typing import Any
 
 from convnorm.experiment.benchmark.grid import Grid, cells
-from convnorm.experiment.benchmark.pipeline import Measure, Result
+from convnorm.experiment.benchmark.pipeline import Result
+from convnorm.experiment.records import Measure
 from convnorm.experiment.statistics import LEVEL, holm, mcnemar, paired
 
 Record = dict[str, Any]

@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from convnorm.experiment.benchmark.pipeline import Pipeline, When
+from convnorm.experiment.benchmark.pipeline import Pipeline
 from convnorm.experiment.config import RunOptions, differences, find_config, parse, read, require
 from convnorm.experiment.errors import InputError
+from convnorm.experiment.records import When
 
 FOLDER = "benchmark"  # under configs/ and under runs/
 # What else is in a benchmark's folder.
@@ -225,7 +226,7 @@ def _runs(grid: Grid, pipeline: Pipeline, folder: Path) -> tuple[Run, ...]:
                 f"axes: {cell.name!r} would not be measured as the first cell is "
                 f"({'; '.join(differing)}); expected axes that leave the measurement alone"
             )
-        scores = pipeline.scores(config, grid.attacks).get(grid.score.at, [])
+        scores = pipeline.scores(config, grid.attacks).get(grid.score.at, {})
         known = f"a {grid.score.at} score of {cell.name!r}: {_list(scores) or 'there is none'}"
         require(grid.score.name in scores, "score", grid.score.name, known)
         good = 0 < len(cell.slug) <= 100 and cell.slug not in RESERVED

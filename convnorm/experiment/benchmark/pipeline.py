@@ -3,43 +3,18 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-When = Literal["final", "selected"]
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A number that runs are compared by; `percent`: a share in [0, 1], shown in percent."""
-
-    better: Literal["lower", "higher"]
-    percent: bool = False
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a run took.
-
-    network: the one with the normalizer. parameters: how many it has. macs: multiply-adds of its
-        forward pass, an image of the run's batch. seconds: of training, without scores and
-        pictures. peak_memory: bytes, of the GPU's memory or, on a CPU, of the process; None where
-        it was not recorded.
-    """
-
-    network: str
-    parameters: int
-    macs: int
-    steps: int
-    seconds: float
-    peak_memory: int | None
+from convnorm.experiment.records import Cost, Measure, When
 
 
 @dataclass(frozen=True)
 class Result:
     """What a finished run says.
 
+    measures: name -> how values of it are compared, of every score and of the curve.
     scores: when -> measure -> value; `selected` is that of the weights, or the step, which did best
         on what was held out, and lacks where nothing was.
     selected_step: the step of the selected scores.
@@ -55,6 +30,7 @@ class Result:
     doubts: sentences, what speaks against taking the run's numbers at their face value.
     """
 
+    measures: dict[str, Measure]
     scores: dict[When, dict[str, float]]
     selected_step: int | None
     curve_name: str
@@ -75,22 +51,20 @@ class Pipeline:
     """One of the suite's pipelines.
 
     name: its folder under configs/. config: the dataclass of a run. script: what trains one.
-    scores: (config, attacks) -> when -> the names of the scores that such a run will have; raises
-        an InputError for attacks that there are not.
+    scores: (config, attacks) -> when -> name -> measure, of the scores that such a run will have;
+        raises an InputError for attacks that there are not.
     conditions: (config, attacks) -> what of a config decides how its runs are measured.
     share: (config, line of log.jsonl) -> how much of the training is done there, in [0, 1].
     measurements: (run folder, attacks) -> the commands, each a script's name and arguments, that a
         trained run still needs before it can be read.
     read: (run folder, attacks) -> Result of a run that is trained and measured.
-    measure: name -> Measure; raises an InputError for a name that the pipeline does not know.
     """
 
     name: str
     config: type
     script: str
-    scores: Callable[[Any, Sequence[str]], dict[When, list[str]]]
+    scores: Callable[[Any, Sequence[str]], dict[When, dict[str, Measure]]]
     conditions: Callable[[Any, Sequence[str]], dict[str, Any]]
     share: Callable[[Any, dict[str, Any]], float]
     measurements: Callable[[Path, Sequence[str]], list[list[str]]]
     read: Callable[[Path, Sequence[str]], Result]
-    measure: Callable[[str], Measure]

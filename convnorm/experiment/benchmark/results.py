@@ -17,10 +17,11 @@ import yaml
 from convnorm.experiment.benchmark.attempt import Command
 from convnorm.experiment.benchmark.comparisons import mcnemar_tests, paired_tests
 from convnorm.experiment.benchmark.grid import Benchmark, Cell, Grid, cells, named
-from convnorm.experiment.benchmark.pipeline import Measure, Pipeline, Result
+from convnorm.experiment.benchmark.pipeline import Pipeline, Result
 from convnorm.experiment.benchmark.plan import GRID, Progress, attempts, survey
 from convnorm.experiment.config import differences, to_yaml
 from convnorm.experiment.errors import InputError
+from convnorm.experiment.records import Measure
 from convnorm.experiment.statistics import area_under, collapsed, summary
 
 FORMAT = "convnorm-suite/benchmark/1"
@@ -45,7 +46,8 @@ def gather(benchmark: Benchmark) -> Record:
     agree(results)
     first = next(iter(results.values()))
     names = list(dict.fromkeys(key for r in results.values() for key in r.scores[grid.score.at]))
-    curve = pipeline.measure(first.curve_name)
+    measures = first.measures
+    curve = measures[first.curve_name]
     about = (curve, pipeline, benchmark.folder)
     found = [_run(item, results.get(item.run.name), *about) for item in progress]
     _compare_areas(found)
@@ -62,12 +64,12 @@ def gather(benchmark: Benchmark) -> Record:
         run["attempts"] = tried[item.run.name]
     record = {
         **_asked(benchmark),
-        "measures": {key: asdict(pipeline.measure(key)) for key in names},
+        "measures": {key: asdict(measures[key]) for key in names},
         "curve": first.curve_name,
         "curve_measure": asdict(curve),
         "cells": [_cell(cell, by_cell[cell.name], first.curve_name) for cell in cells(grid)],
         "runs": found,
-        "comparisons": paired_tests(grid, by_cell, pipeline.measure(grid.score.name)),
+        "comparisons": paired_tests(grid, by_cell, measures[grid.score.name]),
         "mcnemar": mcnemar_tests(grid, by_place),
         "floor": first.floor,
         "protocol": first.protocol,

@@ -133,14 +133,14 @@ class Crash(Exception):
 
 def crash_before(step: int, trainer: type, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a trainer's training end without a word before this step."""
-    original = trainer.train_step
+    original = trainer.update
 
-    def train_step(self):
+    def update(self, draws):
         if self.step == step:
             raise Crash
-        original(self)
+        original(self, draws)
 
-    monkeypatch.setattr(trainer, "train_step", train_step)
+    monkeypatch.setattr(trainer, "update", update)
 
 
 def values_read(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:

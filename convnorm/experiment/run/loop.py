@@ -26,7 +26,11 @@ class Trainer(Protocol):
     step: int  # how many are done
     steps: int  # how many there are
 
-    def train_step(self) -> None: ...
+    def draw(self, step: int) -> Any:
+        """All that is random in a step, its real images and its rates: a function of `step`."""
+
+    def update(self, draws: Any) -> None:
+        """Train by one step: a function of the draws and of state that is tensors."""
 
     def means(self) -> dict[str, float]:
         """What is logged, over the steps since the last call."""
@@ -75,6 +79,12 @@ def resume(trainer: Trainer, run_dir: Path, kind: str) -> None:
         raise InputError(f"run_dir: {run_dir} is not one folder that all processes share")
 
 
+def take_step(trainer: Trainer) -> None:
+    """Draw, then update."""
+    trainer.update(trainer.draw(trainer.step))
+    trainer.step += 1
+
+
 def is_due(step: int, every: int, steps: int) -> bool:
     """Every `every` steps and after the last one; with 0, only after the last one."""
     return step == steps or (every > 0 and step % every == 0)
@@ -90,7 +100,7 @@ def run(
     """
     with Interrupts() as interrupts, closing(journal.tracker) if journal else nullcontext():
         while trainer.step < trainer.steps:
-            trainer.train_step()
+            take_step(trainer)
             log_due = any(is_due(trainer.step, every, trainer.steps) for every in log_every)
             stopping = interrupts.signal is not None
             if trainer.process.world_size > 1:  # to agree, they wait: not after every step

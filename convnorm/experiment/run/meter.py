@@ -11,20 +11,21 @@ from convnorm.experiment.run.distributed import Process
 
 
 class Meter:
-    """Sums on the device since the last reading, and how many steps were finite."""
+    """Sums and counts since the last reading, and how many steps were finite, on the device."""
 
     def __init__(self, terms: Sequence[str], device: torch.device):
         self.terms = tuple(terms)
         self.sums = torch.zeros(len(self.terms), device=device)
-        self.counts = dict.fromkeys(self.terms, 0)
+        self.counts = torch.zeros_like(self.sums)
         # A NaN in a sum stays there, so the first bad step is the one after these.
         self.finite_steps = torch.zeros((), dtype=torch.int64, device=device)
 
     def note(self, **values: torch.Tensor) -> None:
         """Add scalars to the sums of their terms."""
         for name, value in values.items():
-            self.sums[self.terms.index(name)] += value.detach()
-            self.counts[name] += 1
+            index = self.terms.index(name)
+            self.sums[index] += value.detach()
+            self.counts[index] += 1
 
     def end_step(self, process: Process, statistics: list[torch.Tensor]) -> None:
         """Average the sums and the networks' running statistics over the processes."""
@@ -33,11 +34,11 @@ class Meter:
 
     def means(self) -> dict[str, float]:
         """The mean of each term that was noted since the last call; waits for the device."""
-        sums = dict(zip(self.terms, self.sums.tolist(), strict=True))
-        means = {name: sums[name] / num for name, num in self.counts.items() if num > 0}
+        sums, counts = self.sums.tolist(), self.counts.tolist()
         self.sums.zero_()
-        self.counts = dict.fromkeys(self.terms, 0)
-        return means
+        self.counts.zero_()
+        found = zip(self.terms, sums, counts, strict=True)
+        return {name: total / count for name, total, count in found if count > 0}
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint between two readings needs."""
@@ -46,7 +47,7 @@ class Meter:
     def load_state_dict(self, state: dict[str, Any], step: int) -> None:
         """Go on from `state_dict` of step `step`."""
         self.sums.copy_(state["sums"])
-        self.counts.update(state["counts"])
+        self.counts.copy_(state["counts"])
         self.finite_steps.fill_(step)
 
     def check_finite(self, step: int, weights: Iterable[torch.Tensor], run_dir: Path) -> None:

@@ -1,66 +1,111 @@
 """GAN losses and penalties, on logits of shape (N,)."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor
 
-Losses = tuple[torch.Tensor, torch.Tensor]
+from gan.config import LossConfig
 
 
-def hinge(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
-    """Lim & Ye (2017), Miyato et al. (2018), equation 16."""
+@dataclass(frozen=True)
+class Batch:
+    """Images (N, C, H, W) in [-1, 1], real or fake, and the classes (N,) that they belong to."""
+
+    images: Tensor
+    labels: Tensor
+
+
+# The discriminator's logits (N,) of a batch, see `gan.trainer.Trainer.discriminate`.
+Discriminate = Callable[[Batch], Tensor]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What the two networks minimize.
+
+    discriminator: (logits of real images, logits of fakes) -> a scalar.
+    generator: (logits of fakes, logits of real images) -> a scalar; the latter are None unless
+        `compares`, which asks for as many real images as fakes.
+    """
+
+    discriminator: Callable[[Tensor, Tensor], Tensor]
+    generator: Callable[[Tensor, Tensor | None], Tensor]
+    compares: bool = False
+
+
+def _hinge(real: Tensor, fake: Tensor) -> Tensor:
     return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
 
 
-def non_saturating(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
-    """Goodfellow et al. (2014): cross entropy with real = 1, fake = 0."""
+def _cross_entropy(real: Tensor, fake: Tensor) -> Tensor:
     return F.softplus(-real).mean() + F.softplus(fake).mean()
 
 
-def least_squares(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
-    """Mao et al. (2017) with targets 1 and 0."""
+def _least_squares(real: Tensor, fake: Tensor) -> Tensor:
     return ((real - 1).square().mean() + fake.square().mean()) / 2
 
 
-def wasserstein(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
-    """Arjovsky et al. (2017): the critic's difference, to be minimized."""
+def _critic(real: Tensor, fake: Tensor) -> Tensor:
     return fake.mean() - real.mean()
 
 
-DISCRIMINATOR_LOSSES = {
-    "hinge": hinge,
-    "non_saturating": non_saturating,
-    "least_squares": least_squares,
-    "wasserstein": wasserstein,
-}
-
-GENERATOR_LOSSES = {
-    "hinge": lambda fake: -fake.mean(),
-    "non_saturating": lambda fake: F.softplus(-fake).mean(),
-    "least_squares": lambda fake: (fake - 1).square().mean() / 2,
-    "wasserstein": lambda fake: -fake.mean(),
+LOSSES = {
+    # Lim & Ye (2017); Miyato et al. (2018), equations 16 and 17.
+    "hinge": Loss(_hinge, lambda fake, real: -fake.mean()),
+    # Goodfellow et al. (2014): cross entropy with real = 1, fake = 0; G's with fake = 1.
+    "non_saturating": Loss(_cross_entropy, lambda fake, real: F.softplus(-fake).mean()),
+    # Mao et al. (2017) with targets 1 and 0.
+    "least_squares": Loss(_least_squares, lambda fake, real: (fake - 1).square().mean() / 2),
+    # Arjovsky et al. (2017): the critic's difference, which both networks move.
+    "wasserstein": Loss(_critic, lambda fake, real: -fake.mean()),
 }
 
 
-def _input_gradient(discriminator: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """d D(x) / d x for each image, flattened to (N, C * H * W), differentiable once more."""
-    images = images.detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(discriminator(images).sum(), images, create_graph=True)
-    return gradient.flatten(1).float()
+@dataclass(frozen=True)
+class Penalty:
+    """A term that is added to the discriminator's loss.
+
+    name: of the term in the log, where it stands without its weight.
+    function: (discriminate, real batch, fake batch, mix) -> a scalar.
+    mixes: whether it needs `mix`, (N, 1, 1, 1) uniform in [0, 1); None is passed else.
+    """
+
+    name: str
+    weight: float
+    function: Callable[[Discriminate, Batch, Batch, Tensor | None], Tensor]
+    mixes: bool = False
+
+
+def penalties_of(config: LossConfig) -> list[Penalty]:
+    """The penalties that a config switches on."""
+    known = [
+        Penalty("gradient_penalty", config.gradient_penalty, gradient_penalty, mixes=True),
+        Penalty("r1", config.r1, r1),
+    ]
+    return [penalty for penalty in known if penalty.weight > 0]
 
 
 def gradient_penalty(
-    discriminator: nn.Module, real: torch.Tensor, fake: torch.Tensor, mix: torch.Tensor
-) -> torch.Tensor:
-    """Mean of (|grad D(x)| - 1)^2 at x = real + mix * (fake - real) (Gulrajani et al., 2017).
-
-    mix: (N, 1, 1, 1) in [0, 1).
-    """
-    gradient = _input_gradient(discriminator, real + mix * (fake - real))
+    discriminate: Discriminate, real: Batch, fake: Batch, mix: Tensor | None
+) -> Tensor:
+    """Mean of (|grad D(x)| - 1)^2 at x = real + mix * (fake - real) (Gulrajani et al., 2017)."""
+    between = real.images + mix * (fake.images.float() - real.images)
+    gradient = _input_gradient(discriminate, Batch(between, real.labels))
     # The norm's own gradient is not finite at zero, where a dead discriminator would be.
     return ((gradient.square().sum(1) + 1e-12).sqrt() - 1).square().mean()
 
 
-def r1(discriminator: nn.Module, real: torch.Tensor) -> torch.Tensor:
+def r1(discriminate: Discriminate, real: Batch, fake: Batch, mix: Tensor | None) -> Tensor:
     """Mean of |grad D(x)|^2 / 2 on real images (Mescheder et al., 2018)."""
-    return _input_gradient(discriminator, real).square().sum(1).mean() / 2
+    return _input_gradient(discriminate, real).square().sum(1).mean() / 2
+
+
+def _input_gradient(discriminate: Discriminate, batch: Batch) -> Tensor:
+    """d D(x) / d x for each image, flattened to (N, C * H * W), differentiable once more."""
+    images = batch.images.detach().requires_grad_()
+    logits = discriminate(Batch(images, batch.labels))
+    (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+    return gradient.flatten(1).float()

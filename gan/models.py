@@ -14,7 +14,7 @@ from convnorm.experiment.run import checkpoint
 from gan.config import GanConfig
 from gan.networks import build_discriminator, build_generator
 
-FORMAT = "convnorm-suite/gan/1"
+FORMAT = "convnorm-suite/gan/2"
 
 
 def build(config: GanConfig, channels: int) -> tuple[nn.Module, nn.Module]:
@@ -44,9 +44,17 @@ def build(config: GanConfig, channels: int) -> tuple[nn.Module, nn.Module]:
     return generator, discriminator
 
 
+@dataclass(frozen=True)
+class Latents:
+    """What a generator makes N images of: z (N, z_dim) and the classes asked for, labels (N,)."""
+
+    z: torch.Tensor
+    labels: torch.Tensor
+
+
 @torch.no_grad()
-def generate(generator: nn.Module, z: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
-    """Images (N, C, H, W) uint8 on the CPU from latents z (N, z_dim), in evaluation mode.
+def generate(generator: nn.Module, latents: Latents, batch_size: int = 256) -> torch.Tensor:
+    """Images (N, C, H, W) uint8 on the CPU from N latents, in evaluation mode.
 
     The generator's mode is left as it was found.
     """
@@ -54,17 +62,33 @@ def generate(generator: nn.Module, z: torch.Tensor, batch_size: int = 256) -> to
     training = generator.training
     generator.eval()
     try:
+        parts = zip(latents.z.split(batch_size), latents.labels.split(batch_size), strict=True)
         return torch.cat(
-            [to_uint8(generator(part.to(device))).cpu() for part in z.split(batch_size)]
+            [to_uint8(generator(z.to(device), labels.to(device))).cpu() for z, labels in parts]
         )
     finally:
         generator.train(training)
 
 
-def sample(generator: nn.Module, z_dim: int, num: int, seed: int) -> torch.Tensor:
-    """`num` generated images (num, C, H, W) uint8: a pure function of the weights and `seed`."""
-    z = torch.randn(num, z_dim, generator=streams.generator("cpu", seed, "samples"))
-    return generate(generator, z)
+@dataclass(frozen=True)
+class Prior:
+    """What a generator's latents are drawn from: z from N(0, 1), labels from all classes alike."""
+
+    z_dim: int
+    num_classes: int
+
+    def draw(self, num: int, *key: int | str) -> Latents:
+        """Return `num` latents on the CPU, a pure function of `key`."""
+        z = torch.randn(num, self.z_dim, generator=streams.generator("cpu", *key))
+        random = streams.generator("cpu", *key, "labels")
+        return Latents(z, torch.randint(self.num_classes, (num,), generator=random))
+
+
+def sample(
+    generator: nn.Module, prior: Prior, num: int, seed: int, stream: str = "samples"
+) -> torch.Tensor:
+    """`num` generated images (num, C, H, W) uint8: a pure function of the weights and the key."""
+    return generate(generator, prior.draw(num, seed, stream))
 
 
 @dataclass(frozen=True)
@@ -73,13 +97,15 @@ class LoadedGenerator:
 
     generator: nn.Module
     config: GanConfig
+    num_classes: int
     step: int
     ema: bool
     sha256: str  # of the checkpoint file
 
     def sample(self, num: int, seed: int) -> torch.Tensor:
         """See `sample`."""
-        return sample(self.generator, self.config.model.z_dim, num, seed)
+        prior = Prior(self.config.model.z_dim, self.num_classes)
+        return sample(self.generator, prior, num, seed)
 
 
 def load_generator(path: Path, device: torch.device | str = "cpu") -> LoadedGenerator:
@@ -91,9 +117,10 @@ def load_generator(path: Path, device: torch.device | str = "cpu") -> LoadedGene
         generator, _ = build(config, state["channels"])
         ema = state["ema"] is not None
         generator.load_state_dict(state["ema"] if ema else state["generator"])
-        step = state["step"]
+        step, num_classes = state["step"], state["num_classes"]
     except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f"{file}: not a complete checkpoint ({str(error).splitlines()[0]})"
         ) from None
-    return LoadedGenerator(generator.to(device).eval(), config, step, ema, sha256)
+    generator = generator.to(device).eval()
+    return LoadedGenerator(generator, config, num_classes, step, ema, sha256)

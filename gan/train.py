@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from convnorm.experiment import files, streams
+from convnorm.experiment import files
 from convnorm.experiment.config import RunOptions, to_yaml
 from convnorm.experiment.data import load_images
 from convnorm.experiment.run import checkpoint, loop
@@ -19,7 +19,7 @@ from convnorm.experiment.run.loop import is_due
 from convnorm.experiment.run.tracking import Tracker, read_lines
 from convnorm.spectrum import layer_norms
 from gan.config import GanConfig
-from gan.models import FORMAT, generate, sample
+from gan.models import FORMAT, Prior, generate, sample
 from gan.scoring import Record, Scorer
 from gan.trainer import Trainer
 
@@ -37,7 +37,7 @@ def train(config: GanConfig, options: RunOptions, process: Process) -> dict[str,
         images = loop.load_on_all(partial(load_images, config.data, "train"), process)
         trainer = Trainer(config, images, process)
         loop.resume(trainer, run_dir, FORMAT)
-        done_before = trainer.step == config.steps
+        done_before = trainer.state.step == config.steps
         if not done_before:
             journal = Journal(run_dir, trainer) if process.is_main else None
             loop.run(trainer, journal, options, (config.log.every, config.log.norms_every))
@@ -54,15 +54,14 @@ class Journal:
     """What is due at a step is measured and written: log lines, norms, samples, scores."""
 
     def __init__(self, run_dir: Path, trainer: Trainer):
-        config = trainer.config
-        self.trainer, self.image_size = trainer, trainer.batches.data.images.shape[1:]
-        self.grid_z = torch.randn(
-            GRID, config.model.z_dim, generator=streams.generator("cpu", config.seed, "grid")
-        )
+        config, state = trainer.config, trainer.state
+        self.trainer = trainer
+        self.prior = Prior(config.model.z_dim, state.num_classes)
+        self.grid = self.prior.draw(GRID, config.seed, "grid")
         self.scorer = self._scorer(config.score.protocol)
         self.selector = self._scorer(config.score.select)
         self.tracker = Tracker(
-            run_dir, trainer.step, config.steps, to_yaml(config), trainer.process.device
+            run_dir, state.step, config.steps, to_yaml(config), trainer.process.device
         )
 
     def _scorer(self, protocol: str) -> Scorer | None:
@@ -76,34 +75,28 @@ class Journal:
     def write(self, means: dict[str, float] | None) -> None:
         """After every step, with the means where a log line is due; changes no training."""
         trainer, config = self.trainer, self.trainer.config
-        step, generator = trainer.step, trainer.final_generator
+        step, generator = trainer.state.step, trainer.state.final_generator
         if means is not None:
             values = dict(means)
             if is_due(step, config.log.norms_every, config.steps):
-                for name, norms in layer_norms(trainer.discriminator, self.image_size).items():
+                for name, norms in layer_norms(trainer.discriminator, trainer.image_shape).items():
                     for kind, value in norms._asdict().items():
                         values[f"{kind}/{name}"] = value
             self.tracker.log(step, values)
         if is_due(step, config.log.samples_every, config.steps):
-            self.tracker.images(step, generate(generator, self.grid_z))
+            self.tracker.images(step, generate(generator, self.grid))
         if self.scorer is not None and is_due(step, config.score.every, config.steps):
             self.tracker.score(step, self._score())
 
     def _score(self) -> Record:
         """The score that is reported and, within it, the one by which a step can be selected."""
-        trainer, config = self.trainer, self.trainer.config
-        facts = {"step": trainer.step, "ema": trainer.ema is not None}
-        draw = partial(sample, trainer.final_generator, config.model.z_dim)
-        record = self.scorer(draw, config.seed, **facts)
+        state, seed = self.trainer.state, self.trainer.config.seed
+        facts = {"step": state.step, "ema": state.ema is not None}
+        draw = partial(sample, state.final_generator, self.prior)
+        record = self.scorer(draw, seed, **facts)
         if self.selector is not None:
-            record["selection"] = self.selector(self._other_sample, config.seed, **facts)
+            record["selection"] = self.selector(partial(draw, stream="selection"), seed, **facts)
         return record
-
-    def _other_sample(self, num: int, seed: int) -> torch.Tensor:
-        """As `sample`, from other latents."""
-        random = streams.generator("cpu", seed, "selection")
-        z = torch.randn(num, self.trainer.config.model.z_dim, generator=random)
-        return generate(self.trainer.final_generator, z)
 
 
 def _summary(trainer: Trainer, run_dir: Path, code: str | None) -> dict[str, Any]:
@@ -113,9 +106,9 @@ def _summary(trainer: Trainer, run_dir: Path, code: str | None) -> dict[str, Any
     train, generator, discriminator = trainer.config.train, trainer.generator, trainer.discriminator
     device = trainer.process.device
     z = torch.zeros(train.generator_batch_size, trainer.config.model.z_dim, device=device)
-    images = torch.zeros(train.batch_size, *trainer.batches.data.images.shape[1:], device=device)
+    images = torch.zeros(train.batch_size, *trainer.image_shape, device=device)
     return {
-        "steps": trainer.step,
+        "steps": trainer.state.step,
         "parameters": {
             "generator": sum(p.numel() for p in generator.parameters()),
             "discriminator": sum(p.numel() for p in discriminator.parameters()),

@@ -9,7 +9,7 @@ import os
 import runpy
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from functools import cache
 from multiprocessing import forkserver
 from pathlib import Path
@@ -121,6 +121,8 @@ def differing(a: Any, b: Any, path: str = "") -> list[str]:
         return [] if a.dtype == b.dtype and torch.equal(a, b) else [path]
     if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
         return [where for key in a for where in differing(a[key], b[key], f"{path}.{key}")]
+    if is_dataclass(a) and type(a) is type(b):
+        return differing(vars(a), vars(b), path)
     if isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
         pairs = enumerate(zip(a, b, strict=True))
         return [where for i, pair in pairs for where in differing(*pair, f"{path}[{i}]")]
@@ -136,7 +138,7 @@ def crash_before(step: int, trainer: type, monkeypatch: pytest.MonkeyPatch) -> N
     original = trainer.update
 
     def update(self, draws):
-        if self.step == step:
+        if self.state.step == step:
             raise Crash
         original(self, draws)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from runs import (
+    ALONE,
     ROOT,
     TINY_CLASSIFIER,
     Child,
@@ -19,9 +20,11 @@ from runs import (
     run,
     script,
     state_of,
+    tiny,
 )
 
 from classification.trainer import Trainer as ClassifierTrainer
+from convnorm.experiment.data import load_images
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.run import distributed, loop
 from convnorm.experiment.run.distributed import Process
@@ -33,18 +36,15 @@ CHANGES = {"normalizer.kind": "spectral", "train.n_dis": 1, "train.ema_decay": 0
 def rank_main(folder: str, *argv: str) -> None:
     """The training script as one rank, which dumps its batches and its last state."""
     rank, batches = int(os.environ["RANK"]), []
-    draw, train_step = Trainer.real_batch, Trainer.train_step
+    update = Trainer.update
 
-    def recorded(self, repeat):
-        batches.append(draw(self, repeat))
-        return batches[-1]
-
-    def dumped(self, *args):
-        train_step(self, *args)
-        state = {"batches": batches, **self.state_dict()}
+    def dumped(self, draws):
+        update(self, draws)
+        batches.extend(draw.real.images for draw in draws.discriminator)
+        state = {"batches": batches, **self.state.state_dict()}
         torch.save(state, Path(folder) / f"rank{rank}.pt")
 
-    Trainer.real_batch, Trainer.train_step = recorded, dumped
+    Trainer.update = dumped
     script("train_gan.py", *argv)
 
 
@@ -97,12 +97,10 @@ def test_two_processes_of_torchrun_are_one_run(tmp_path):
     halves = first.pop("batches"), second.pop("batches")
     assert differing(first, second) == []
 
-    alone, draw = [], Trainer.real_batch
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            Trainer, "real_batch", lambda *args: (alone.append(draw(*args)), alone[-1])[1]
-        )
-        run(tmp_path / "alone", CHANGES)
+    config = tiny(CHANGES)
+    draw = Trainer(config, load_images(config.data), ALONE).draw
+    alone = [update.real.images for step in range(4) for update in draw(step).discriminator]
+    run(tmp_path / "alone", CHANGES)
     assert differing([torch.cat(parts) for parts in zip(*halves, strict=True)], alone) == []
     log, expected = log_of(tmp_path / "run"), log_of(tmp_path / "alone")
     assert [line["step"] for line in log] == [1, 2, 3, 4]
@@ -133,14 +131,14 @@ def test_a_pair_resumes_and_only_the_main_process_writes(tmp_path):
 
 def interrupted(folder: str, *argv: str) -> None:
     """Training that one rank is asked to stop in its first step; all have to agree."""
-    train_step = Trainer.train_step
+    update = Trainer.update
 
-    def signalled(self, *args):
-        if os.environ["RANK"] == "1" and self.step == 0:
+    def signalled(self, draws):
+        if os.environ["RANK"] == "1" and self.state.step == 0:
             os.kill(os.getpid(), 15)
-        train_step(self, *args)
+        update(self, draws)
 
-    Trainer.train_step = signalled
+    Trainer.update = signalled
     script("train_gan.py", *argv)
 
 
@@ -212,14 +210,14 @@ def collectives(folder: str) -> None:
     result = {
         "averages": tensors,
         "any": [process.any(False), process.any(process.rank == 1)],
-        "share": [process.share(6, "x").start, process.share(6, "x").stop],
+        "part": [process.local_slice(6, "x").start, process.local_slice(6, "x").stop],
         "gathered": process.gather(torch.tensor([[process.rank, 7]])),
     }
     torch.save(result, Path(folder) / f"rank{process.rank}.pt")
     distributed.stop()
 
 
-def test_averages_votes_and_shares(tmp_path):
+def test_averages_votes_and_parts(tmp_path):
     """A sum in place of a mean hides behind Adam, which does not see the scale."""
     assert pair(tmp_path, collectives, str(tmp_path)) == [(0, ""), (0, "")]
     first, second = ranks(tmp_path)
@@ -228,7 +226,7 @@ def test_averages_votes_and_shares(tmp_path):
     assert differing(second["averages"], expected) == []
     assert first["any"] == second["any"] == [False, True]
     assert first["gathered"].tolist() == second["gathered"].tolist() == [[0, 7], [1, 7]]
-    assert (first["share"], second["share"]) == ([0, 3], [3, 6])
+    assert (first["part"], second["part"]) == ([0, 3], [3, 6])
 
 
 def test_alone_nothing_is_sent():
@@ -238,6 +236,6 @@ def test_alone_nothing_is_sent():
     process.barrier()
     assert tensor.tolist() == [1, 1]
     assert process.any(True)
-    assert process.share(5, "x") == slice(0, 5)
+    assert process.local_slice(5, "x") == slice(0, 5)
     with pytest.raises(InputError, match="x: 5 does not divide by 2 processes"):
-        Process(torch.device("cpu"), 0, 2).share(5, "x")
+        Process(torch.device("cpu"), 0, 2).local_slice(5, "x")

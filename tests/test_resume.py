@@ -50,15 +50,15 @@ def test_a_crash_before_the_first_checkpoint_starts_again(tmp_path, monkeypatch)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_says_how_to_resume(number, code, tmp_path, monkeypatch):
     run(tmp_path / "whole")
-    original = Trainer.train_step
+    original = Trainer.update
 
-    def train_step(self):
-        original(self)
-        if self.step == 2:
+    def update(self, draws):
+        original(self, draws)
+        if self.state.step == 1:  # in the second step
             os.kill(os.getpid(), number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", train_step)
+        patch.setattr(Trainer, "update", update)
         with pytest.raises(Stopped, match=r"step 2 of 4 .* the same command") as stopped:
             run(tmp_path / "cut")
     assert stopped.value.code == code

@@ -1,6 +1,7 @@
 """The training loop: fair comparisons, and steps that do what they say."""
 
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,13 @@ from runs import ALONE, differing, log_of, run, state_of, tiny, values_read
 from torch import nn
 from torch.nn.utils import parametrize
 
-from convnorm.experiment import streams
 from convnorm.experiment.data import load_images
 from convnorm.experiment.errors import InputError, Stopped
 from convnorm.experiment.run.batches import Batches
+from convnorm.experiment.run.loop import take_step
 from convnorm.normalizers import CATALOGUE
-from gan import trainer as trainer_module
-from gan.models import build, generate, load_generator, sample
+from gan.losses import LOSSES
+from gan.models import Prior, build, generate, load_generator, sample
 from gan.scoring import sha256_of
 from gan.trainer import Trainer
 
@@ -61,30 +62,20 @@ def test_kinds_start_from_the_same_weights(arch, kind):
     assert all(torch.equal(a, b) for a, b in zip(kernels, plain, strict=True))
 
 
-def test_kinds_see_the_same_images_and_latents(monkeypatch):
+def test_kinds_see_the_same_images_and_latents():
     """Draws from a global stream would depend on what a normalizer drew before."""
-    seen = []
-
-    def recorded(function):
-        def call(*args):
-            seen.append(function(*args))
-            return seen[-1]
-
-        return call
-
-    monkeypatch.setattr(Trainer, "real_batch", recorded(Trainer.real_batch))
-    monkeypatch.setattr(Trainer, "random", recorded(Trainer.random))
-    runs = []
+    drawn = []
     for kind in CATALOGUE:
-        torch.manual_seed(len(runs))  # the surroundings must not matter
+        torch.manual_seed(len(drawn))  # the surroundings must not matter
         trainer = make_trainer({"normalizer.kind": kind, "train.flip": True})
-        for _ in range(2):
-            trainer.train_step()
-        runs.append(list(seen))
-        seen.clear()
-    assert len(runs[0]) == 2 * (2 * 3 + 1)  # noise, images, latents of 2 D updates; latents of G's
-    assert all(differing(run, runs[0]) == [] for run in runs)
-    assert not torch.equal(runs[0][1], runs[0][4])  # and each update sees others
+        take_step(trainer)
+        drawn.append(trainer.draw(1))
+    assert all(differing(draws, drawn[0]) == [] for draws in drawn)
+    first, second = drawn[0].discriminator
+    generator = drawn[0].generator.latents
+    assert not torch.equal(first.real.images, second.real.images)  # each update sees others
+    assert not torch.equal(first.latents.z, second.latents.z)
+    assert not torch.equal(first.latents.z, generator.z)
 
 
 # What must not change the result
@@ -130,9 +121,10 @@ def test_a_selection_shares_no_image_with_the_reported_score(selected):
     """Selected by the latents or the real images that are reported, a score is its best draw."""
     record = log_of(selected["with"], "metrics.jsonl")[-1]
     other, generator = record["selection"], load_generator(selected["with"]).generator
-    assert record["fake"]["sha256"] == sha256_of(sample(generator, 8, 1437, seed=0))
-    z = torch.randn(1437, 8, generator=streams.generator("cpu", 0, "selection"))
-    assert other["fake"]["sha256"] == sha256_of(generate(generator, z)) != record["fake"]["sha256"]
+    assert record["fake"]["sha256"] == sha256_of(sample(generator, Prior(8, 10), 1437, seed=0))
+    latents = Prior(8, 10).draw(1437, 0, "selection")
+    sha256 = sha256_of(generate(generator, latents))
+    assert other["fake"]["sha256"] == sha256 != record["fake"]["sha256"]
     sides = {"train": record, "test": other}
     for split, side in sides.items():
         assert side["real"]["sha256"] == sha256_of(load_images(tiny().data, split).images)
@@ -166,10 +158,10 @@ def test_the_loop_does_not_wait_for_the_device(tmp_path, monkeypatch):
     trainer = make_trainer({"normalizer.kind": "convnorm", **penalty})
     reading.clear()
     for _ in range(3):
-        trainer.train_step()
+        take_step(trainer)
     assert reading == []
-    trainer.means()
-    trainer.check_finite(tmp_path)
+    trainer.state.means()
+    trainer.state.check_finite(tmp_path)
     assert reading  # the watch works
 
 
@@ -180,14 +172,13 @@ def test_a_nan_stops_the_run_with_its_step_and_keeps_the_last_good_checkpoint(
     tmp_path, monkeypatch
 ):
     """Between two log lines nobody looks; the step named must be the bad one all the same."""
-    losses, calls = trainer_module.DISCRIMINATOR_LOSSES, []
-    original = losses["hinge"]
+    original, calls = LOSSES["hinge"], []
 
     def hinge(real, fake):
         calls.append(None)
-        return original(real, fake) * (float("nan") if len(calls) == 2 * 6 else 1)
+        return original.discriminator(real, fake) * (float("nan") if len(calls) == 2 * 6 else 1)
 
-    monkeypatch.setitem(losses, "hinge", hinge)
+    monkeypatch.setitem(LOSSES, "hinge", replace(original, discriminator=hinge))
     changes = {"steps": 20, "log.every": 10}
     with pytest.raises(Stopped, match=r"step 6: the loss is NaN .* keeps the last good") as stopped:
         run(tmp_path, changes, checkpoint_every=4)
@@ -209,14 +200,14 @@ def test_the_average_follows_parameters_and_buffers():
     trainer = make_trainer({"train.ema_decay": 0.5})
     expected = deepcopy(trainer.generator.state_dict())
     for step in range(5):
-        trainer.train_step()
+        take_step(trainer)
         decay = min(0.5, (1 + step) / (10 + step))
         for name, live in trainer.generator.state_dict().items():
             if live.is_floating_point():
                 expected[name] = decay * expected[name] + (1 - decay) * live
             else:
                 expected[name] = live
-    averaged = trainer.ema.state_dict()
+    averaged = trainer.state.ema.state_dict()
     running = [name for name in averaged if "running" in name]
     assert running
     assert any(not torch.equal(averaged[n], trainer.generator.state_dict()[n]) for n in running)
@@ -238,11 +229,11 @@ def test_the_discriminator_has_n_dis_updates_on_fresh_images(monkeypatch):
     monkeypatch.setattr(Batches, "__call__", lambda s, i: (indices.append(i), original(s, i))[1])
     trainer = make_trainer({"train.n_dis": 3})
     for _ in range(2):
-        trainer.train_step()
+        take_step(trainer)
     assert indices == list(range(6))
     updates = [
         {int(entry["step"]) for entry in optimizer.state.values()}
-        for optimizer in (trainer.optim_d, trainer.optim_g)
+        for optimizer in (trainer.state.optim_d, trainer.state.optim_g)
     ]
     assert updates == [{6}, {2}]
 
@@ -251,17 +242,19 @@ def test_the_discriminator_has_n_dis_updates_on_fresh_images(monkeypatch):
 def test_each_network_is_left_alone_by_the_others_update(kind):
     """A gradient that leaks, or a discriminator left frozen, would train something else."""
     trainer = make_trainer({"normalizer.kind": kind})
-    trainer.train_step()
+    take_step(trainer)
 
     def snapshot(network):
         return deepcopy([(p, p.grad, p.requires_grad) for p in network.parameters()])
 
     d, g = snapshot(trainer.discriminator), snapshot(trainer.generator)
-    trainer.generator_step()
+    draws = trainer.draw(1)
+    trainer.update(replace(draws, discriminator=()))
     assert differing(snapshot(trainer.discriminator), d) == []
     assert differing(snapshot(trainer.generator), g) != []
     g = snapshot(trainer.generator)
-    trainer.discriminator_step(trainer.real_batch(5), 0)
+    loss, _ = trainer.discriminator_loss(draws.discriminator[0])
+    trainer.apply(loss, trainer.discriminator, trainer.state.optim_d)
     assert differing(snapshot(trainer.generator), g) == []
     assert differing(snapshot(trainer.discriminator), d) != []
 
@@ -270,7 +263,7 @@ def test_clipped_weights_stay_within_the_bound():
     trainer = make_trainer(
         {"loss.name": "wasserstein", "loss.weight_clip": 0.01, "normalizer.kind": "none"}
     )
-    trainer.train_step()
+    take_step(trainer)
     largest = max(weight.abs().max().item() for weight in trainer.discriminator.parameters())
     assert largest == pytest.approx(0.01)
 
@@ -294,17 +287,18 @@ def test_dequantized_levels_fill_their_own_cell(monkeypatch):
     """In plain float32, rounding lifts one pixel in 10^5 into the next cell, white ones to 1."""
     trainer = make_trainer({"train.batch_size": 1024})
     levels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).repeat(1024, 1, 1, 1)
-    monkeypatch.setattr(trainer, "batches", lambda index: (levels, None))
-    x = trainer.real_batch(0).double()
+    monkeypatch.setattr(Batches, "__call__", lambda self, index: (levels, torch.zeros(1024)))
+    first, second = (draw.real.images for draw in trainer.draw(0).discriminator)
+    x = first.double()
     within = (x + 1) * 128 - levels  # exact in float64
     assert x.max() < 1
     assert within.min() >= 0
     assert within.max() < 1
     assert within.mean() == pytest.approx(0.5, abs=0.003)  # 262,144 uniform numbers: sd 0.0006
     assert (x[0] != x[1]).any()
-    assert (trainer.real_batch(1) != trainer.real_batch(0)).any()
+    assert (first != second).any()
 
 
 def test_without_dequantization_black_is_minus_one_and_white_is_one():
-    real = make_trainer({"train.dequantize": False}).real_batch(0)
+    real = make_trainer({"train.dequantize": False}).draw(0).discriminator[0].real.images
     assert (real.min(), real.max(), real.dtype) == (-1, 1, torch.float32)

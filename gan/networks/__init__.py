@@ -64,7 +64,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 def build_generator(
     arch: str, *, image_size: int, channels: int, z_dim: int, width: int | None = None
 ) -> nn.Module:
-    """Return G: z (N, z_dim) -> images (N, channels, image_size, image_size) in [-1, 1].
+    """Return G: z (N, z_dim), labels (N,) -> images (N, channels, H, W) in [-1, 1].
 
     `width` is the number of channels of the last stage, the others are in proportion; None is
     the published width. Weights come from the global random number generator. Raises
@@ -83,7 +83,7 @@ def build_generator(
 def build_discriminator(
     arch: str, normalize: Normalize, *, image_size: int, channels: int, width: int | None = None
 ) -> nn.Module:
-    """Return D: images (N, channels, image_size, image_size) -> logits (N,).
+    """Return D: images (N, channels, image_size, image_size), labels (N,) -> logits (N,).
 
     `width` is the number of channels after the first layer, the others are in proportion; None
     is the published width. A `normalize` that returns the layer it gets gives the plain network.

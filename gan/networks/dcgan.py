@@ -25,8 +25,10 @@ from itertools import pairwise
 
 from torch import nn
 
+from gan.networks.layers import Unconditional
 
-def generator(*, image_size: int, channels: int, z_dim: int, width: int) -> nn.Sequential:
+
+def generator(*, image_size: int, channels: int, z_dim: int, width: int) -> Unconditional:
     """Return G: z (N, z_dim) -> (N, channels, image_size, image_size) in [-1, 1]."""
     stages = [width * factor for factor in reversed(_factors(image_size))]
     layers = [
@@ -42,12 +44,12 @@ def generator(*, image_size: int, channels: int, z_dim: int, width: int) -> nn.S
             nn.ReLU(),
         ]
     layers += [init_normal(nn.ConvTranspose2d(stages[-1], channels, 4, 2, 1)), nn.Tanh()]
-    return nn.Sequential(*layers)
+    return Unconditional(*layers)
 
 
 def discriminator(
     normalize: Callable[..., nn.Module], *, image_size: int, channels: int, width: int
-) -> nn.Sequential:
+) -> Unconditional:
     """Return D: (N, channels, image_size, image_size) -> logits (N,)."""
     stages = [channels, *(width * factor for factor in _factors(image_size))]
     layers = []
@@ -55,7 +57,7 @@ def discriminator(
         conv = init_normal(nn.Conv2d(in_channels, out_channels, 4, 2, 1))
         layers += [normalize(conv, at_input=index == 0), nn.LeakyReLU(0.2)]
     head = init_normal(nn.Linear(4 * 4 * stages[-1], 1))
-    return nn.Sequential(*layers, nn.Flatten(), normalize(head), nn.Flatten(0))
+    return Unconditional(*layers, nn.Flatten(), normalize(head), nn.Flatten(0))
 
 
 def init_normal(

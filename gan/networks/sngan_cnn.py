@@ -19,13 +19,14 @@ from itertools import pairwise
 from torch import nn
 
 from gan.networks.dcgan import init_normal
+from gan.networks.layers import Unconditional
 
 # Channels of the discriminator's seven convolutions in units of its width.
 TABLE_3 = (1, 1, 2, 2, 4, 4, 8)
 WIDE = (1, 2, 2, 4, 4, 8, 8)
 
 
-def generator(*, image_size: int, channels: int, z_dim: int, width: int) -> nn.Sequential:
+def generator(*, image_size: int, channels: int, z_dim: int, width: int) -> Unconditional:
     """Return G: z (N, z_dim) -> (N, channels, image_size, image_size) in [-1, 1].
 
     Dense to 8 `width` channels, then 4, 2 and 1 `width` after the three transposed convolutions.
@@ -44,7 +45,7 @@ def generator(*, image_size: int, channels: int, z_dim: int, width: int) -> nn.S
             nn.ReLU(),
         ]
     layers += [init_normal(nn.Conv2d(width, channels, 3, 1, 1)), nn.Tanh()]
-    return nn.Sequential(*layers)
+    return Unconditional(*layers)
 
 
 def discriminator(
@@ -54,7 +55,7 @@ def discriminator(
     channels: int,
     width: int,
     factors: tuple[int, ...],
-) -> nn.Sequential:
+) -> Unconditional:
     """Return D: (N, channels, image_size, image_size) -> logits (N,).
 
     `factors` are the channels in units of `width`. 3x3 convolutions keep the size and
@@ -67,4 +68,4 @@ def discriminator(
         conv = init_normal(nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=1))
         layers += [normalize(conv, at_input=index == 0), nn.LeakyReLU(0.1)]
     head = init_normal(nn.Linear(stages[-1] * (image_size // 8) ** 2, 1))
-    return nn.Sequential(*layers, nn.Flatten(), normalize(head), nn.Flatten(0))
+    return Unconditional(*layers, nn.Flatten(), normalize(head), nn.Flatten(0))

@@ -15,6 +15,8 @@ from itertools import pairwise
 import torch
 from torch import nn
 
+from gan.networks.layers import Unconditional
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -38,11 +40,11 @@ def default_widths(image_size: int) -> tuple[int, int]:
     return layout.generator_width, layout.discriminator_width
 
 
-def generator(*, image_size: int, channels: int, z_dim: int, width: int) -> nn.Sequential:
+def generator(*, image_size: int, channels: int, z_dim: int, width: int) -> Unconditional:
     """Return G: z (N, z_dim) -> (N, channels, image_size, image_size) in [-1, 1]."""
     bottom = image_size // 8
     stages = [width * factor for factor in LAYOUTS[image_size].generator]
-    return nn.Sequential(
+    return Unconditional(
         _init_glorot(nn.Linear(z_dim, stages[0] * bottom**2)),
         nn.Unflatten(1, (stages[0], bottom, bottom)),
         *(GeneratorBlock(*in_and_out) for in_and_out in pairwise(stages)),
@@ -55,7 +57,7 @@ def generator(*, image_size: int, channels: int, z_dim: int, width: int) -> nn.S
 
 def discriminator(
     normalize: Callable[..., nn.Module], *, image_size: int, channels: int, width: int
-) -> nn.Sequential:
+) -> Unconditional:
     """Return D: (N, channels, image_size, image_size) -> logits (N,)."""
     layout = LAYOUTS[image_size]
     stages = [width * factor for factor in layout.discriminator]
@@ -65,7 +67,7 @@ def discriminator(
         block = DiscriminatorBlock(normalize, in_channels, out_channels, downsample=downsample)
         blocks.append(block)
     head = _init_glorot(nn.Linear(stages[-1], 1, bias=False))
-    return nn.Sequential(*blocks, nn.ReLU(), SumPool(), normalize(head), nn.Flatten(0))
+    return Unconditional(*blocks, nn.ReLU(), SumPool(), normalize(head), nn.Flatten(0))
 
 
 class GeneratorBlock(nn.Module):

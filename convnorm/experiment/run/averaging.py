@@ -14,6 +14,11 @@ def averaged(network: nn.Module, decay: float) -> nn.Module | None:
     return copy.deepcopy(network).requires_grad_(False) if decay > 0 else None
 
 
+def decay_at(decay: float, step: int) -> float:
+    """At most (1 + t) / (10 + t) at step t, so that an average forgets the first weights."""
+    return min(decay, (1 + step) / (10 + step))
+
+
 def running_statistics(network: nn.Module) -> list[torch.Tensor]:
     """Means and variances that BatchNorm has seen."""
     return [buffer for buffer in _batch_norm_buffers(network) if buffer.is_floating_point()]
@@ -25,16 +30,14 @@ def _batch_norm_buffers(network: nn.Module) -> list[torch.Tensor]:
 
 
 @torch.no_grad()
-def follow(average: nn.Module | None, network: nn.Module, decay: float, step: int) -> None:
-    """Move the average of weights and running statistics, at step `step` from 0 on.
+def follow(average: nn.Module | None, network: nn.Module, decay: float) -> None:
+    """Move the average of weights and running statistics.
 
-    The decay is at most (1 + t) / (10 + t) at step t, so that the average forgets the first
-    weights. The vectors of power iterations are not averaged: they would lose their length, and
+    The vectors of power iterations are not averaged: they would lose their length, and
     they belong to the averaged weights, which get an iteration of their own.
     """
     if average is None:
         return
-    decay = min(decay, (1 + step) / (10 + step))
     own = [*average.parameters(), *_batch_norm_buffers(average)]
     live = [*network.parameters(), *_batch_norm_buffers(network)]
     for value, target in zip(own, live, strict=True):

@@ -20,13 +20,15 @@ class Batches:
         data: Images and labels, on the device where the batches are wanted.
         batch_size: Images in a batch, over all processes.
         seed: Batches of equal seed and index are equal.
-        process: Which share of each batch is returned; the shares of all processes, one after
+        process: Which part of each batch is returned; the parts of all processes, one after
             another, are the batch of a single one.
         flip: Mirror each image left to right with probability 1/2.
         crop: Pad each image by so many black pixels and cut it out again at a random place.
+        stream: Tells these batches from others of the same run.
 
     Raises:
-        InputError: There are fewer images than one batch takes, or the shares are not equal.
+        InputError: There are fewer images than one batch takes, or a batch cannot be divided among
+            the processes.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Batches:
         *,
         flip: bool = False,
         crop: int = 0,
+        stream: tuple[str, ...] = (),
     ) -> None:
         if not 1 <= batch_size <= len(data.images):
             raise InputError(
@@ -46,36 +49,36 @@ class Batches:
             )
         self.data = data
         self.batch_size = batch_size
-        self.seed = seed
+        self.key = (seed, *stream)
         self.flip, self.crop = flip, crop
         self.process = process
-        self.share = process.share(batch_size, "train.batch_size")
+        self.local_slice = process.local_slice(batch_size, "train.batch_size")
         self.per_epoch = len(data.images) // batch_size
         self._order: tuple[int, Tensor] | None = None  # the epoch and its permutation
 
     def __call__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Return this process's share of batch `index` >= 0.
+        """Return this process's part of batch `index` >= 0.
 
         Images (batch_size / world_size, C, H, W) uint8 and their labels, int64.
         """
         epoch, position = divmod(index, self.per_epoch)
         batch = self._permutation(epoch)[position * self.batch_size :][: self.batch_size]
-        batch = batch[self.share]
+        batch = batch[self.local_slice]
         images, labels = self.data.images[batch], self.data.labels[batch]
-        # Numbers are drawn for the whole batch: a share depends on no other setting.
+        # Numbers are drawn for the whole batch: a part depends on no other setting.
         if self.flip:
             draw = self.process.random(
-                torch.rand, (self.batch_size, 1, 1, 1), self.seed, "flip", index
+                torch.rand, (self.batch_size, 1, 1, 1), *self.key, "flip", index
             )
             images = torch.where(draw < 0.5, images.flip(-1), images)
         if self.crop > 0:
-            draw = self.process.random(torch.rand, (self.batch_size, 2), self.seed, "crop", index)
+            draw = self.process.random(torch.rand, (self.batch_size, 2), *self.key, "crop", index)
             images = shifted(images, (draw * (2 * self.crop + 1)).long(), self.crop)
         return images, labels
 
     def _permutation(self, epoch: int) -> Tensor:
         if self._order is None or self._order[0] != epoch:
-            random = streams.generator("cpu", self.seed, "order", epoch)
+            random = streams.generator("cpu", *self.key, "order", epoch)
             order = torch.randperm(len(self.data.images), generator=random)
             self._order = epoch, order.to(self.data.images.device, non_blocking=True)
         return self._order[1]

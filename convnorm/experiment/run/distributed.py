@@ -1,4 +1,4 @@
-"""One process per device: torchrun's environment, shares of a batch, averages over processes."""
+"""One process per device: torchrun's environment, parts of a batch, averages over processes."""
 
 import os
 from collections.abc import Callable
@@ -26,20 +26,20 @@ class Process:
         """The process that writes files and scores."""
         return self.rank == 0
 
-    def share(self, size: int, key: str) -> slice:
-        """This process's part of a global batch of `size`; `key` names it in the error."""
+    def local_slice(self, size: int, key: str) -> slice:
+        """Where this process's part of a batch of `size` lies; `key` names it in the error."""
         if size % self.world_size:
             raise InputError(f"{key}: {size} does not divide by {self.world_size} processes")
         part = size // self.world_size
         return slice(self.rank * part, (self.rank + 1) * part)
 
     def random(self, draw: Callable, size: tuple[int, ...], *key: int | str) -> torch.Tensor:
-        """This process's share of `draw` (torch.randn, torch.rand) of `key` for a whole batch."""
+        """This process's part of what `draw` (torch.randn, torch.rand) gives a whole batch."""
         numbers = draw(*size, device=self.device, generator=streams.generator(self.device, *key))
-        return numbers[self.share(size[0], "batch")]
+        return numbers[self.local_slice(size[0], "batch")]
 
     def gather(self, part: torch.Tensor) -> torch.Tensor:
-        """The whole of which every process has a share, along the first dimension."""
+        """The whole of which every process has a part, along the first dimension."""
         if self.world_size == 1:
             return part
         parts = [torch.empty_like(part) for _ in range(self.world_size)]

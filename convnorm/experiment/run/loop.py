@@ -17,20 +17,12 @@ from convnorm.experiment.run.tracking import Tracker
 VOTE_EVERY = 10  # at most so many steps before several processes agree on a signal
 
 
-class Trainer(Protocol):
-    """What a pipeline brings: networks, optimizers and one step of training them."""
+class State(Protocol):
+    """What the steps of a run change, and how many are done."""
 
-    config: Any
-    process: Process
     data_sha256: str  # of the training data, to notice other data behind the same name
     step: int  # how many are done
     steps: int  # how many there are
-
-    def draw(self, step: int) -> Any:
-        """All that is random in a step, its real images and its rates: a function of `step`."""
-
-    def update(self, draws: Any) -> None:
-        """Train by one step: a function of the draws and of state that is tensors."""
 
     def means(self) -> dict[str, float]:
         """What is logged, over the steps since the last call."""
@@ -42,6 +34,20 @@ class Trainer(Protocol):
         """All that the next step depends on, with `format`, `config` and `data_sha256`."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Trainer(Protocol):
+    """What a pipeline brings: its state, and how a step changes it."""
+
+    config: Any
+    process: Process
+    state: State
+
+    def draw(self, step: int) -> Any:
+        """All that is random in a step, its real images and its rates: a function of `step`."""
+
+    def update(self, draws: Any) -> None:
+        """Train by one step: a function of the draws and of tensors in `state`."""
 
 
 class Journal(Protocol):
@@ -68,21 +74,21 @@ def resume(trainer: Trainer, run_dir: Path, kind: str) -> None:
         state = checkpoint.load(last, kind)
         if state.get("config") != asdict(trainer.config):
             raise InputError(f"{last}: is of another config than the run folder; expected its own")
-        if state.get("data_sha256") != trainer.data_sha256:
+        if state.get("data_sha256") != trainer.state.data_sha256:
             raise InputError(f"{last}: the run began with other training data than data.root has")
         try:
-            trainer.load_state_dict(state)
+            trainer.state.load_state_dict(state)
         except (KeyError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"{last}: not a complete checkpoint of this run ({reason})") from None
-    if not trainer.process.agree(trainer.step):
+    if not trainer.process.agree(trainer.state.step):
         raise InputError(f"run_dir: {run_dir} is not one folder that all processes share")
 
 
 def take_step(trainer: Trainer) -> None:
     """Draw, then update."""
-    trainer.update(trainer.draw(trainer.step))
-    trainer.step += 1
+    trainer.update(trainer.draw(trainer.state.step))
+    trainer.state.step += 1
 
 
 def is_due(step: int, every: int, steps: int) -> bool:
@@ -98,19 +104,20 @@ def run(
     journal: of the main process, None in the others; log_every: the intervals at whose ends it
     is given means.
     """
+    state = trainer.state
     with Interrupts() as interrupts, closing(journal.tracker) if journal else nullcontext():
-        while trainer.step < trainer.steps:
+        while state.step < state.steps:
             take_step(trainer)
-            log_due = any(is_due(trainer.step, every, trainer.steps) for every in log_every)
+            log_due = any(is_due(state.step, every, state.steps) for every in log_every)
             stopping = interrupts.signal is not None
             if trainer.process.world_size > 1:  # to agree, they wait: not after every step
-                voting = log_due or trainer.step % VOTE_EVERY == 0
+                voting = log_due or state.step % VOTE_EVERY == 0
                 stopping = voting and trainer.process.any(stopping)
-            saving = stopping or is_due(trainer.step, options.checkpoint_every, trainer.steps)
+            saving = stopping or is_due(state.step, options.checkpoint_every, state.steps)
             _between_steps(trainer, journal, Path(options.run_dir), log_due, saving)
-            if stopping and trainer.step < trainer.steps:
+            if stopping and state.step < state.steps:
                 raise Stopped(
-                    f"stopped at step {trainer.step} of {trainer.steps} and saved in "
+                    f"stopped at step {state.step} of {state.steps} and saved in "
                     f"{options.run_dir}; the same command again resumes",
                     code=128 + (interrupts.signal or 15),
                 )
@@ -120,13 +127,13 @@ def _between_steps(
     trainer: Trainer, journal: Journal | None, run_dir: Path, log_due: bool, saving: bool
 ) -> None:
     if log_due or saving:
-        trainer.check_finite(run_dir)
-    means = trainer.means() if log_due else None
+        trainer.state.check_finite(run_dir)
+    means = trainer.state.means() if log_due else None
     if journal is not None:
         with journal.tracker.not_training():
             journal.tracker.advance()
             journal.write(means)
     if saving:
-        state = trainer.state_dict()  # in every process: parts of it may have to be gathered
+        saved = trainer.state.state_dict()  # in every process: parts of it may have to be gathered
         if trainer.process.is_main:
-            checkpoint.save(run_dir / checkpoint.CHECKPOINT, state)
+            checkpoint.save(run_dir / checkpoint.CHECKPOINT, saved)

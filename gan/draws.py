@@ -1,0 +1,127 @@
+"""Everything that is random in a step of a GAN, and its real images, as tensors.
+
+What is drawn is a function of the seed, of what it is for and of the step: the normalizer, the
+number of processes and whether the run was resumed do not enter. So an update, which takes the
+draws, has nothing to draw, to hash or to count.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from convnorm.experiment.data import Images, from_uint8
+from convnorm.experiment.run.averaging import decay_at
+from convnorm.experiment.run.batches import Batches
+from convnorm.experiment.run.distributed import Process
+from gan.config import GanConfig
+from gan.losses import LOSSES, Batch, penalties_of
+from gan.models import Latents
+
+
+@dataclass(frozen=True)
+class DiscriminatorDraws:
+    """Of one update of the discriminator.
+
+    mix: (N, 1, 1, 1) uniform in [0, 1), for a penalty between the two batches; None without one.
+    """
+
+    real: Batch
+    latents: Latents
+    mix: Tensor | None
+
+
+@dataclass(frozen=True)
+class GeneratorDraws:
+    """Of one update of the generator; `real` is None where the loss looks at fakes alone."""
+
+    latents: Latents
+    real: Batch | None
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Of one step: n_dis updates of the discriminator, then one of the generator.
+
+    ema_decay: of the generator's average, at this step.
+    """
+
+    discriminator: tuple[DiscriminatorDraws, ...]
+    generator: GeneratorDraws
+    learning_rate: float
+    ema_decay: float
+
+
+class Drawing:
+    """Draws the steps of a run: step -> `Draws`, this process's part of them.
+
+    images: the training images, on the device where the networks are.
+    Raises InputError where a batch does not fit the images or the number of processes.
+    """
+
+    def __init__(self, config: GanConfig, images: Images, process: Process):
+        self.config, self.process = config, process
+        self.num_classes = len(images.classes)
+        train, seed = config.train, config.seed
+        process.local_slice(train.generator_batch_size, "train.generator_batch_size")
+        self.batches = Batches(images, train.batch_size, seed, process, flip=train.flip)
+        self.generator_batches = None
+        if LOSSES[config.loss.name].compares:
+            self.generator_batches = Batches(
+                images, train.generator_batch_size, seed, process, flip=train.flip, stream=("g",)
+            )
+        self.mixes = any(penalty.mixes for penalty in penalties_of(config.loss))
+
+    def __call__(self, step: int) -> Draws:
+        """Return the draws of step `step`, counted from 0."""
+        config = self.config
+        repeats = range(config.train.n_dis)
+        return Draws(
+            discriminator=tuple(self._for_discriminator(step, repeat) for repeat in repeats),
+            generator=self._for_generator(step),
+            learning_rate=learning_rate(config, step),
+            ema_decay=decay_at(config.train.ema_decay, step),
+        )
+
+    def _for_discriminator(self, step: int, repeat: int) -> DiscriminatorDraws:
+        size, index = self.config.train.batch_size, step * self.config.train.n_dis + repeat
+        return DiscriminatorDraws(
+            real=self._real(self.batches, index, "augmentation"),
+            latents=self._latents(size, "z_d", step, repeat),
+            mix=self._random(torch.rand, (size, 1, 1, 1), "mix", step, repeat)
+            if self.mixes
+            else None,
+        )
+
+    def _for_generator(self, step: int) -> GeneratorDraws:
+        batches = self.generator_batches
+        return GeneratorDraws(
+            latents=self._latents(self.config.train.generator_batch_size, "z_g", step),
+            real=None if batches is None else self._real(batches, step, "augmentation_g"),
+        )
+
+    def _real(self, batches: Batches, index: int, stream: str) -> Batch:
+        """Real images in [-1, 1]; dequantized, each grey level u fills [u, u + 1) / 128 - 1."""
+        images, labels = batches(index)
+        if not self.config.train.dequantize:
+            return Batch(from_uint8(images), labels)
+        noise = self._random(torch.rand, (batches.batch_size, *images.shape[1:]), stream, index)
+        # Just below 1, or rounding would now and then lift a pixel to the next level.
+        return Batch((images + noise * (1 - 2**-16)) / 128 - 1, labels)
+
+    def _latents(self, num: int, *key: int | str) -> Latents:
+        z = self._random(torch.randn, (num, self.config.model.z_dim), *key)
+        labels = self._random(torch.rand, (num,), "labels", *key)
+        return Latents(z, (labels * self.num_classes).long())
+
+    def _random(self, draw: Callable, size: tuple[int, ...], *key: int | str) -> Tensor:
+        """This process's part of random numbers for a whole batch."""
+        return self.process.random(draw, size, self.config.seed, *key)
+
+
+def learning_rate(config: GanConfig, step: int) -> float:
+    """The learning rate of step `step`, counted from 0; linear decay reaches 0 after the last."""
+    optim = config.optim
+    left = 1 - step / config.steps if optim.decay == "linear" else 1.0
+    return optim.lr * left

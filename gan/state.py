@@ -1,0 +1,96 @@
+"""What the updates of a GAN change, and the checkpoint that holds it."""
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from convnorm.experiment import streams
+from convnorm.experiment.data import Images
+from convnorm.experiment.run.averaging import averaged, running_statistics
+from convnorm.experiment.run.distributed import Process
+from convnorm.experiment.run.meter import Meter
+from gan.config import GanConfig
+from gan.models import FORMAT
+
+
+class State:
+    """Networks, optimizers, the generator's average, the meter, and how many steps are done.
+
+    images: what the run trains on. terms: the names of what is logged.
+    """
+
+    def __init__(
+        self,
+        config: GanConfig,
+        images: Images,
+        process: Process,
+        generator: nn.Module,
+        discriminator: nn.Module,
+        terms: Iterable[str],
+    ):
+        self.config, self.process = config, process
+        self.generator, self.discriminator = generator, discriminator
+        self.channels, self.num_classes = images.images.shape[1], len(images.classes)
+        self.data_sha256 = images.sha256()  # other data behind the same name are noticed
+        self.ema = averaged(generator, config.train.ema_decay)
+        adam = {"lr": config.optim.lr, "betas": (config.optim.beta1, config.optim.beta2)}
+        self.optim_g = torch.optim.Adam(generator.parameters(), **adam)
+        self.optim_d = torch.optim.Adam(discriminator.parameters(), **adam)
+        self.meter = Meter(terms, process.device)
+        self.step, self.steps = 0, config.steps
+
+    @property
+    def final_generator(self) -> nn.Module:
+        """The generator that is shown and scored: the averaged one, if there is one."""
+        return self.generator if self.ema is None else self.ema
+
+    def set_learning_rate(self, rate: float) -> None:
+        """Of both networks."""
+        for optimizer in (self.optim_d, self.optim_g):
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+
+    def running_statistics(self) -> list[Tensor]:
+        """What both networks have seen of their data, which processes average."""
+        return [*running_statistics(self.generator), *running_statistics(self.discriminator)]
+
+    def means(self) -> dict[str, float]:
+        """Means over processes and steps since the last call, and the learning rate."""
+        return {**self.meter.means(), "lr": self.optim_d.param_groups[0]["lr"]}
+
+    def check_finite(self, run_dir: Path) -> None:
+        """Raise Stopped where a loss or a weight is no number; the last checkpoint was good."""
+        weights = [*self.generator.parameters(), *self.discriminator.parameters()]
+        self.meter.check_finite(self.step, weights, run_dir)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next step depends on; data order and latents follow from `step`."""
+        return {
+            "format": FORMAT,
+            "config": asdict(self.config),
+            "channels": self.channels,
+            "num_classes": self.num_classes,
+            "data_sha256": self.data_sha256,
+            "step": self.step,
+            "generator": self.generator.state_dict(),
+            "discriminator": self.discriminator.state_dict(),
+            "ema": None if self.ema is None else self.ema.state_dict(),
+            "optim_g": self.optim_g.state_dict(),
+            "optim_d": self.optim_d.state_dict(),
+            "meter": self.meter.state_dict(),
+            "rng": streams.global_state(self.process.device),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a checkpoint of the same config."""
+        for name in ("generator", "discriminator", "optim_g", "optim_d"):
+            getattr(self, name).load_state_dict(state[name])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+        self.step = state["step"]
+        self.meter.load_state_dict(state["meter"], self.step)
+        streams.set_global_state(state["rng"], self.process.device)

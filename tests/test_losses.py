@@ -5,10 +5,9 @@ import math
 import pytest
 import torch
 from runs import tiny
-from torch import nn
 
 from convnorm.experiment.errors import InputError
-from gan.losses import DISCRIMINATOR_LOSSES, GENERATOR_LOSSES, gradient_penalty, r1
+from gan.losses import LOSSES, Batch, Discriminate, gradient_penalty, r1
 
 REAL, FAKE = torch.tensor([0.5, 3.0]), torch.tensor([-2.0, 0.25])
 
@@ -34,11 +33,11 @@ GENERATOR = {
 }
 
 
-@pytest.mark.parametrize("name", DISCRIMINATOR_LOSSES)
+@pytest.mark.parametrize("name", LOSSES)
 def test_losses_equal_their_formulas(name):
     """A swapped sign or a forgotten half."""
-    assert DISCRIMINATOR_LOSSES[name](REAL, FAKE).item() == pytest.approx(DISCRIMINATOR[name])
-    assert GENERATOR_LOSSES[name](FAKE).item() == pytest.approx(GENERATOR[name])
+    assert LOSSES[name].discriminator(REAL, FAKE).item() == pytest.approx(DISCRIMINATOR[name])
+    assert LOSSES[name].generator(FAKE, None).item() == pytest.approx(GENERATOR[name])
 
 
 @pytest.mark.parametrize(
@@ -48,67 +47,67 @@ def test_losses_equal_their_formulas(name):
 )
 def test_equal_images_have_the_known_optimum(name, logit, value):
     def at(x):
-        return DISCRIMINATOR_LOSSES[name](torch.tensor([x]), torch.tensor([x])).item()
+        return LOSSES[name].discriminator(torch.tensor([x]), torch.tensor([x])).item()
 
     assert at(logit) == pytest.approx(value)
     assert at(logit) <= min(at(logit - 0.1), at(logit + 0.1)) + 1e-7
 
 
-@pytest.mark.parametrize("name", GENERATOR_LOSSES)
+@pytest.mark.parametrize("name", LOSSES)
 def test_the_two_losses_pull_in_opposite_directions(name):
     fake = torch.zeros(1, requires_grad=True)
-    (of_d,) = torch.autograd.grad(DISCRIMINATOR_LOSSES[name](torch.zeros(1), fake), fake)
-    (of_g,) = torch.autograd.grad(GENERATOR_LOSSES[name](fake), fake)
+    (of_d,) = torch.autograd.grad(LOSSES[name].discriminator(torch.zeros(1), fake), fake)
+    (of_g,) = torch.autograd.grad(LOSSES[name].generator(fake, None), fake)
     assert of_d.item() >= 0 > of_g.item()
 
 
-def linear(weight: torch.Tensor) -> nn.Module:
+def batch(images: torch.Tensor) -> Batch:
+    return Batch(images, torch.zeros(len(images), dtype=torch.int64))
+
+
+def linear(weight: torch.Tensor) -> Discriminate:
     """D(x) = <weight, x> for images of (1, 2, 2)."""
-    layer = nn.Sequential(nn.Flatten(), nn.Linear(4, 1, bias=False), nn.Flatten(0))
-    layer[1].weight.data = weight.reshape(1, 4)
-    return layer
+    return lambda batch: batch.images.flatten(1) @ weight
 
 
 def test_the_gradient_penalty_of_a_linear_discriminator():
     """(|w| - 1)^2 at every image, with gradient 2 (|w| - 1) w / |w|."""
-    weight = torch.tensor([1.0, 2.0, 0.0, 2.0])  # norm 3
-    discriminator = linear(weight)
-    real, fake, mix = torch.randn(5, 1, 2, 2), torch.randn(5, 1, 2, 2), torch.rand(5, 1, 1, 1)
-    penalty = gradient_penalty(discriminator, real, fake, mix)
+    weight = torch.tensor([1.0, 2.0, 0.0, 2.0], requires_grad=True)  # norm 3
+    real, fake = batch(torch.randn(5, 1, 2, 2)), batch(torch.randn(5, 1, 2, 2))
+    penalty = gradient_penalty(linear(weight), real, fake, torch.rand(5, 1, 1, 1))
     assert penalty.item() == pytest.approx(4)
     penalty.backward()
-    torch.testing.assert_close(discriminator[1].weight.grad[0], 4 * weight / 3)
+    torch.testing.assert_close(weight.grad, 4 * weight.detach() / 3)
 
 
 def test_the_gradient_penalty_is_taken_between_real_and_fake():
     """For D(x) = |x|^2 / 2 the gradient is the image itself, so its place can be read."""
 
-    class Square(nn.Module):
-        def forward(self, x):
-            return x.square().flatten(1).sum(1) / 2
+    def square(batch: Batch) -> torch.Tensor:
+        return batch.images.square().flatten(1).sum(1) / 2
 
-    real, fake = torch.zeros(2, 1, 1, 1), torch.full((2, 1, 1, 1), 4.0)
+    real, fake = batch(torch.zeros(2, 1, 1, 1)), batch(torch.full((2, 1, 1, 1), 4.0))
     mix = torch.tensor([0.25, 0.5]).view(2, 1, 1, 1)  # at 1 and 2
-    assert gradient_penalty(Square(), real, fake, mix).item() == pytest.approx((0 + 1) / 2)
+    assert gradient_penalty(square, real, fake, mix).item() == pytest.approx((0 + 1) / 2)
 
 
 def test_the_gradient_penalty_of_a_dead_discriminator_is_finite():
-    discriminator = linear(torch.zeros(4))
-    images, mix = torch.randn(3, 1, 2, 2), torch.rand(3, 1, 1, 1)
-    penalty = gradient_penalty(discriminator, images, images, mix)
+    weight = torch.zeros(4, requires_grad=True)
+    images, mix = batch(torch.randn(3, 1, 2, 2)), torch.rand(3, 1, 1, 1)
+    penalty = gradient_penalty(linear(weight), images, images, mix)
     penalty.backward()
     assert penalty.item() == pytest.approx(1, abs=1e-5)
-    assert discriminator[1].weight.grad.isfinite().all()
+    assert weight.grad.isfinite().all()
 
 
 def test_r1_of_a_linear_discriminator():
     """|w|^2 / 2 at every image, with gradient w."""
-    weight = torch.tensor([1.0, 2.0, 0.0, 2.0])
-    discriminator = linear(weight)
-    penalty = r1(discriminator, torch.randn(5, 1, 2, 2))
+    weight = torch.tensor([1.0, 2.0, 0.0, 2.0], requires_grad=True)
+    images = batch(torch.randn(5, 1, 2, 2))
+    penalty = r1(linear(weight), images, images, None)
     assert penalty.item() == pytest.approx(4.5)
     penalty.backward()
-    torch.testing.assert_close(discriminator[1].weight.grad[0], weight)
+    torch.testing.assert_close(weight.grad, weight.detach())
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from torch import nn
 
 from convnorm.experiment import streams
 from convnorm.experiment.data import Images, from_uint8
-from convnorm.experiment.run.averaging import averaged, follow, running_statistics
+from convnorm.experiment.run.averaging import averaged, decay_at, follow, running_statistics
 from convnorm.experiment.run.batches import Batches
 from convnorm.experiment.run.distributed import Process
 from convnorm.experiment.run.meter import Meter
@@ -103,7 +103,7 @@ class Trainer:
         networks = (self.generator, self.discriminator)
         statistics = [b for network in networks for b in running_statistics(network)]
         self.meter.end_step(self.process, statistics)
-        follow(self.ema, self.generator, self.config.train.ema_decay, self.step)
+        follow(self.ema, self.generator, decay_at(self.config.train.ema_decay, self.step))
         self.step += 1
 
     def real_batch(self, repeat: int) -> torch.Tensor:

@@ -174,7 +174,6 @@ class ClassifierConfig:
 
     def __post_init__(self):
         require(self.seed >= 0, "seed", self.seed, "0 or more")
-        require(self.normalizer.eps >= 0, "normalizer.eps", self.normalizer.eps, "0 or more")
         fits = self.train.crop < self.data.image_size
         require(fits, "train.crop", self.train.crop, "less than data.image_size")
         if self.select.metric == "pgd10":

@@ -22,7 +22,7 @@ from classification.models import FORMAT, build
 from classification.schedules import learning_rate
 from classification.training_data import TrainingData
 from convnorm.experiment import streams
-from convnorm.experiment.run.averaging import averaged, follow, running_statistics
+from convnorm.experiment.run.averaging import averaged, decay_at, follow, running_statistics
 from convnorm.experiment.run.batches import Batches
 from convnorm.experiment.run.distributed import Process
 from convnorm.experiment.run.meter import Meter
@@ -154,7 +154,7 @@ class Trainer:
             case "trades":
                 self.trades_update(x, labels)
         self.meter.end_step(self.process, running_statistics(self.network))
-        follow(self.ema, self.network, self.config.train.ema_decay, self.step)
+        follow(self.ema, self.network, decay_at(self.config.train.ema_decay, self.step))
         self.step += 1
 
     def autocast(self) -> torch.autocast:

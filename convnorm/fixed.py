@@ -27,8 +27,13 @@ def fixed_weights() -> Iterator[None]:
         _results.reset(token)
 
 
-def once(function: Callable[..., torch.Tensor], tensor: torch.Tensor, *args) -> torch.Tensor:
-    """function(tensor, *args), computed once for this very tensor inside `fixed_weights`."""
+def computed_once(
+    function: Callable[..., torch.Tensor], tensor: torch.Tensor, *args
+) -> torch.Tensor:
+    """Return function(tensor, *args), computed once for each tensor inside `fixed_weights`.
+
+    Outside that context it is computed in every call.
+    """
     # A compiler cannot trace a context variable, and folds what is constant by itself.
     results = None if torch.compiler.is_compiling() else _results.get()
     if results is None:

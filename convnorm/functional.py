@@ -19,7 +19,7 @@ from functools import lru_cache, wraps
 import torch
 import torch.nn.functional as F
 
-from convnorm.fixed import once
+from convnorm.fixed import computed_once
 
 Pair = tuple[int, int]
 Pads = tuple[int, int, int, int]  # left, right, top, bottom, as torch.nn.functional.pad counts
@@ -29,13 +29,17 @@ GRIDS = ("full", "native")
 def _table(build: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     """Keep the constant tensors that `build` makes; no inference tensors, which autograd refuses.
 
-    A compiler traces `build` itself: it takes caches for a hazard and fuses what is built.
+    A compiler traces `build` itself: it takes caches for a hazard and fuses what is built. A mode
+    such as FakeTensorMode, in which new tensors are of a kind of their own, builds for itself too:
+    its tensors are of no use outside it, nor are those from outside in it.
     """
     cached = lru_cache(maxsize=256)(torch.inference_mode(False)(build))
 
     @wraps(build)
     def table(*key) -> torch.Tensor:
-        return build(*key) if torch.compiler.is_compiling() else cached(*key)
+        if torch.compiler.is_compiling() or type(torch.empty(0)) is not torch.Tensor:
+            return build(*key)
+        return cached(*key)
 
     return table
 
@@ -194,7 +198,7 @@ def circular_filter(
     with torch.autocast(x.device.type, enabled=False):
         maps = x.to(gain.dtype)
         if matrix_is_faster(len(rows) * len(columns), len(x)):
-            matrix = once(_filter_matrix, gain, (n, m), tuple(rows), tuple(columns))
+            matrix = computed_once(_filter_matrix, gain, (n, m), tuple(rows), tuple(columns))
             y = torch.bmm(maps.flatten(2).transpose(0, 1), matrix.transpose(1, 2))
             return y.transpose(0, 1).unflatten(2, (len(rows), len(columns))).to(x.dtype)
         maps = maps.contiguous()  # channels_last input has failed in compiled FFTs
@@ -293,7 +297,7 @@ def conv_norm2d(
 
     def gain(ring: Pair, stride: Pair = (1, 1)) -> torch.Tensor:
         with torch.set_grad_enabled(torch.is_grad_enabled() and gradient_through_gain):
-            return once(spectral_gain, weight, ring, dilation, stride, eps)
+            return computed_once(spectral_gain, weight, ring, dilation, stride, eps)
 
     if weight.shape[2:] == (1, 1):  # a flat spectrum: the filter is a factor of each channel
         weight = (weight * gain((1, 1))[:, None]).to(weight.dtype)

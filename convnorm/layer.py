@@ -42,9 +42,10 @@ class ConvNorm2d(nn.Conv2d):
     exceed k_eff - 1 in all with grid="full": one turn of the ring). "reflect" and "replicate":
     the padded map is taken as the layer's input.
 
-    The gain is computed from the weight in every forward pass. It is never kept: writes
-    through `weight.data` leave no trace that a cache could check, and it costs little. So the
-    state is the parameters alone, and any input size works at any time.
+    The gain is computed from the weight in every forward pass, at little cost: writes through
+    `weight.data` leave no trace that a cache could check. Inside `convnorm.fixed_weights`, where
+    no weight changes, it is computed once for each size of map. So the state is the parameters
+    alone, and any input size works at any time.
 
     Raises ValueError for options that contradict each other.
     """

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from convnorm.fixed import once
+from convnorm.fixed import computed_once
 
 # Eigenvalues below this are rounding errors, in float32, of a matrix of norm 1.
 SMALLEST = 1e-6
@@ -40,10 +40,10 @@ class Scale(nn.Module):
         return self.scale * weight
 
 
-class InFloat32(nn.Module):
-    """Run a parametrization outside autocast, and once where weights are fixed.
+class OutsideAutocast(nn.Module):
+    """A parametrization that autocast does not reach, computed once inside `fixed_weights`.
 
-    Autocast would hand its matrix products, and a power iteration's, to half precision.
+    Autocast would run its matrix products, and those of a power iteration, in half precision.
     """
 
     def __init__(self, parametrization: nn.Module):
@@ -52,7 +52,7 @@ class InFloat32(nn.Module):
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         with torch.autocast(weight.device.type, enabled=False):
-            return once(self.parametrization, weight)
+            return computed_once(self.parametrization, weight)
 
 
 class ONI(nn.Module):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from convnorm.normalizers import Normalized, UnitOperatorNorm
+from convnorm.normalizers import normalized_layers
 
 PROBES = 64  # vectors in one batch, from which a Frobenius norm is estimated
 
@@ -90,19 +90,20 @@ def rms_singular_value(layer: nn.Module, input_size: torch.Size) -> float:
 def normalized_convolutions(network: nn.Module) -> dict[str, nn.Module]:
     """The convolutions of a network by name, each with what normalizes it.
 
-    A layer whose output is normalized by its own statistics (GroupNorm) is not an affine map:
-    there the convolution alone stands for it.
+    Where the two together are not an affine map in evaluation mode (`Kind.is_affine`), the
+    convolution alone stands for them.
     """
+    normalizers = {layer: normalizer for _, layer, normalizer in normalized_layers(network)}
     found: dict[str, nn.Module] = {}
     inside: set[nn.Module] = set()
     for name, module in network.named_modules():
-        if module in inside:
+        if module in inside or not (module in normalizers or isinstance(module, nn.Conv2d)):
             continue
-        if isinstance(module, Normalized) and isinstance(module[-1], nn.GroupNorm):
-            module = module[0]
-        if isinstance(module, Normalized | UnitOperatorNorm | nn.Conv2d):
-            found[name] = module
-            inside.update(module.modules())
+        inside.update(module.modules())
+        conv = next((m for m in module.modules() if isinstance(m, nn.Conv2d)), None)
+        if conv is not None:
+            is_affine = module not in normalizers or normalizers[module].definition.is_affine
+            found[name] = module if is_affine else conv
     return found
 
 

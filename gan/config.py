@@ -156,15 +156,14 @@ class GanConfig:
     def __post_init__(self):
         require(self.seed >= 0, "seed", self.seed, "0 or more")
         require(self.steps >= 1, "steps", self.steps, "1 or more")
-        require(self.normalizer.eps >= 0, "normalizer.eps", self.normalizer.eps, "0 or more")
-        ignores_scale = ("weight", "spectral", "oni", "own", "convnorm", "spectral_convnorm")
-        if self.loss.weight_clip > 0 and self.normalizer.kind in ignores_scale:
+        if self.loss.weight_clip > 0 and self.normalizer.ignores_scale:
             raise InputError(
                 f"loss.weight_clip: bounds nothing, as normalizer.kind {self.normalizer.kind!r} "
-                "takes the scale out of the weights; expected another kind"
+                "takes the scale out of the weights; expected another kind, or a factor of its "
+                "own (normalizer.multiplier, affine or batch_norm, where the kind reads them)"
             )
         for key in ("gradient_penalty", "r1"):
-            if self.normalizer.uses_batch_statistics and getattr(self.loss, key) > 0:
+            if self.normalizer.mixes_batch and getattr(self.loss, key) > 0:
                 raise InputError(
                     f"loss.{key}: needs the gradient of one image, and normalizer.kind "
                     f"{self.normalizer.kind!r} mixes the images of a batch; expected another kind"

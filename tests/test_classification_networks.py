@@ -81,7 +81,7 @@ class Recorder:
 
     def __init__(self, inner):
         self.inner = inner
-        self.shifts = inner.shifts
+        self.has_shift = inner.has_shift
         self.layers, self.weights, self.results = [], [], []
 
     def __call__(self, layer):

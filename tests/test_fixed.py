@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from convnorm import functional
-from convnorm.fixed import fixed_weights, once
+from convnorm.fixed import computed_once, fixed_weights
 from convnorm.normalizers import Normalizer
 
 KINDS = {
@@ -160,4 +160,4 @@ def test_a_freed_tensor_does_not_lend_its_id():
     """Results are found by id, and Python gives the id of a freed tensor to the next one."""
     with fixed_weights():
         for value in range(50):
-            assert once(torch.neg, torch.tensor(float(value))) == -value
+            assert computed_once(torch.neg, torch.tensor(float(value))) == -value

@@ -5,11 +5,18 @@ import math
 import pytest
 import reference
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 from torch.autograd.graph import saved_tensors_hooks
 
 from convnorm import functional
-from convnorm.functional import autocorrelation, conv_norm2d, spectral_energy, spectral_gain
+from convnorm.functional import (
+    autocorrelation,
+    conv_norm2d,
+    matrix_is_faster,
+    spectral_energy,
+    spectral_gain,
+)
 
 # kernel, stride, padding (left, right, top, bottom), dilation, groups
 GEOMETRIES = {
@@ -245,3 +252,19 @@ def test_gain_of_a_white_kernel_is_flat():
     weight[..., 1, 2] = 2.0
     expected = torch.full((1, 5, 4), 0.5 / math.sqrt(1 + 1e-6))
     torch.testing.assert_close(spectral_gain(weight, (5, 6)), expected)
+
+
+@every_grid
+@pytest.mark.parametrize(("size", "matrix"), [((5, 5), True), ((13, 11), False)])
+def test_a_forward_under_a_fake_mode_leaves_real_ones_alone(grid, size, matrix):
+    """Tables made under it and kept; real ones handed to it."""
+    x, weight = problem((5, 2), size=size)  # a kernel that no other test leaves tables of
+    for _ in range(2):
+        with FakeTensorMode() as mode:
+            fake = conv_norm2d(mode.from_tensor(x), mode.from_tensor(weight), grid=grid)
+        real = conv_norm2d(x, weight, grid=grid)
+        assert type(fake) is FakeTensor
+        assert type(real) is torch.Tensor
+        assert fake.shape == real.shape
+        assert matrix_is_faster(real[0, 0].numel(), len(x)) == matrix
+        torch.testing.assert_close(real, reference.explicit(x, weight, grid=grid))

@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import math
+import re
 from itertools import product
 
 import pytest
@@ -10,8 +12,10 @@ import torch
 from torch import nn
 
 from convnorm import CATALOGUE, ConvNorm2d, Normalizer
+from convnorm.experiment.run.averaging import STATISTICS
 from convnorm.fixed import fixed_weights
-from convnorm.normalizers import Normalized, UnitOperatorNorm
+from convnorm.normalizers import Normalized, normalized_layers
+from convnorm.operator_norm import UnitOperatorNorm
 from convnorm.penalties import orthogonality
 from gan.networks import ARCHITECTURES, build_discriminator
 
@@ -265,15 +269,201 @@ def test_batch_norm_is_last_where_it_is_asked_for(kind, at_input):
     assert not [m for m in bare.modules() if isinstance(m, nn.BatchNorm2d)]
 
 
+# What a kind says of itself, measured
+
+
+def in_all_variants(kind, *others):
+    """The kind with every combination of the options that decide what it is."""
+    names = ("multiplier", "affine", "batch_norm", *others)
+    for values in product([False, True], repeat=len(names)):
+        yield Normalizer(kind, affine_init="default", **dict(zip(names, values, strict=True)))
+
+
+def normalized(normalize, conv=None, **options):
+    """A normalized convolution; more rows than columns, which is where ONI has its defect."""
+    torch.manual_seed(0)
+    return normalize(conv or nn.Conv2d(1, 16, 3, padding=1, bias=False), **options)
+
+
+def maps(batch_size=4, channels=1):
+    x = torch.randn(batch_size, channels, 8, 8, generator=torch.manual_seed(1))
+    return x * torch.arange(1.0, batch_size + 1)[:, None, None, None]
+
+
+def adds_an_offset(module, x):
+    """Whether some parameter moves each output channel by a constant, in evaluation mode."""
+    module = nn.Sequential(module).eval().requires_grad_(False)
+    before, found = module(x), []
+    for parameter in module.parameters():
+        parameter += 1
+        moved = (module(x) - before).transpose(0, 1).flatten(1)
+        parameter -= 1
+        found.append(moved.std(1).max() < 1e-4 and (moved.mean(1).abs() > 1e-3).all())
+    return any(found)
+
+
 @every_kind
-def test_shifts_says_whether_there_is_a_learned_offset(kind):
+def test_has_shift_says_whether_there_is_a_learned_offset(kind):
     """A bias that a BatchNorm takes away again, or no offset at all."""
-    for multiplier, affine, batch_norm in product([False, True], repeat=3):
-        normalize = Normalizer(kind, multiplier=multiplier, affine=affine, batch_norm=batch_norm)
-        layer = normalize(nn.Conv2d(3, 4, 3, bias=False))
-        offsets = [p for name, p in layer.named_parameters() if name.split(".")[-1] == "bias"]
-        assert all(offset.shape == (4,) for offset in offsets)
-        assert normalize.shifts == bool(offsets), normalize
+    for normalize in in_all_variants(kind):
+        assert adds_an_offset(normalized(normalize), maps()) == normalize.has_shift, normalize
+        conv = normalized(normalize.convolution)
+        assert adds_an_offset(conv, maps()) == normalize.conv_has_shift, normalize
+        output = nn.Sequential(*normalize.output(16))
+        own = normalize.definition.output_has_shift(normalize)
+        expected = own or normalize.adds_batch_norm
+        assert adds_an_offset(output, maps(channels=16)) == expected, normalize
+
+
+@every_kind
+def test_mixes_batch_says_whether_images_see_each_other_in_training(kind):
+    for normalize in in_all_variants(kind):
+        layer, x = normalized(normalize), maps()
+        together, alone = copy.deepcopy(layer)(x)[:1], copy.deepcopy(layer)(x[:1])
+        assert torch.allclose(together, alone, atol=1e-4) != normalize.mixes_batch, normalize
+
+
+@every_kind
+def test_ignores_scale_says_whether_a_factor_on_all_weights_changes_nothing(kind):
+    """A bound on weights that bounds nothing; an affine or a multiplier that it would bound."""
+    for normalize in in_all_variants(kind, "as_published"):
+        layer = normalized(normalize)
+        outputs = []
+        for factor in (1, 3):
+            scaled = copy.deepcopy(layer)
+            for name, parameter in scaled.named_parameters():
+                parameter.data *= 0 if name.endswith("bias") else factor
+            outputs.append(scaled(maps()))
+        same = torch.allclose(*outputs, rtol=1e-2, atol=1e-3)
+        assert same == normalize.ignores_scale, normalize
+
+
+@every_kind
+def test_is_affine_says_whether_the_layer_is_an_affine_map_in_evaluation(kind):
+    for normalize in in_all_variants(kind):
+        layer = normalized(normalize)
+        layer(maps())
+        one, other = layer.eval()(maps()), layer(-maps().flip(0))
+        middle = layer((maps() - maps().flip(0)) / 2)
+        same = torch.allclose(middle, (one + other) / 2, atol=1e-4)
+        assert same == normalize.definition.is_affine, normalize
+
+
+@every_kind
+def test_at_input_says_whether_the_image_meets_a_normalizer(kind):
+    for normalize in in_all_variants(kind):
+        first, other = normalized(normalize, at_input=True), normalized(normalize)
+        at_input = normalize.definition.at_input
+        assert (str(first) == str(other)) == at_input, normalize
+        assert at_input or type(first) is nn.Conv2d
+
+
+OTHER_VALUES = {
+    "multiplier": True,
+    "batch_norm": True,
+    "grid": "native",
+    "affine": True,
+    "affine_init": "default",
+    "gradient_through_gain": True,
+    "eps": 0.1,
+    "iterations": 2,
+    "groups": 5,
+    "scale": 1.0,
+    "penalty_weight": 0.5,
+    "as_published": True,
+}
+
+
+def trace_of(normalize):
+    """All that can depend on an option: parameters, output, penalty, and their gradients."""
+    layer = normalized(normalize)
+    y = layer(maps())
+    loss = y.sin().sum()
+    penalty = normalize.penalty(layer)
+    if penalty is not None:
+        loss = loss + penalty
+    gradients = torch.autograd.grad(loss, list(layer.parameters()))
+    return [*layer.parameters(), y, loss, *gradients]
+
+
+@every_kind
+def test_reads_names_the_options_that_have_an_effect_and_no_other(kind):
+    """An option that is refused though nobody reads it, or that passes unchecked."""
+    assert OTHER_VALUES.keys() == {field.name for field in dataclasses.fields(Normalizer)} - {
+        "kind"
+    }
+    for option, value in OTHER_VALUES.items():
+        effects = []
+        for base in ({}, {"affine": True}):
+            one = trace_of(Normalizer(kind, **base))
+            other = trace_of(Normalizer(kind, **{**base, option: value}))
+            equal = len(one) == len(other) and all(map(torch.equal, one, other))
+            effects.append(not equal)
+        assert any(effects) == (option in Normalizer(kind).definition.reads), option
+
+
+@every_kind
+def test_every_buffer_is_a_statistic_or_advances_with_the_weights(kind):
+    """One that is neither would stand still in an average over steps."""
+    for normalize in in_all_variants(kind):
+        for layer in (normalized(normalize), normalized(normalize, nn.Linear(5, 4))):
+            before = {name: buffer.clone() for name, buffer in layer.named_buffers()}
+            with torch.no_grad():
+                for parameter in layer.parameters():
+                    parameter += torch.rand_like(parameter)
+                if normalize.definition.advance is not None:
+                    normalize.definition.advance(layer.train())
+            known = STATISTICS + normalize.definition.statistics
+            for name, buffer in layer.named_buffers():
+                advanced = not torch.equal(buffer, before[name])
+                assert advanced != (name.rpartition(".")[2] in known), (normalize, name)
+
+
+@every_kind
+@pytest.mark.parametrize(
+    ("option", "values", "expected"),
+    [
+        ("eps", [-1.0, math.nan, math.inf], "0 or more, and finite"),
+        ("iterations", [-3, 0], "1 or more"),
+        ("groups", [0], "1 or more"),
+        ("scale", [0.0, -1.0, math.inf], "more than 0, and finite"),
+        ("penalty_weight", [-1.0, math.nan], "0 or more, and finite"),
+    ],
+)
+def test_options_out_of_range_are_refused_by_the_kinds_that_read_them(
+    kind, option, values, expected
+):
+    """By others they are ignored, so that `kind` can be varied by itself."""
+    for value in values:
+        if option not in CATALOGUE[kind].reads:
+            Normalizer(kind, **{option: value})
+            continue
+        message = f"normalizer.{option}: {value!r} is not allowed; expected {expected}"
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            Normalizer(kind, **{option: value})
+
+
+def test_a_kind_that_does_not_exist_is_refused_with_those_that_do():
+    with pytest.raises(ValueError, match=r"^normalizer\.kind: 'bath' is .* one of none, batch, .*"):
+        Normalizer("bath")
+
+
+@every_kind
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_normalized_layers_finds_each_layer_once_also_in_a_copy(kind, arch):
+    """And leaves alone what meets the image where a kind does not normalize it."""
+    network = discriminator(kind, arch, batch_norm=True)
+    found = [(name, normalizer) for name, _, normalizer in normalized_layers(network)]
+    layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    plain = [m for m in layers if getattr(m, "groups", 1) == 1]
+    at_input = 0 if kind != "batch" else 2 if arch == "sngan_resnet" else 1
+    assert len(found) == len(plain) - at_input
+    assert {normalizer for _, normalizer in found} == {Normalizer(kind, batch_norm=True)}
+    twin = copy.deepcopy(network)
+    assert [(name, normalizer) for name, _, normalizer in normalized_layers(twin)] == found
+    for name, layer, _ in normalized_layers(twin):
+        assert layer is twin.get_submodule(name)
+    assert not [key for key in network.state_dict() if "normalized_by" in key]
 
 
 def rows_of(layer):

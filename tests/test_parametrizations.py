@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from convnorm.parametrizations import ONI, OWN, InFloat32, Scale, UnitRows, centred
+from convnorm.parametrizations import ONI, OWN, OutsideAutocast, Scale, UnitRows, centred
 
 WIDE, TALL, SQUARE = (12, 3, 3, 3), (24, 2, 3, 3), (16, 16, 1, 1)
 
@@ -157,7 +157,7 @@ def test_float32_under_autocast(module):
     Z = drawn(WIDE).requires_grad_()
     expected = module(Z)
     with torch.autocast("cpu", torch.bfloat16):
-        weight = InFloat32(module)(Z)
+        weight = OutsideAutocast(module)(Z)
         (gradient,) = torch.autograd.grad(weight.sin().sum(), Z, create_graph=True)
         (second,) = torch.autograd.grad(gradient.square().sum(), Z)
     assert torch.equal(weight, expected)

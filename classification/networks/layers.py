@@ -72,7 +72,7 @@ def conv_builder(normalizer: Normalizer) -> Conv:
     ) -> nn.Module:
         layer = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=False)
         nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-        if not normalizer.shifts:
+        if not normalizer.has_shift:
             # Not by nn.Conv2d, which would draw it and so shift the random numbers of the rest.
             layer.bias = nn.Parameter(torch.zeros(out_channels))
         return normalizer(layer)

@@ -155,8 +155,11 @@ def _parser(config: type, **options: Any) -> jsonargparse.ArgumentParser:
 
 def _instantiate(parser: jsonargparse.ArgumentParser, config: type, values: Any) -> Any:
     names = config.__dataclass_fields__
-    built = parser.instantiate(values)
-    return config(**{name: built[name] for name in names})
+    try:
+        built = parser.instantiate(values)
+        return config(**{name: built[name] for name in names})
+    except ValueError as error:  # dataclasses of the method know no InputError
+        raise InputError(str(error)) from None
 
 
 def _read(parser: jsonargparse.ArgumentParser, path: Path, types: dict[str, Any]) -> Any:

@@ -1,12 +1,14 @@
 """Exponential moving averages of a network over training steps."""
 
 import copy
-from collections.abc import Callable
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils import parametrize
+
+from convnorm.normalizers import normalized_layers
+
+# Buffers that are statistics of the data, as torch names them in BatchNorm and InstanceNorm.
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def averaged(network: nn.Module, decay: float) -> nn.Module | None:
@@ -14,46 +16,52 @@ def averaged(network: nn.Module, decay: float) -> nn.Module | None:
     return copy.deepcopy(network).requires_grad_(False) if decay > 0 else None
 
 
-def decay_at(decay: float, step: int) -> float:
-    """At most (1 + t) / (10 + t) at step t, so that an average forgets the first weights."""
-    return min(decay, (1 + step) / (10 + step))
-
-
 def running_statistics(network: nn.Module) -> list[torch.Tensor]:
-    """Means and variances that BatchNorm has seen."""
-    return [buffer for buffer in _batch_norm_buffers(network) if buffer.is_floating_point()]
+    """What a network has gathered about the data in training: means and variances, no counts."""
+    return [buffer for buffer in _statistics(network) if buffer.is_floating_point()]
 
 
-def _batch_norm_buffers(network: nn.Module) -> list[torch.Tensor]:
-    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
-    return [buffer for norm in norms for buffer in norm.buffers()]
+def _statistics(network: nn.Module) -> list[torch.Tensor]:
+    """The buffers that are statistics of the data, which vectors of power iterations are not."""
+    names = dict.fromkeys(network.modules(), STATISTICS)
+    for _, layer, normalizer in normalized_layers(network):
+        names |= dict.fromkeys(layer.modules(), STATISTICS + normalizer.definition.statistics)
+    return [
+        buffer
+        for module in network.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+        if name in names[module]
+    ]
+
+
+def decay_at(decay: float, step: int) -> float:
+    """The decay at a step, from 0 on: (1 + step) / (10 + step), and at most `decay`.
+
+    The first steps decay faster, so that the average forgets the first weights.
+    """
+    return min(decay, (1 + step) / (10 + step))
 
 
 @torch.no_grad()
 def follow(average: nn.Module | None, network: nn.Module, decay: float) -> None:
-    """Move the average of weights and running statistics.
+    """Move the average of weights and running statistics by one step; None stays None.
 
-    The vectors of power iterations are not averaged: they would lose their length, and
-    they belong to the averaged weights, which get an iteration of their own.
+    average = decay * average + (1 - decay) * network; counts are copied. The vectors of power
+    iterations are not averaged: they would lose their length, and they belong to the averaged
+    weights, on which they get an iteration of their own.
     """
     if average is None:
         return
-    own = [*average.parameters(), *_batch_norm_buffers(average)]
-    live = [*network.parameters(), *_batch_norm_buffers(network)]
+    own = [*average.parameters(), *_statistics(average)]
+    live = [*network.parameters(), *_statistics(network)]
     for value, target in zip(own, live, strict=True):
         if value.is_floating_point():
             value.lerp_(target, 1 - decay)
         else:
-            value.copy_(target)  # a number of batches
-    for module in average.modules():
-        if parametrize.is_parametrized(module) and any(True for _ in module.buffers()):
-            _in_training_mode(module, lambda module: module.weight)
-        elif hasattr(module, "operator_norm"):
-            _in_training_mode(module, lambda module: module.operator_norm())
-
-
-def _in_training_mode(module: nn.Module, iterate: Callable[[nn.Module], object]) -> None:
-    training = module.training
-    module.train()
-    iterate(module)
-    module.train(training)
+            value.copy_(target)
+    for _, layer, normalizer in normalized_layers(average):
+        if normalizer.definition.advance is not None:
+            modes = {module: module.training for module in layer.modules()}
+            normalizer.definition.advance(layer.train())
+            for module, training in modes.items():
+                module.training = training

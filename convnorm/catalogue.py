@@ -1,0 +1,250 @@
+"""The catalogue of normalizers: name -> all that the suite knows of a kind.
+
+To add one, add a `Kind` to `CATALOGUE`: no other list of kinds exists. What the weight alone
+decides is in convnorm.parametrizations, what the loss does about it in convnorm.penalties.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize
+
+from convnorm.layer import ConvNorm2d
+from convnorm.operator_norm import UnitOperatorNorm
+from convnorm.parametrizations import ONI, OWN, OutsideAutocast, Scale, UnitRows
+from convnorm.penalties import orthogonality
+
+if TYPE_CHECKING:
+    from convnorm.normalizers import Normalizer
+
+
+def _as_it_is(layer: nn.Module, options: "Normalizer") -> nn.Module:
+    return layer
+
+
+def _nothing(channels: int, options: "Normalizer") -> None:
+    return None
+
+
+def _never(options: "Normalizer") -> bool:
+    return False
+
+
+def _always(options: "Normalizer") -> bool:
+    return True
+
+
+def _with_multiplier(options: "Normalizer") -> bool:
+    return options.multiplier
+
+
+def _without_multiplier(options: "Normalizer") -> bool:
+    return not options.multiplier
+
+
+def _with_affine(options: "Normalizer") -> bool:
+    return options.affine
+
+
+@dataclass(frozen=True)
+class Kind:
+    """All that the suite knows of one kind of normalizer. Functions get the options last.
+
+    How it normalizes:
+    conv: what a convolution becomes; it may be changed and is part of the result.
+    linear: what the last, linear layer of a discriminator becomes.
+    output: makes what normalizes a map of so many channels; None where nothing does.
+    at_input: whether it also normalizes a discriminator's layers that see the image itself.
+    reads: the fields of `Normalizer` that it reads. With "batch_norm" among them, BatchNorm
+        comes behind `output` where that option is on; nothing below has to speak of it.
+
+    What that is:
+    is_affine: in evaluation mode, a convolution with its `output` is an affine map of its input.
+    conv_has_shift, output_has_shift: what `conv` returns, and `output`, adds a learned offset to
+        each channel at its end, so that a bias just before it would be one too many.
+    mixes_batch: in training, what becomes of an image depends on the others in its batch.
+    ignores_scale: in training, a factor on all parameters of a convolution and its `output` but
+        the biases changes nothing, so that a bound on them bounds nothing.
+
+    What training does about it:
+    penalty: what to add to the loss of a network, a scalar; None where nothing is added.
+    statistics: names of buffers of its own that are statistics of the data, which an average over
+        steps or processes averages; buffers named as BatchNorm's need no mention.
+    advance: moves the buffers that follow from the weights, such as vectors of power iterations,
+        one step on, where the weights changed by other means than training. It gets a normalized
+        layer in training mode. None where there are no such buffers.
+    """
+
+    conv: Callable[[nn.Conv2d, "Normalizer"], nn.Module] = _as_it_is
+    linear: Callable[[nn.Linear, "Normalizer"], nn.Module] = _as_it_is
+    output: Callable[[int, "Normalizer"], nn.Module | None] = _nothing
+    at_input: bool = True
+    reads: tuple[str, ...] = ()
+    is_affine: bool = True
+    conv_has_shift: Callable[["Normalizer"], bool] = _never
+    output_has_shift: Callable[["Normalizer"], bool] = _never
+    mixes_batch: bool = False
+    ignores_scale: Callable[["Normalizer"], bool] = _never
+    penalty: Callable[[nn.Module, "Normalizer"], torch.Tensor] | None = None
+    statistics: tuple[str, ...] = ()
+    advance: Callable[[nn.Module], None] | None = None
+
+
+def _batch(channels: int, options: "Normalizer") -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, affine=options.multiplier)
+
+
+def _layer(channels: int, options: "Normalizer") -> nn.GroupNorm:
+    return nn.GroupNorm(1, channels, affine=options.multiplier)
+
+
+def _weight(layer: nn.Module, options: "Normalizer") -> nn.Module:
+    if options.multiplier:
+        return parametrizations.weight_norm(layer)
+    parametrize.register_parametrization(layer, "weight", UnitRows())
+    return layer
+
+
+def _spectral(layer: nn.Module, options: "Normalizer") -> nn.Module:
+    parametrizations.spectral_norm(layer)
+    norms = layer.parametrizations.weight
+    norms[0] = OutsideAutocast(norms[0])
+    return layer
+
+
+def _iterate(layer: nn.Module) -> None:
+    """One step of every power iteration in a layer."""
+    for module in layer.modules():
+        if parametrize.is_parametrized(module, "weight"):
+            module.weight  # noqa: B018  spectral norm iterates where the weight is read
+        elif isinstance(module, UnitOperatorNorm):
+            module.iterate()
+
+
+def _orthogonal(layer: nn.Module, parametrization: nn.Module, options: "Normalizer") -> nn.Module:
+    scale = Scale(options.scale, learned_rows=len(layer.weight) if options.multiplier else 0)
+    parametrize.register_parametrization(layer, "weight", OutsideAutocast(parametrization))
+    parametrize.register_parametrization(layer, "weight", scale)
+    return layer
+
+
+def _oni(layer: nn.Module, options: "Normalizer") -> nn.Module:
+    conv_groups = getattr(layer, "groups", 1)
+    parametrization = ONI(options.iterations, options.groups, conv_groups, options.as_published)
+    return _orthogonal(layer, parametrization, options)
+
+
+def _own(layer: nn.Module, options: "Normalizer") -> nn.Module:
+    return _orthogonal(layer, OWN(options.groups, getattr(layer, "groups", 1)), options)
+
+
+def _orthogonality(network: nn.Module, options: "Normalizer") -> torch.Tensor:
+    return options.penalty_weight * orthogonality(network, options.as_published)
+
+
+def _convnorm(conv: nn.Conv2d, options: "Normalizer") -> ConvNorm2d:
+    return ConvNorm2d.from_conv(
+        conv,
+        grid=options.grid,
+        affine=options.affine,
+        affine_init=options.affine_init,
+        batch_norm=False,
+        gradient_through_gain=options.gradient_through_gain,
+        eps=options.eps,
+    )
+
+
+def _spectral_convnorm(conv: nn.Conv2d, options: "Normalizer") -> UnitOperatorNorm:
+    return UnitOperatorNorm(_convnorm(conv, options))
+
+
+def _affine(conv: nn.Conv2d, options: "Normalizer") -> nn.Sequential:
+    like = ConvNorm2d.from_conv(conv, affine_init=options.affine_init, batch_norm=False)
+    return nn.Sequential(conv, like.affine)
+
+
+CONVNORM = ("grid", "affine", "affine_init", "gradient_through_gain", "eps", "batch_norm")
+
+CATALOGUE: dict[str, Kind] = {
+    # Really nothing.
+    "none": Kind(),
+    # Ioffe & Szegedy, 2015; not on the layer that sees the image (Radford et al., 2016).
+    "batch": Kind(
+        output=_batch,
+        at_input=False,
+        reads=("multiplier",),
+        output_has_shift=_with_multiplier,
+        mixes_batch=True,
+        ignores_scale=_without_multiplier,
+    ),
+    # Over (C, H, W) of each sample (Ba et al., 2016).
+    "layer": Kind(
+        output=_layer,
+        reads=("multiplier",),
+        is_affine=False,
+        output_has_shift=_with_multiplier,
+        ignores_scale=_without_multiplier,
+    ),
+    # Salimans & Kingma, 2016; without a multiplier every row has norm 1.
+    "weight": Kind(
+        conv=_weight,
+        linear=_weight,
+        reads=("multiplier", "batch_norm"),
+        ignores_scale=_without_multiplier,
+    ),
+    # Of the reshaped weight (Miyato et al., 2018), torch's own.
+    "spectral": Kind(
+        conv=_spectral,
+        linear=_spectral,
+        reads=("batch_norm",),
+        ignores_scale=_always,
+        advance=_iterate,
+    ),
+    # Liu et al., 2021. Its affine has a scale of its own.
+    "convnorm": Kind(
+        conv=_convnorm,
+        reads=CONVNORM,
+        conv_has_shift=_with_affine,
+        ignores_scale=lambda options: not options.affine,
+    ),
+    # ConvNorm divided by its own operator norm, with its affine. ConvNorm does not see the scale
+    # of a weight, so spectral norm of the weight before it would change nothing. The operator norm
+    # is 1 on 16 x 16 maps: about 1 % more on larger ones, less on smaller ones.
+    "spectral_convnorm": Kind(
+        conv=_spectral_convnorm,
+        linear=_spectral,
+        reads=CONVNORM,
+        conv_has_shift=_with_affine,
+        ignores_scale=_always,
+        advance=_iterate,
+    ),
+    # Newton's iteration on the reshaped weight (Huang et al., 2020). The published code leaves out
+    # the division that takes the scale away.
+    "oni": Kind(
+        conv=_oni,
+        linear=_oni,
+        reads=("multiplier", "batch_norm", "iterations", "groups", "scale", "as_published"),
+        ignores_scale=lambda options: not options.multiplier and not options.as_published,
+    ),
+    # Orthogonal weight normalization of the reshaped weight (Huang et al., 2018).
+    "own": Kind(
+        conv=_own,
+        linear=_own,
+        reads=("multiplier", "batch_norm", "groups", "scale"),
+        ignores_scale=_without_multiplier,
+    ),
+    # Orthogonal convolutions by a penalty (Wang et al., 2020).
+    "ocnn": Kind(reads=("batch_norm", "penalty_weight", "as_published"), penalty=_orthogonality),
+    # The control for convnorm with affine and batch_norm: these two, without the filter.
+    "affine": Kind(
+        conv=_affine,
+        output=lambda channels, options: nn.BatchNorm2d(channels),
+        reads=("affine_init",),
+        conv_has_shift=_always,
+        output_has_shift=_always,
+        mixes_batch=True,
+    ),
+}

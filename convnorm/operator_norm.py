@@ -1,0 +1,51 @@
+"""A layer divided by its operator norm: spectral norm of the map that it really computes."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from convnorm.fixed import computed_once
+
+
+class UnitOperatorNorm(nn.Module):
+    """A layer divided by its operator norm, which a power iteration tracks.
+
+    What spectral norm does with the reshaped weight matrix (Miyato et al., 2018), done with the
+    linear map that the layer really computes on a `size` x `size` map: one iteration in every
+    training forward pass, none in evaluation; gradients flow through the norm.
+    """
+
+    def __init__(self, layer: nn.Conv2d, size: int = 16):
+        super().__init__()
+        self.layer = layer
+        u = torch.randn(1, layer.in_channels, size, size, device=layer.weight.device)
+        self.register_buffer("u", u / u.norm())
+        for _ in range(15):  # as torch's spectral_norm: start close to the fixed point
+            self.iterate()
+
+    def _linear(self, u: torch.Tensor) -> torch.Tensor:
+        """The layer without its offset, on u: (1, I, size, size)."""
+        return self.layer(u) - self.layer(torch.zeros_like(u))
+
+    def iterate(self) -> None:
+        """Move `u` one step of the power iteration towards the first right singular vector."""
+        with torch.autocast(self.u.device.type, enabled=False), torch.enable_grad():
+            u = self.u.clone().requires_grad_()
+            half_square = self._linear(u).square().sum() / 2
+            (u,) = torch.autograd.grad(half_square, u)  # A^T A u
+        self.u.copy_(F.normalize(u.flatten(), dim=0).view_as(u))
+
+    def operator_norm(self) -> torch.Tensor:
+        """The largest singular value of the layer, a scalar with gradient."""
+        if self.training:
+            self.iterate()
+        with torch.autocast(self.u.device.type, enabled=False):
+            return self._norm(self.u) if self.training else computed_once(self._norm, self.u)
+
+    def _norm(self, u: torch.Tensor) -> torch.Tensor:
+        return self._linear(u.clone()).norm()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        norm = self.operator_norm().clamp(min=1e-12)
+        y = self.layer(x)
+        return y / norm.to(y.dtype)

@@ -1,0 +1,103 @@
+"""README's recipe for a normalizer, and nothing else, makes one that the whole suite knows."""
+
+import copy
+import re
+from dataclasses import replace
+
+import pytest
+import reference
+import torch
+from runs import ROOT, classifier_run, run, tiny
+from torch import nn
+
+from convnorm import CATALOGUE, Normalizer
+from convnorm.experiment.config import parse
+from convnorm.experiment.errors import InputError
+from convnorm.experiment.run.averaging import averaged, follow, running_statistics
+from convnorm.spectrum import layer_norms
+from gan.config import GanConfig
+from gan.networks import build_discriminator
+
+
+@pytest.fixture(autouse=True)
+def instance():
+    """The kind as README registers it, for one test."""
+    section = (ROOT / "README.md").read_text().split("## Normalizers")[1]
+    (recipe,) = re.findall(r"```python\n(.*?)```", section.split("\n## ")[0], re.DOTALL)
+    known = dict(CATALOGUE)
+    exec(recipe, {})
+    assert CATALOGUE.keys() - known.keys() == {"instance"}
+    yield
+    CATALOGUE.clear()
+    CATALOGUE.update(known)
+
+
+def discriminator(**options):
+    torch.manual_seed(0)
+    normalize = Normalizer("instance", **options)
+    return build_discriminator("dcgan", normalize, image_size=16, channels=1, width=4)
+
+
+def test_it_normalizes_every_convolution():
+    D = discriminator()
+    assert len([m for m in D.modules() if isinstance(m, nn.InstanceNorm2d)]) == 2
+    x = torch.randn(3, 1, 16, 16)
+    y = D[0](x)
+    torch.testing.assert_close(y.mean((2, 3)), torch.zeros(3, 4), atol=1e-5, rtol=0)
+    torch.testing.assert_close(D(x)[:1], D(x[:1]))
+
+
+def test_spectra_are_those_of_the_convolution_alone():
+    D = discriminator(multiplier=True)
+    sizes = {"0": (1, 16, 16), "2": (4, 8, 8)}
+    norms = layer_norms(D, torch.Size((1, 16, 16)))
+    assert norms.keys() == sizes.keys()
+    for name, size in sizes.items():
+        conv = D.get_submodule(name)[0]
+        expected = reference.sigma_max(conv, size)
+        assert norms[name].operator_norm == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("tracking", [False, True])
+def test_averages_are_right(tracking):
+    if tracking:
+        CATALOGUE["instance"] = replace(
+            CATALOGUE["instance"],
+            output=lambda channels, options: nn.InstanceNorm2d(channels, track_running_stats=True),
+            is_affine=True,
+        )
+    D = discriminator()
+    average, before = averaged(D, 0.9), copy.deepcopy(D)
+    with torch.no_grad():
+        for parameter in D.parameters():
+            parameter += 1
+    D(torch.randn(4, 1, 16, 16))
+    follow(average, D, 0.75)
+    assert len(running_statistics(D)) == (4 if tracking else 0)
+    for name, value in average.state_dict().items():
+        old, new = before.state_dict()[name], D.state_dict()[name]
+        expected = old.lerp(new, 0.25) if value.is_floating_point() else new
+        assert torch.equal(value, expected)
+        assert name.endswith("num_batches_tracked") or not torch.equal(old, new)
+
+
+def test_configs_check_it():
+    """It does not mix the images of a batch, and has a factor of its own with its multiplier."""
+    argv = ["--normalizer.kind", "instance", "--loss.gradient_penalty", "10"]
+    config, _ = parse(GanConfig, "gan", "sngan_none", argv)
+    assert config.normalizer == Normalizer("instance")
+    clipped = {"normalizer.kind": "instance", "loss.weight_clip": 0.1}
+    tiny({**clipped, "normalizer.multiplier": True})
+    with pytest.raises(InputError, match=r"^loss\.weight_clip: bounds nothing"):
+        tiny(clipped)
+    with pytest.raises(InputError, match=r"^normalizer\.kind: 'instanze' .* affine, instance$"):
+        tiny({"normalizer.kind": "instanze"})
+
+
+@pytest.mark.parametrize(
+    ("runner", "changes"), [(run, {"loss.r1": 1.0}), (classifier_run, {"train.ema_decay": 0.5})]
+)
+def test_it_trains_in_both_pipelines(runner, changes, tmp_path):
+    summary = runner(tmp_path, {"normalizer.kind": "instance", **changes})
+    assert summary
+    assert (tmp_path / "last.pt").exists()

@@ -147,7 +147,7 @@ def test_a_damaged_checkpoint_is_named_and_kept(damage, tmp_path):
     ("changes", "message"),
     [
         ({"optim.lr": "fast"}, "error: optim.lr: fast is not allowed; expected float"),
-        ({"device": "cuda"}, "error: device: 'cuda' is not there; expected cpu, or auto"),
+        ({"device": "cuda"}, "error: device: 'cuda' is not available; expected cpu, or auto"),
         ({"data.name": "npz", "data.root": "no"}, "error: data.root: no does not exist"),
         ({"train.batch_size": 5000}, "error: train.batch_size: got 5000, expected 1 to 1437"),
         ({"model.arch": "sngan_resnet", "data.image_size": 20}, "error: data.image_size: 20, "),

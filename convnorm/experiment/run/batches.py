@@ -1,4 +1,4 @@
-"""Real minibatches as a pure function of (seed, index), so that there is no state to save."""
+"""Minibatches of real images as a pure function of (seed, index): there is no state to save."""
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +11,9 @@ from convnorm.experiment.run.distributed import Process
 
 
 class Batches:
-    """Shuffled, augmented minibatches of images that are in memory.
+    """Shuffled minibatches of images that are in memory, mirrored and cropped at random on request.
 
-    An epoch shows every image once, in an order of its own; the last, partial batch is dropped.
+    An epoch shows every image once, in its own order, but for those of a last, partial batch.
     Nothing in a call waits for the device.
 
     Args:

@@ -20,7 +20,7 @@ CHECKPOINT = "last.pt"
 BEST = "best.pt"  # selected on a validation split
 NOISY_LABELS = "noisy_labels.npz"
 EVALUATION = "evaluation"
-# In the order of deletion: a kill in between leaves a folder that still is a run's, at its start.
+# Deleted in this order: after a kill in between, the folder is still that of a run.
 OWN_FILES = (
     CHECKPOINT,
     BEST,
@@ -39,9 +39,10 @@ OWN_FILES = (
 def open_run(run_dir: Path, config: object, overwrite: bool) -> Iterator[None]:
     """Hold `run_dir` as the folder of a run with this config, against any other process.
 
-    Makes the folder and writes config.yaml first, or finds that it is there. Raises InputError,
-    and changes nothing, for a folder that holds something else, another config (the keys that
-    differ are named) or a run that is going on, or that cannot be written.
+    Makes the folder and writes config.yaml before anything else, unless the same one is there.
+    Raises InputError, and changes nothing, for a folder that cannot be written, that holds other
+    files or a run of another config (the error names the keys that differ), or that another
+    process uses.
     """
     if _holds_other_files(run_dir):
         raise InputError(f"run_dir: {run_dir} holds other files; expected a run or nothing")
@@ -56,22 +57,23 @@ def _holds_other_files(run_dir: Path) -> bool:
     try:
         there = [path.name for path in run_dir.iterdir() if not path.name.startswith(".")]
     except OSError:
-        return False  # it is to be made, or `locked` says why it cannot be used
+        return False  # there is no folder yet, or `locked` says why it cannot be used
     return bool(there) and "config.yaml" not in there
 
 
 @contextmanager
 def locked(folder: Path, option: str) -> Iterator[None]:
-    """Make `folder` and hold it against any other process; `option` is what named it.
+    """Make `folder` and keep every other process out of it.
 
-    Raises InputError if it cannot be used, or another process holds it.
+    option: the name of the option that gave the folder, for the error. Raises InputError if the
+    folder cannot be used or another process holds it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")
     except OSError as error:
         raise InputError(f"{option}: {folder} cannot be used ({error.strerror})") from None
-    with lock:  # closing it, or the end of the process, however it comes, gives the folder free
+    with lock:  # the folder is free again when the file is closed, at the latest by a kill
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -96,7 +98,7 @@ def is_held(folder: Path) -> bool:
 
 
 def _claim(run_dir: Path, config: object) -> None:
-    """Write config.yaml, or find the same one in a folder where training has begun."""
+    """Write config.yaml; where training has begun, check that it is the same instead."""
     saved = run_dir / "config.yaml"
     if differing := in_the_way(run_dir, config):
         raise InputError(
@@ -105,7 +107,7 @@ def _claim(run_dir: Path, config: object) -> None:
         )
     if not _has_begun(run_dir):
         write(saved, lambda file: file.write(to_yaml(config).encode()))
-    for name in OWN_FILES:  # what a kill in the middle of `write` has left
+    for name in OWN_FILES:  # what a kill in the middle of `files.write` has left
         for temporary in run_dir.glob(f".{name}.*"):
             temporary.unlink()
 
@@ -115,9 +117,9 @@ def _has_begun(run_dir: Path) -> bool:
 
 
 def in_the_way(run_dir: Path, config: object) -> list[str]:
-    """Return why this config cannot go on in `run_dir`: the keys in which the run there differs.
+    """Return in which keys the run in `run_dir` differs from `config`; empty if in none.
 
-    Raises InputError if the one there cannot be read.
+    Raises InputError if its config.yaml cannot be read.
     """
     if not _has_begun(run_dir):
         return []
@@ -156,13 +158,13 @@ def load(path: Path, kind: str) -> dict[str, Any]:
 
 
 def load_with_hash(path: Path, kind: str) -> tuple[dict[str, Any], str]:
-    """As `load`, and the SHA-256 of the very bytes that were read: a run may replace the file."""
+    """As `load`, with the SHA-256 of the bytes that were read; a run may replace the file later."""
     try:
         content = path.read_bytes()
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: no such checkpoint") from None
-    except Exception:  # what the unpickler raises depends on the bytes that it meets
+    except Exception:  # what the unpickler raises depends on the damage
         raise InputError(
             f"{path}: damaged or not a checkpoint; expected one of this suite"
         ) from None

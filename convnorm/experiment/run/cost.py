@@ -63,11 +63,11 @@ class _Counter(TorchDispatchMode):
 def macs(network: nn.Module, inputs: Tensor) -> int:
     """Return the multiply-adds of one forward pass in training mode, per image of `inputs`.
 
-    What normalizes is included: FFTs, power iterations, orthogonalizations. What it costs once a
-    pass, a gain of ConvNorm for instance, is shared by the images, so the number depends on how
-    many there are. Not counted are element-wise work (activations, BatchNorm's) and penalties on
-    weights, which are no part of the forward pass. The pass really runs, on a copy on the
-    network's device: buffers, modes and random numbers are left as they were found.
+    The work of a normalizer is included: FFTs, power iterations, orthogonalizations. What is done
+    once a pass, such as a gain of ConvNorm, is divided by the number of images, so the result
+    depends on that number. Element-wise work (activations, BatchNorm) is not counted, nor are
+    penalties on weights, which are no part of the forward pass. The pass runs on a copy of the
+    network: buffers, modes and random numbers stay as they are.
 
     inputs: (N, ...) on the network's device, as the network takes them.
     """
@@ -79,15 +79,15 @@ def macs(network: nn.Module, inputs: Tensor) -> int:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the most bytes that were in use: by tensors on a GPU, else by this process.
+    """Return the most bytes that were in use at a time.
 
-    On a GPU since the start or the last `forget_peak_memory`, on a CPU since the start, with the
-    libraries that are loaded.
+    On a GPU: by tensors, since the start or the last `forget_peak_memory`. On a CPU: by the whole
+    process with its libraries, since its start.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
-    if status.is_file():  # Linux's getrusage counts in what the process that started this one used
+    if status.is_file():  # Linux's getrusage includes the peak of the process that started this one
         lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
         return int(lines["VmHWM"].split()[0]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -95,6 +95,6 @@ def peak_memory(device: torch.device) -> int:
 
 
 def forget_peak_memory(device: torch.device) -> None:
-    """Let `peak_memory` of a GPU begin with what is in use now; a process cannot forget."""
+    """Let `peak_memory` of a GPU begin anew; that of a process cannot."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

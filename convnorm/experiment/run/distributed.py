@@ -15,7 +15,7 @@ from convnorm.experiment.errors import InputError, Stopped
 
 @dataclass(frozen=True)
 class Process:
-    """This process among those of the run."""
+    """This process, one of `world_size` that train the same run."""
 
     device: torch.device
     rank: int = 0
@@ -23,7 +23,7 @@ class Process:
 
     @property
     def is_main(self) -> bool:
-        """The process that writes files and scores."""
+        """Whether this process writes the files and computes the scores."""
         return self.rank == 0
 
     def local_slice(self, size: int, key: str) -> slice:
@@ -39,7 +39,7 @@ class Process:
         return numbers[self.local_slice(size[0], "batch")]
 
     def gather(self, part: torch.Tensor) -> torch.Tensor:
-        """The whole of which every process has a part, along the first dimension."""
+        """Put the parts of all processes together again, along the first dimension."""
         if self.world_size == 1:
             return part
         parts = [torch.empty_like(part) for _ in range(self.world_size)]
@@ -49,8 +49,8 @@ class Process:
     def average_(self, tensors: list[torch.Tensor]) -> None:
         """Replace floating-point tensors by their mean over the processes, in one message.
 
-        Called on gradients, where DistributedDataParallel does the same; its wrapper is of no
-        use here, as a discriminator runs forward twice before each backward pass.
+        This is what DistributedDataParallel does to gradients. Its wrapper cannot be used here:
+        a discriminator runs forward twice before each backward pass.
         """
         if self.world_size == 1 or not tensors:
             return
@@ -62,7 +62,7 @@ class Process:
             tensor.copy_(part.view_as(tensor))
 
     def any(self, flag: bool) -> bool:
-        """True where `flag` is true in at least one process."""
+        """Return whether `flag` is true in at least one process."""
         if self.world_size == 1:
             return flag
         votes = torch.tensor([float(flag)], device=self.device)
@@ -70,7 +70,7 @@ class Process:
         return votes.item() > 0
 
     def agree(self, number: int) -> bool:
-        """True where every process has the same number."""
+        """Return whether every process has the same number."""
         if self.world_size == 1:
             return True
         extremes = torch.tensor([float(number), -float(number)], device=self.device)
@@ -78,13 +78,13 @@ class Process:
         return extremes.sum().item() == 0
 
     def barrier(self) -> None:
-        """Wait until every process is here."""
+        """Wait until every process has come to this line."""
         if self.world_size > 1:
             _together(dist.barrier)
 
 
 def _together(operation: Callable, *args: torch.Tensor | list[torch.Tensor]) -> None:
-    """Do what needs every process; Stopped where another one is gone."""
+    """Carry out an operation of all processes; raise Stopped if another one is gone."""
     try:
         operation(*args)
     except RuntimeError as error:
@@ -96,9 +96,9 @@ def _together(operation: Callable, *args: torch.Tensor | list[torch.Tensor]) -> 
 
 
 def pick_device(device: str) -> torch.device:
-    """`auto`, `cpu` or `cuda` as a device of this machine."""
+    """Return the device that `auto`, `cpu` or `cuda` stands for on this machine."""
     if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("device: 'cuda' is not there; expected cpu, or auto to take what there is")
+        raise InputError("device: 'cuda' is not available; expected cpu, or auto")
     if device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     index = int(os.environ.get("LOCAL_RANK", "0"))
@@ -110,18 +110,18 @@ def pick_device(device: str) -> torch.device:
 
 
 def start(device: str) -> Process:
-    """Join the other processes when started by torchrun; alone otherwise."""
+    """Join the other processes of torchrun; without it, the process is alone."""
     picked = pick_device(device)
     if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys():
         return Process(picked)
     if not dist.is_initialized():
-        # The others wait while the main process scores, which can take long.
+        # The others wait while the main process computes scores, which can take long.
         backend = "nccl" if picked.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(hours=4))
     return Process(picked, dist.get_rank(), dist.get_world_size())
 
 
 def stop() -> None:
-    """Leave the group, if there is one."""
+    """Leave the group of processes, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()

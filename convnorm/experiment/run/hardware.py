@@ -1,4 +1,4 @@
-"""What a number was measured on, and by which code."""
+"""Which hardware and which code a number comes from."""
 
 import platform
 import subprocess
@@ -10,7 +10,11 @@ from convnorm.experiment.config import ROOT
 
 
 def hardware(device: torch.device) -> str:
-    """The GPU's name, or the processor's with the threads that PyTorch uses."""
+    """Return the GPU's name; of a CPU its name, instruction set and number of threads in use.
+
+    On another instruction set, sums are rounded in another order: numbers differ in their last
+    digits, and trained networks visibly.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     name = platform.processor() or platform.machine()
@@ -20,11 +24,15 @@ def hardware(device: torch.device) -> str:
         names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
         name = names[0] if names else name
     threads = torch.get_num_threads()
-    return f"{name}, {threads} thread{'s' if threads > 1 else ''}"
+    instructions = torch.backends.cpu.get_cpu_capability()
+    return f"{name}, {instructions}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def commit() -> str | None:
-    """The commit of the clone that the code is in, -dirty if that is changed; None without one."""
+    """Return the commit of the clone that holds the code, with -dirty if the clone is changed.
+
+    None if the code is not in a clone.
+    """
     if not (ROOT / ".git").exists():
         return None
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]

@@ -5,7 +5,7 @@ from types import FrameType
 
 
 class Interrupts:
-    """Context in which the first signal is noted in `signal`; a second Ctrl-C stops at once."""
+    """A context that notes the first signal in `signal`; a second Ctrl-C stops at once."""
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

@@ -1,4 +1,4 @@
-"""The loop around a training step: log lines, checkpoints and signals come between two steps."""
+"""The loop around a training step: it logs, saves and stops between two steps."""
 
 from collections.abc import Callable
 from contextlib import closing, nullcontext
@@ -14,7 +14,7 @@ from convnorm.experiment.run.distributed import Process
 from convnorm.experiment.run.interrupts import Interrupts
 from convnorm.experiment.run.tracking import Tracker
 
-VOTE_EVERY = 10  # at most so many steps before several processes agree on a signal
+VOTE_EVERY = 10  # steps after which several processes agree, at the latest, to stop
 
 
 class State(Protocol):
@@ -25,26 +25,26 @@ class State(Protocol):
     steps: int  # how many there are
 
     def means(self) -> dict[str, float]:
-        """What is logged, over the steps since the last call."""
+        """What a log line says of the steps since the last call."""
 
     def check_finite(self, run_dir: Path) -> None:
-        """Raise Stopped where a loss or a weight is no number."""
+        """Raise Stopped if a loss or a weight is NaN or infinite."""
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next step depends on, with `format`, `config` and `data_sha256`."""
+        """Everything that the next step depends on, with `format`, `config`, `data_sha256`."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class Trainer(Protocol):
-    """What a pipeline brings: its state, and how a step changes it."""
+    """What a pipeline brings: a state, and the step that changes it."""
 
     config: Any
     process: Process
     state: State
 
     def draw(self, step: int) -> Any:
-        """All that is random in a step, its real images and its rates: a function of `step`."""
+        """Everything random in a step, its real images and its rates: a function of `step`."""
 
     def update(self, draws: Any) -> None:
         """Train by one step: a function of the draws and of tensors in `state`."""
@@ -56,11 +56,14 @@ class Journal(Protocol):
     tracker: Tracker
 
     def write(self, means: dict[str, float] | None) -> None:
-        """After every step, with the means where a log line is due; changes no training."""
+        """Measure and write what is due after a step, and leave the training as it is.
+
+        means: of the steps since the last log line; None where no line is due.
+        """
 
 
 def load_on_all(load: Callable[[], Images], process: Process) -> Images:
-    """Load images in every process: one downloads, then the others find the files."""
+    """Load images in every process, the main one first: it downloads what is missing."""
     if process.is_main:
         images = load()
     process.barrier()
@@ -68,14 +71,19 @@ def load_on_all(load: Callable[[], Images], process: Process) -> Images:
 
 
 def resume(trainer: Trainer, run_dir: Path, kind: str) -> None:
-    """Take over the checkpoint of format `kind` in the run's folder, if there is one."""
+    """Go on from the checkpoint in the run's folder, if there is one; `kind` is its format.
+
+    Raises InputError for a checkpoint of another format, config or training data.
+    """
     last = run_dir / checkpoint.CHECKPOINT
     if last.exists():
         state = checkpoint.load(last, kind)
         if state.get("config") != asdict(trainer.config):
-            raise InputError(f"{last}: is of another config than the run folder; expected its own")
+            raise InputError(f"{last}: holds another config than its run folder; expected the same")
         if state.get("data_sha256") != trainer.state.data_sha256:
-            raise InputError(f"{last}: the run began with other training data than data.root has")
+            raise InputError(
+                f"{last}: the run began with other training data; expected them in data.root"
+            )
         try:
             trainer.state.load_state_dict(state)
         except (KeyError, RuntimeError, ValueError) as error:
@@ -92,17 +100,17 @@ def take_step(trainer: Trainer) -> None:
 
 
 def is_due(step: int, every: int, steps: int) -> bool:
-    """Every `every` steps and after the last one; with 0, only after the last one."""
+    """Return whether something is due: every `every` steps (0: never) and after the last step."""
     return step == steps or (every > 0 and step % every == 0)
 
 
 def run(
     trainer: Trainer, journal: Journal | None, options: RunOptions, log_every: tuple[int, ...]
 ) -> None:
-    """Train to the last step, or to the first signal, and raise Stopped for that.
+    """Train to the last step. At the first signal, save and raise Stopped.
 
-    journal: of the main process, None in the others; log_every: the intervals at whose ends it
-    is given means.
+    journal: the main process's; None in the others. log_every: intervals in steps; the journal
+    gets means whenever one of them ends.
     """
     state = trainer.state
     with Interrupts() as interrupts, closing(journal.tracker) if journal else nullcontext():

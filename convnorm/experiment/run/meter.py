@@ -1,4 +1,4 @@
-"""Means of what a training step notes, without waiting for the device at every step."""
+"""Means of what training steps note; only reading them waits for the device."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ class Meter:
         self.terms = tuple(terms)
         self.sums = torch.zeros(len(self.terms), device=device)
         self.counts = torch.zeros_like(self.sums)
-        # A NaN in a sum stays there, so the first bad step is the one after these.
+        # A NaN stays in its sum, so the first bad step is the one after these.
         self.finite_steps = torch.zeros((), dtype=torch.int64, device=device)
 
     def note(self, **values: torch.Tensor) -> None:
@@ -33,7 +33,7 @@ class Meter:
         self.finite_steps += self.sums.isfinite().all()
 
     def means(self) -> dict[str, float]:
-        """The mean of each term that was noted since the last call; waits for the device."""
+        """Return the mean of each term over what was noted since the last call."""
         sums, counts = self.sums.tolist(), self.counts.tolist()
         self.sums.zero_()
         self.counts.zero_()
@@ -41,17 +41,20 @@ class Meter:
         return {name: total / count for name, total, count in found if count > 0}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint between two readings needs."""
+        """What a checkpoint between two calls of `means` has to hold."""
         return {"sums": self.sums, "counts": self.counts}
 
     def load_state_dict(self, state: dict[str, Any], step: int) -> None:
-        """Go on from `state_dict` of step `step`."""
+        """Go on from the `state_dict` of step `step`."""
         self.sums.copy_(state["sums"])
         self.counts.copy_(state["counts"])
         self.finite_steps.fill_(step)
 
     def check_finite(self, step: int, weights: Iterable[torch.Tensor], run_dir: Path) -> None:
-        """Stop where a loss or a weight is no number; the last checkpoint was good."""
+        """Raise Stopped if a loss or a weight is NaN or infinite; waits for the device.
+
+        As this runs before each checkpoint is written, the last one is good.
+        """
         bad, what = self.finite_steps.item() + 1, "the loss"
         if bad > step:
             if torch.stack([weight.isfinite().all() for weight in weights]).all().item():

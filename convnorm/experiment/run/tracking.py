@@ -19,13 +19,13 @@ from convnorm.experiment.errors import InputError
 from convnorm.experiment.files import write
 from convnorm.experiment.run.cost import forget_peak_memory, peak_memory
 
-# What a log line says of the run so far, before the first one; an older version's lines lack some.
+# What a log line would say before the first step.
 BEGINNING = {"step": 0, "steps_per_second": math.inf, "seconds": 0.0, "peak_memory": 0}
-TAIL = 2**16  # bytes, more than a few records take
+TAIL = 2**16  # bytes: a few lines fit into them
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a .jsonl file; a last line that was cut by a kill is left out."""
+    """Return the records of a .jsonl file, without a last line that a kill has cut."""
     if not path.is_file():
         return []
     records = []
@@ -38,7 +38,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def last_line(path: Path) -> dict[str, Any] | None:
-    """The last whole record of a .jsonl file, however long that is; None if there is none."""
+    """Return the last whole record of a .jsonl file without reading all of it; None if empty."""
     if not path.is_file():
         return None
     with path.open("rb") as file:
@@ -47,13 +47,13 @@ def last_line(path: Path) -> dict[str, Any] | None:
     for line in reversed(lines):
         try:
             return json.loads(line)
-        except ValueError:  # cut by a kill, or by where we began to read
+        except ValueError:  # cut by a kill, or by where the reading began
             continue
     return None
 
 
 def _rewind(path: Path, step: int) -> None:
-    """Drop the records after `step`: the resumed run writes them again."""
+    """Drop the records after `step`, which the resumed run writes again."""
     kept = [record for record in read_lines(path) if record["step"] <= step]
     if path.is_file():
         lines = "".join(json.dumps(record) + "\n" for record in kept)
@@ -61,11 +61,11 @@ def _rewind(path: Path, step: int) -> None:
 
 
 class Tracker:
-    """The log of one run, from `step` on; everything a killed run wrote after it is dropped.
+    """The log of one run, from `step` on: lines that a killed run wrote after it are dropped.
 
-    Every line has, beside the values of its step, `steps_per_second` since the last line and, of
-    all of the run up to here, `seconds` of training and `peak_memory` in bytes, see
-    `convnorm.experiment.run.cost`. Both go on over a resumption.
+    Every line has the values of its step, `steps_per_second` since the last line, and `seconds` of
+    training and `peak_memory` in bytes (see `convnorm.experiment.run.cost`) of the whole run so
+    far, over all its resumptions.
     """
 
     def __init__(self, run_dir: Path, step: int, steps: int, config: str, device: torch.device):
@@ -78,16 +78,16 @@ class Tracker:
             self._board.add_text("config", f"```yaml\n{config}```", 0)
         self._bar = tqdm(total=steps, initial=step, unit="step", disable=None, file=sys.stderr)
         last = BEGINNING | (last_line(run_dir / "log.jsonl") or {})
-        # The steps between the last line and the checkpoint have no line: as fast as those before.
+        # No line tells the time of the steps after the last one: it is taken from those before.
         self._seconds = last["seconds"] + (step - last["step"]) / last["steps_per_second"]
         self._peak_memory = last["peak_memory"]
-        forget_peak_memory(device)  # of what was before training
+        forget_peak_memory(device)  # what was used before training
         self._since = (step, time.perf_counter())
         self._paused: float | None = None  # when training stopped, while it does
 
     @contextmanager
     def not_training(self) -> Iterator[None]:
-        """What happens in here, scores for instance, is no time of training."""
+        """A context whose time, for scores for instance, does not count as training."""
         self._paused = time.perf_counter()
         yield
         step, since = self._since
@@ -95,7 +95,7 @@ class Tracker:
         self._paused = None
 
     def advance(self) -> None:
-        """One step is done."""
+        """Move the bar by one step."""
         self._bar.update()
 
     def _append(self, name: str, record: dict[str, Any]) -> None:
@@ -107,7 +107,7 @@ class Tracker:
             raise InputError(f"{path}: cannot be written ({error.strerror})") from None
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """Write scalars of a step to log.jsonl, TensorBoard and the bar or, without one, a line."""
+        """Write scalars of a step to log.jsonl and TensorBoard, and show them."""
         then, since = self._since
         now = self._paused or time.perf_counter()
         self._since = (step, now)
@@ -143,10 +143,10 @@ class Tracker:
         for name, value in record["scores"].items():
             if isinstance(value, int | float):
                 self._board.add_scalar(f"score/{name}", value, step)
-        forget_peak_memory(self._device)  # of what scoring took
+        forget_peak_memory(self._device)  # what scoring used
 
     def close(self) -> None:
-        """Flush everything."""
+        """Close the bar and TensorBoard's file."""
         self._bar.close()
         self._board.close()
 

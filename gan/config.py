@@ -7,6 +7,7 @@ from convnorm.experiment.config import require
 from convnorm.experiment.data import DataConfig
 from convnorm.experiment.errors import InputError
 from convnorm.normalizers import Normalizer
+from gan.losses import LOSSES, Penalty, gradient_penalty, r1
 from gan.networks import ARCHITECTURES
 from gan.protocols import PROTOCOLS
 
@@ -33,7 +34,7 @@ class LossConfig:
     weight_clip: the discriminator's weights stay in [-c, c] (Arjovsky et al., 2017).
     """
 
-    name: Literal["hinge", "non_saturating", "least_squares", "wasserstein"] = "hinge"
+    name: Literal[tuple(LOSSES)] = "hinge"
     gradient_penalty: float = 0.0
     r1: float = 0.0
     weight_clip: float = 0.0
@@ -47,6 +48,15 @@ class LossConfig:
             raise InputError(
                 f"loss.{active[0]} and loss.{active[1]} contradict each other: set one"
             )
+
+    @property
+    def penalties(self) -> list[Penalty]:
+        """The terms that are added to the discriminator's loss."""
+        known = [
+            Penalty("gradient_penalty", self.gradient_penalty, gradient_penalty, mixes=True),
+            Penalty("r1", self.r1, r1),
+        ]
+        return [penalty for penalty in known if penalty.weight > 0]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from convnorm.experiment.run.averaging import decay_at
 from convnorm.experiment.run.batches import Batches
 from convnorm.experiment.run.distributed import Process
 from gan.config import GanConfig
-from gan.losses import LOSSES, Batch, penalties_of
+from gan.losses import LOSSES, Batch
 from gan.models import Latents
 
 
@@ -71,7 +71,7 @@ class Drawing:
             self.generator_batches = Batches(
                 images, train.generator_batch_size, seed, process, flip=train.flip, stream=("g",)
             )
-        self.mixes = any(penalty.mixes for penalty in penalties_of(config.loss))
+        self.mixes = any(penalty.mixes for penalty in config.loss.penalties)
 
     def __call__(self, step: int) -> Draws:
         """Return the draws of step `step`, counted from 0."""

@@ -7,8 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gan.config import LossConfig
-
 
 @dataclass(frozen=True)
 class Batch:
@@ -77,15 +75,6 @@ class Penalty:
     weight: float
     function: Callable[[Discriminate, Batch, Batch, Tensor | None], Tensor]
     mixes: bool = False
-
-
-def penalties_of(config: LossConfig) -> list[Penalty]:
-    """The penalties that a config switches on."""
-    known = [
-        Penalty("gradient_penalty", config.gradient_penalty, gradient_penalty, mixes=True),
-        Penalty("r1", config.r1, r1),
-    ]
-    return [penalty for penalty in known if penalty.weight > 0]
 
 
 def gradient_penalty(

@@ -9,8 +9,8 @@ from convnorm.experiment.run.averaging import follow
 from convnorm.experiment.run.distributed import Process
 from gan.config import GanConfig
 from gan.draws import DiscriminatorDraws, Drawing, Draws, GeneratorDraws
-from gan.losses import LOSSES, Batch, Penalty, penalties_of
-from gan.models import build
+from gan.losses import LOSSES, Batch, Penalty
+from gan.models import Latents, build
 from gan.state import State
 
 Terms = dict[str, Tensor]  # name in the log -> scalar
@@ -32,7 +32,7 @@ class Trainer:
         self.generator, self.discriminator = networks
         # Nothing here draws from the global state; a layer that does must not see what was before.
         torch.manual_seed(streams.generator("cpu", config.seed, "layers").initial_seed())
-        self.loss, self.penalties = LOSSES[config.loss.name], penalties_of(config.loss)
+        self.loss, self.penalties = LOSSES[config.loss.name], config.loss.penalties
         if config.normalizer.penalty(self.discriminator) is not None:
             self.penalties.append(Penalty("weight_penalty", 1.0, self._weight_penalty))
         terms = ("loss_d", "loss_g", "d_real", "d_fake", *(term.name for term in self.penalties))
@@ -57,10 +57,10 @@ class Trainer:
 
     def discriminator_loss(self, draw: DiscriminatorDraws) -> tuple[Tensor, Terms]:
         """Low where D(real) is high and D(G(z)) is low; with what is logged of it."""
-        real, latents = draw.real, draw.latents
+        real = draw.real
         with self.autocast():
             with torch.no_grad():
-                fake = Batch(self.generator(latents.z, latents.labels), latents.labels)
+                fake = self.generate(draw.latents)
             d_real, d_fake = self.discriminate(real), self.discriminate(fake)
             loss = self.loss.discriminator(d_real, d_fake)
             terms = {"loss_d": loss, "d_real": d_real.mean(), "d_fake": d_fake.mean()}
@@ -72,13 +72,15 @@ class Trainer:
 
     def generator_loss(self, draw: GeneratorDraws) -> tuple[Tensor, Terms]:
         """Low where D(G(z)) is high; with what is logged of it."""
-        latents = draw.latents
         with self.autocast():
-            fake = Batch(self.generator(latents.z, latents.labels), latents.labels)
-            d_fake = self.discriminate(fake)
+            d_fake = self.discriminate(self.generate(draw.latents))
             d_real = None if draw.real is None else self.discriminate(draw.real)
             loss = self.loss.generator(d_fake, d_real)
         return loss, {"loss_g": loss}
+
+    def generate(self, latents: Latents) -> Batch:
+        """G's images of the latents, with the classes that were asked for."""
+        return Batch(self.generator(latents.z, latents.labels), latents.labels)
 
     def discriminate(self, batch: Batch) -> Tensor:
         """D's logits (N,) in float32: every image, real or fake, meets D here and nowhere else."""

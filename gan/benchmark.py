@@ -24,7 +24,7 @@ from convnorm.experiment.records import (
 )
 from convnorm.experiment.run.tracking import read_lines
 from gan.config import GanConfig
-from gan.extractors import EXTRACTORS, measures
+from gan.extractors import EXTRACTORS, metrics
 from gan.protocols import PROTOCOLS
 
 T = TypeVar("T")
@@ -41,7 +41,7 @@ def scores_of(config: GanConfig, attacks: Sequence[str]) -> dict[When, dict[str,
         raise InputError(f"attacks: {', '.join(attacks)} is not allowed; expected none on a GAN")
     if config.score.protocol == "none":
         return {}
-    names = measures(EXTRACTORS[PROTOCOLS[config.score.protocol].extractor].scores)
+    names = metrics(EXTRACTORS[PROTOCOLS[config.score.protocol].extractor].scores)
     return {"final": names} | ({} if config.score.select == "none" else {"selected": names})
 
 
@@ -88,7 +88,7 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
             scores["selected"] = records[selected].scores
     pictures = sorted((run_dir / "samples").glob("*.png"))
     return Result(
-        measures=final.measures,
+        measures=final.metrics,
         scores=scores,
         selected_step=selected,
         curve_name=final.distance,
@@ -105,7 +105,7 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
 
 def _records(file: Path) -> dict[int, ScoreRecord]:
     """Step -> record; InputError if there is none, or they are not all of one protocol."""
-    records = {line["step"]: _record(line) for line in read_lines(file)}
+    records = {line.pop("step"): _record(line) for line in read_lines(file)}
     if not records:
         raise InputError(f"{file}: holds no score; expected a run whose score.protocol is not none")
     last = list(records.values())[-1]
@@ -126,7 +126,7 @@ def _record(content: dict[str, Any]) -> ScoreRecord:
 
     parts = {
         "extractor": read_as(ExtractorFacts, content["extractor"]),
-        "measures": {name: read_as(Measure, m) for name, m in content["measures"].items()},
+        "metrics": {name: read_as(Measure, value) for name, value in content["metrics"].items()},
         "floor": read_as(Floor, content["floor"]),
         "fake": read_as(Origin, content["fake"]),
         "real": read_as(Origin, content["real"]),

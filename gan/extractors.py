@@ -42,31 +42,31 @@ class Features(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Score:
+class ScoreName:
     """What a number is called, and how its values compare.
 
     Args:
         name: What records and tables call it.
-        measure: How its values compare; None for the spread of a score, which is no score itself.
+        metric: How its values compare; None for the spread of a score, which is no score itself.
     """
 
     name: str
-    measure: Measure | None
+    metric: Measure | None
 
 
-Scores = dict[Number, Score]
+Scores = dict[Number, ScoreName]
 
 LOWER, HIGHER = Measure("lower"), Measure("higher")
 FROM_FEATURES: Scores = {
-    "frechet": Score("FD", LOWER),
-    "kernel": Score("KID", LOWER),
-    "kernel_std": Score("KID std", None),
-    "precision": Score("precision", HIGHER),
-    "recall": Score("recall", HIGHER),
+    "frechet": ScoreName("FD", LOWER),
+    "kernel": ScoreName("KID", LOWER),
+    "kernel_std": ScoreName("KID std", None),
+    "precision": ScoreName("precision", HIGHER),
+    "recall": ScoreName("recall", HIGHER),
 }
 FROM_LOGITS: Scores = {
-    "classifier": Score("CS", HIGHER),
-    "classifier_std": Score("CS std", None),
+    "classifier": ScoreName("CS", HIGHER),
+    "classifier_std": ScoreName("CS std", None),
 }
 
 
@@ -77,9 +77,9 @@ def renamed(pattern: str, scores: Scores) -> Scores:
     }
 
 
-def measures(scores: Scores) -> dict[str, Measure]:
+def metrics(scores: Scores) -> dict[str, Measure]:
     """Return name -> how its values compare, without the spreads."""
-    return {score.name: score.measure for score in scores.values() if score.measure is not None}
+    return {score.name: score.metric for score in scores.values() if score.metric is not None}
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,9 @@ class ExtractorSpec:
     Args:
         name: What protocols and records call it.
         scores: The scores that it has with the weights that its name stands for.
-        load: (file of weights, or None for its own; device; whether it may be other weights than
-            those that its name stands for) -> (forward, SHA-256 of the file, whether it is that of
-            the weights that the name stands for).
+        load: Takes a file of weights (None for its own), a device, and whether weights other than
+            those that its name stands for are accepted. Returns `forward`, the SHA-256 of the file,
+            and whether its weights are those that the name stands for.
     """
 
     name: str
@@ -99,7 +99,7 @@ class ExtractorSpec:
     load: Callable[[Path | None, torch.device, bool], tuple[Forward, str, bool]]
 
     def unverified_scores(self) -> Scores:
-        """Return the scores that it has with other weights: no name may say otherwise."""
+        """Return its scores with other weights, under names that say so."""
         plain = FROM_FEATURES | FROM_LOGITS
         return renamed(
             f"{{}} (unverified {self.name})", {number: plain[number] for number in self.scores}
@@ -144,7 +144,7 @@ class Extractor:
 
     @property
     def scores(self) -> Scores:
-        """The scores that it has, and what they may be called with its weights."""
+        """The scores that it has, under the names that its weights permit."""
         return self.spec.scores if self.verified else self.spec.unverified_scores()
 
     @property
@@ -163,8 +163,8 @@ def load_extractor(
     """Load the extractor called `name`, one of `EXTRACTORS`, onto `device`.
 
     Args:
-        weights: A file of Inception weights; None for the one in PyTorch's hub folder, which is
-            downloaded there if it is missing.
+        weights: A file of Inception weights; None for the one in PyTorch's hub folder. If it is
+            not there, it is downloaded.
         allow_unverified: Accept Inception weights other than those that define FID. The scores are
             then not called FID or IS.
 
@@ -262,9 +262,9 @@ EXTRACTORS = {
             "inception",
             FROM_FEATURES
             | {
-                "frechet": Score("FID", LOWER),
-                "classifier": Score("IS", HIGHER),
-                "classifier_std": Score("IS std", None),
+                "frechet": ScoreName("FID", LOWER),
+                "classifier": ScoreName("IS", HIGHER),
+                "classifier_std": ScoreName("IS std", None),
             },
             _inception,
         ),

@@ -16,7 +16,7 @@ from convnorm.experiment.data import DataConfig, load_images
 from convnorm.experiment.records import Floor, Origin, ScoreRecord
 from convnorm.experiment.streams import generator
 from gan import fidelity
-from gan.extractors import Extractor, Features, Number, Scores, load_extractor, measures
+from gan.extractors import Extractor, Features, Number, Scores, load_extractor, metrics
 from gan.feature_cache import cached_features, sha256_of
 from gan.protocols import Protocol, protocol_named
 
@@ -111,7 +111,7 @@ def _named(
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Return the scores and the spreads under the names that the extractor gives them."""
     named = {score.name: computed[number] for number, score in scores.items()}
-    spreads = {score.name for score in scores.values() if score.measure is None}
+    spreads = {score.name for score in scores.values() if score.metric is None}
     return (
         {name: value for name, value in named.items() if name not in spreads},
         {name: value for name, value in named.items() if name in spreads},
@@ -180,7 +180,7 @@ def score(
     return ScoreRecord(
         protocol=asdict(protocol),
         extractor=extractor.facts,
-        measures=measures(extractor.scores),
+        metrics=metrics(extractor.scores),
         distance=extractor.scores["frechet"].name,
         scores=scores,
         spreads=spreads,

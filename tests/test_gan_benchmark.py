@@ -171,7 +171,7 @@ def older_scores(run_dir):
     """The form before records had types: spreads among the scores, a floor without rooms."""
 
     def change(line):
-        del line["measures"], line["distance"]
+        del line["metrics"], line["distance"]
         line["scores"] |= line.pop("spreads")
         floor = line["floor"]
         line["floor"] = {"n": floor["num_images"], **floor["scores"], **floor["spreads"]}
@@ -197,8 +197,8 @@ def cut_last_line(run_dir):
         (without("log.jsonl", "seconds"), "log.jsonl: lacks 'seconds'"),
         (without("log.jsonl", "peak_memory"), "log.jsonl: lacks 'peak_memory'"),
         (without("metrics.jsonl", "floor"), "metrics.jsonl: lacks 'floor'"),
-        (without("metrics.jsonl", "measures"), "metrics.jsonl: lacks 'measures'; .* this version"),
-        (older_scores, "metrics.jsonl: lacks 'measures'; expected that of a .* of this version"),
+        (without("metrics.jsonl", "metrics"), "metrics.jsonl: lacks 'metrics'; .* this version"),
+        (older_scores, "metrics.jsonl: lacks 'metrics'; expected that of a .* of this version"),
         (cut_last_line, "metrics.jsonl: lacks the line of step 4"),
     ],
 )
@@ -245,7 +245,7 @@ def test_an_extractor_without_logits_is_read(run_dir, monkeypatch):
                 if not name.startswith("CS")
             }
         record |= {"distance": "FD-toy", "spreads": {}, "selection": None}
-        record["measures"] = {name: asdict(measure) for name, measure in promised.items()}
+        record["metrics"] = {name: asdict(measure) for name, measure in promised.items()}
 
     rewrite(run_dir / "metrics.jsonl", change)
     result = read(run_dir)

@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from convnorm.experiment import data
 from convnorm.experiment.data import DataConfig, load_images
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.records import ExtractorFacts, Measure, Origin
-from gan import extractors, fidelity
+from gan import digits_network, extractors, fidelity
 from gan.digits_network import DIGITS_WEIGHTS
 from gan.extractors import (
     EXTRACTORS,
@@ -25,7 +26,7 @@ from gan.extractors import (
     ExtractorSpec,
     Features,
     load_extractor,
-    measures,
+    metrics,
 )
 from gan.feature_cache import cached_features, sha256_of
 from gan.protocols import PROTOCOLS, Protocol, protocol_named
@@ -276,8 +277,8 @@ def test_every_extractor_says_what_is_better(name, verified):
     """A sign the wrong way round makes the worst GAN the winner; a spread is no score."""
     extractor = replace(stub(name=name), verified=verified)
     lower, higher = Measure("lower"), Measure("higher")
-    assert list(measures(extractor.scores).values()) == [lower, lower, higher, higher, higher]
-    assert not any(" std" in score for score in measures(extractor.scores))
+    assert list(metrics(extractor.scores).values()) == [lower, lower, higher, higher, higher]
+    assert not any(" std" in score for score in metrics(extractor.scores))
 
 
 # An extractor without logits
@@ -311,7 +312,7 @@ def test_scores_without_logits_are_those_of_the_features(toy, tmp_path):
         reference = reference_of(noise(60), toy, extractor, origin=NOISE, cache_dir=tmp_path)
         assert reference.features.logits is None
     record = score(noise(60, seed=1), reference, extractor, seed=0, origin=NOISE)
-    assert list(record.scores) == list(record.floor.scores) == list(record.measures) == TOY_NAMES
+    assert list(record.scores) == list(record.floor.scores) == list(record.metrics) == TOY_NAMES
     assert list(record.spreads) == list(record.floor.spreads) == ["KID std-toy"]
     assert record.distance == "FD-toy"
     expected = fidelity.frechet_distance(blind(noise(60, seed=1))[0], blind(noise(60))[0])
@@ -346,6 +347,19 @@ def test_cache_is_not_asked_about_other_things(tmp_path, images, extractor):
     features = cached_features(images, extractor, tmp_path)
     torch.testing.assert_close(features, extractor(images))
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("module", [extractors, digits_network, fidelity, data])
+def test_cache_is_not_asked_about_other_code(tmp_path, monkeypatch, module):
+    """Catches the old features after a change of the network or of what it sees."""
+    folder = tmp_path / "cache"
+    cached_features(noise(20), stub(), folder)
+    changed = tmp_path / "changed.py"
+    changed.write_bytes(Path(module.__file__).read_bytes() + b"\n")
+    monkeypatch.setattr(module, "__file__", str(changed))
+    again = stub()
+    cached_features(noise(20), again, folder)
+    assert again.forward.num_seen == 20
 
 
 @pytest.mark.parametrize("damage", ["a flipped bit", "a truncated file", "an empty file"])
@@ -475,8 +489,8 @@ def test_record_says_all_that_the_numbers_depend_on(tmp_path):
     assert record.scores | record.spreads == {
         score.name: direct[number] for number, score in extractor.scores.items()
     }
-    assert record.measures == measures(extractor.scores)
-    assert list(record.measures) == list(record.scores) == list(record.floor.scores)
+    assert record.metrics == metrics(extractor.scores)
+    assert list(record.metrics) == list(record.scores) == list(record.floor.scores)
     assert (
         list(record.spreads)
         == list(record.floor.spreads)

@@ -85,7 +85,7 @@ class ScoreRecord:
     """What generated images score against real ones, and everything that the numbers depend on.
 
     protocol: the fields of a `gan.protocols.Protocol`, JSON-able, with every number known.
-    measures: score -> how its values compare, so that a reader needs no table of names.
+    metrics: score -> how its values compare, so that a reader needs no table of names.
     distance: which of the scores is the Fréchet distance.
     scores: score -> value.
     spreads: name -> standard deviation over the subsets or splits of one sample; it says nothing
@@ -97,7 +97,7 @@ class ScoreRecord:
 
     protocol: dict[str, Any]
     extractor: ExtractorFacts
-    measures: dict[str, Measure]
+    metrics: dict[str, Measure]
     distance: str
     scores: dict[str, float]
     spreads: dict[str, float]

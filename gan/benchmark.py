@@ -2,11 +2,10 @@
 
 import json
 import math
-import re
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -14,15 +13,21 @@ from convnorm.experiment.benchmark.pipeline import Pipeline, Result
 from convnorm.experiment.benchmark.reading import finished, norms, on
 from convnorm.experiment.config import differences
 from convnorm.experiment.errors import InputError
-from convnorm.experiment.records import Cost, Measure, When
+from convnorm.experiment.records import (
+    Cost,
+    ExtractorFacts,
+    Floor,
+    Measure,
+    Origin,
+    ScoreRecord,
+    When,
+)
 from convnorm.experiment.run.tracking import read_lines
 from gan.config import GanConfig
-from gan.extractors import label
+from gan.extractors import EXTRACTORS, metrics
 from gan.protocols import PROTOCOLS
-from gan.scoring import Record
 
-SCORES = ("FD", "KID", "precision", "recall", "CS")
-LOWER, HIGHER = ("FD", "FID", "KID"), ("IS", "CS", "precision", "recall")
+T = TypeVar("T")
 
 
 def share(config: GanConfig, line: dict[str, Any]) -> float:
@@ -36,8 +41,7 @@ def scores_of(config: GanConfig, attacks: Sequence[str]) -> dict[When, dict[str,
         raise InputError(f"attacks: {', '.join(attacks)} is not allowed; expected none on a GAN")
     if config.score.protocol == "none":
         return {}
-    extractor = PROTOCOLS[config.score.protocol].extractor
-    names = _measures(label(score, extractor) for score in SCORES)
+    names = metrics(EXTRACTORS[PROTOCOLS[config.score.protocol].extractor].scores)
     return {"final": names} | ({} if config.score.select == "none" else {"selected": names})
 
 
@@ -73,81 +77,78 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
     with finished(run_dir / "metrics.jsonl") as file:
         records = _records(file)
         final = records[steps]
-        distance = next(name for name in final["scores"] if name.split()[0] in ("FD", "FID"))
         curve = [
             # A step between two log lines is as far in time as in steps.
-            (step, float(np.interp(step, [0, *log], [0.0, *times])), record["scores"][distance])
+            (step, float(np.interp(step, [0, *log], [0.0, *times])), record.scores[final.distance])
             for step, record in records.items()
         ]
-        protocol, floor, versions = _protocol(final), _scores(final["floor"]), final["versions"]
-        versions = {"commit": commit or "unknown", **versions}
-        scores, selected = {"final": _scores(final["scores"])}, None
-        if "selection" in final:
-            selected = min(records, key=lambda step: _selection(records[step], distance))
-            scores["selected"] = _scores(records[selected]["scores"])
+        scores, selected = {"final": final.scores}, None
+        if final.selection is not None:
+            selected = min(records, key=lambda step: _selection(records[step]))
+            scores["selected"] = records[selected].scores
     pictures = sorted((run_dir / "samples").glob("*.png"))
     return Result(
-        measures=_measures(scores["final"]),
+        measures=final.metrics,
         scores=scores,
         selected_step=selected,
-        curve_name=distance,
+        curve_name=final.distance,
         curve=curve,
         norms=norms(log),
-        protocol=protocol,
-        floor=floor,
+        protocol=_protocol(final),
+        floor=final.floor.scores,
         cost=cost,
         hardware=on(hardware, summary["world_size"]),
-        versions=versions,
+        versions={"commit": commit or "unknown", **final.versions},
         picture=pictures[-1] if pictures else None,
     )
 
 
-def _records(file: Path) -> dict[int, Record]:
+def _records(file: Path) -> dict[int, ScoreRecord]:
     """Step -> record; InputError if there is none, or they are not all of one protocol."""
-    records = {record["step"]: record for record in read_lines(file)}
+    records = {line.pop("step"): _record(line) for line in read_lines(file)}
     if not records:
         raise InputError(f"{file}: holds no score; expected a run whose score.protocol is not none")
-    *others, last = records.values()
-    for record in others:
+    last = list(records.values())[-1]
+    for step, record in records.items():
         if differing := differences(_protocol(record), _protocol(last)):
             raise InputError(
-                f"{file}: step {record['step']} was not scored as the last one was "
+                f"{file}: step {step} was not scored as the last one was "
                 f"({'; '.join(differing)}); expected one protocol"
             )
     return records
 
 
-def _scores(values: dict[str, float]) -> dict[str, float]:
-    """The scores among the numbers of a record: no spreads over subsets, no sizes."""
-    return {name: value for name, value in values.items() if _better(name)}
+def _record(content: dict[str, Any]) -> ScoreRecord:
+    """Read the JSON form of a record; KeyError, TypeError or ValueError for another form."""
+
+    def read_as(cls: type[T], content: dict[str, Any]) -> T:
+        return cls(**{field.name: content[field.name] for field in fields(cls)})
+
+    parts = {
+        "extractor": read_as(ExtractorFacts, content["extractor"]),
+        "metrics": {name: read_as(Measure, value) for name, value in content["metrics"].items()},
+        "floor": read_as(Floor, content["floor"]),
+        "fake": read_as(Origin, content["fake"]),
+        "real": read_as(Origin, content["real"]),
+        "selection": content["selection"] and _record(content["selection"]),
+    }
+    return read_as(ScoreRecord, content | parts)
 
 
-def _selection(record: Record, distance: str) -> float:
-    value = record["selection"]["scores"][distance]
+def _selection(record: ScoreRecord) -> float:
+    value = record.selection.scores[record.selection.distance]
     return math.inf if math.isnan(value) else value
 
 
-def _protocol(record: Record) -> dict[str, Any]:
+def _protocol(record: ScoreRecord) -> dict[str, Any]:
     """All that two scores have to share beside the training that they compare."""
     return {
-        **record["protocol"],
-        "weights_sha256": record["extractor"]["weights_sha256"],
-        "real_sha256": record["real"]["sha256"],
-        "floor_images": record["floor"]["n"],
-        "selection": _protocol(record["selection"]) if "selection" in record else None,
+        **record.protocol,
+        "weights_sha256": record.extractor.weights_sha256,
+        "real_sha256": record.real.sha256,
+        "floor_images": record.floor.num_images,
+        "selection": None if record.selection is None else _protocol(record.selection),
     }
-
-
-def _better(name: str) -> str | None:
-    """How values of a score compare; None for what is no score."""
-    plain = re.fullmatch(r"(\w+)( \(.+\))?", name)
-    score = plain[1] if plain else None
-    return "lower" if score in LOWER else "higher" if score in HIGHER else None
-
-
-def _measures(names: Iterable[str]) -> dict[str, Measure]:
-    """Name -> how its values compare, of those names that are scores."""
-    return {name: Measure(better) for name in names if (better := _better(name)) is not None}
 
 
 GAN = Pipeline(

@@ -1,88 +1,136 @@
-"""Networks whose features and class logits the scores compare, and a cache of what they return.
+"""Networks whose features and class logits are compared, and what the scores of each are called.
 
-Either the TensorFlow Inception that defines IS and FID, or a small CNN for handwritten digits that
-comes with the package. A Fréchet distance is called FID only with the former's verified weights.
+`EXTRACTORS` is the one place that knows: an extractor is added by one entry there.
 """
 
 import hashlib
 import io
-import json
-import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 from urllib.parse import urlparse
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-from convnorm.experiment import data as data_module
-from convnorm.experiment import files
-from convnorm.experiment.data import Images, resize
 from convnorm.experiment.errors import InputError
+from convnorm.experiment.records import ExtractorFacts, Measure
 from gan import fidelity
+from gan.digits_network import DIGITS_SHA256, DIGITS_WEIGHTS, DigitsNet, digits_input
 
-DIGITS_WEIGHTS = Path(__file__).parent / "weights" / "digits_extractor.pt"
-# Other weights are another score: who retrains them changes this line, and every number.
-DIGITS_SHA256 = "24361c3e553f67d5f12e4397c09700ffd427c65c21a60d3e6390933ba6dd357b"
-DIGITS_SIZE = 16  # height and width of the images that the digits network sees
-
-
-class DigitsNet(nn.Module):
-    """Classify digits: (N, 1, 16, 16) in [-1, 1] -> features (N, 64) >= 0, logits (N, 10)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            *_stage(1, 32, stride=1), *_stage(32, 64, stride=2), *_stage(64, 64, stride=2)
-        )
-        self.head = nn.Linear(64, 10)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.body(images).mean(dim=(2, 3))
-        return features, self.head(features)
-
-
-def _stage(in_channels: int, out_channels: int, stride: int) -> tuple[nn.Module, ...]:
-    conv = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
-    return conv, nn.BatchNorm2d(out_channels), nn.ReLU()
+# (N, C, H, W) uint8 -> features (N, D) and logits (N, K); None from a network without logits.
+Forward = Callable[[Tensor], tuple[Tensor, Tensor | None]]
+# What can be computed from features; the last two from logits.
+Number = Literal[
+    "frechet", "kernel", "kernel_std", "precision", "recall", "classifier", "classifier_std"
+]
 
 
 class Features(NamedTuple):
-    """What the scores are computed from: `features` (N, D) and `logits` (N, K), float32."""
+    """What scores are computed from: `features` (N, D) and `logits` (N, K) or None, in float32."""
 
     features: Tensor
-    logits: Tensor
+    logits: Tensor | None
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Features":
+        """Return what `change` makes of the features and of the logits, if there are any."""
+        return Features(*(None if part is None else change(part) for part in self))
+
+
+@dataclass(frozen=True)
+class ScoreName:
+    """What a number is called, and how its values compare.
+
+    Args:
+        name: What records and tables call it.
+        metric: How its values compare; None for the spread of a score, which is no score itself.
+    """
+
+    name: str
+    metric: Measure | None
+
+
+Scores = dict[Number, ScoreName]
+
+LOWER, HIGHER = Measure("lower"), Measure("higher")
+FROM_FEATURES: Scores = {
+    "frechet": ScoreName("FD", LOWER),
+    "kernel": ScoreName("KID", LOWER),
+    "kernel_std": ScoreName("KID std", None),
+    "precision": ScoreName("precision", HIGHER),
+    "recall": ScoreName("recall", HIGHER),
+}
+FROM_LOGITS: Scores = {
+    "classifier": ScoreName("CS", HIGHER),
+    "classifier_std": ScoreName("CS std", None),
+}
+
+
+def renamed(pattern: str, scores: Scores) -> Scores:
+    """Return the scores under the names that `pattern` makes of theirs, e.g. "{} (digits)"."""
+    return {
+        number: replace(score, name=pattern.format(score.name)) for number, score in scores.items()
+    }
+
+
+def metrics(scores: Scores) -> dict[str, Measure]:
+    """Return name -> how its values compare, without the spreads."""
+    return {score.name: score.metric for score in scores.values() if score.metric is not None}
+
+
+@dataclass(frozen=True)
+class ExtractorSpec:
+    """What is known of an extractor before its weights are loaded.
+
+    Args:
+        name: What protocols and records call it.
+        scores: The scores that it has with the weights that its name stands for.
+        load: Takes a file of weights (None for its own), a device, and whether weights other than
+            those that its name stands for are accepted. Returns `forward`, the SHA-256 of the file,
+            and whether its weights are those that the name stands for.
+    """
+
+    name: str
+    scores: Scores
+    load: Callable[[Path | None, torch.device, bool], tuple[Forward, str, bool]]
+
+    def unverified_scores(self) -> Scores:
+        """Return its scores with other weights, under names that say so."""
+        plain = FROM_FEATURES | FROM_LOGITS
+        return renamed(
+            f"{{}} (unverified {self.name})", {number: plain[number] for number in self.scores}
+        )
 
 
 @dataclass(frozen=True)
 class Extractor:
-    """A network together with what a record has to say about it.
+    """A network whose weights are loaded.
 
     Args:
-        name: inception or digits.
-        weights_sha256: SHA-256 of the file that the weights are from.
-        verified: Whether that file is the one which everybody who uses the name means.
-        forward: (N, C, H, W) uint8, on `device` -> features (N, D), logits (N, K).
-        device: Where it runs.
-        batch_size: How many images it sees at a time.
+        weights_sha256: SHA-256 of the file of its weights.
+        verified: Whether that file holds the weights that the extractor's name stands for.
+        device: Where `forward` expects images and leaves features.
+        batch_size: How many images the network sees at a time.
     """
 
-    name: str
+    spec: ExtractorSpec
     weights_sha256: str
     verified: bool
-    forward: Callable[[Tensor], tuple[Tensor, Tensor]]
+    forward: Forward
     device: torch.device
     batch_size: int = 128
 
     def __call__(self, images: Tensor) -> Features:
         """Return the features and logits, on `device`, of (N, C, H, W) uint8 images."""
         batches = tqdm(
-            images.split(self.batch_size), desc=f"{self.name} features", leave=False, disable=None
+            images.split(self.batch_size),
+            desc=f"{self.spec.name} features",
+            leave=False,
+            disable=None,
         )
         # Full float32, whatever a training run around this prefers: the score must not depend on it
         with (
@@ -91,20 +139,18 @@ class Extractor:
             torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
         ):
             outputs = [self.forward(batch.to(self.device)) for batch in batches]
-        return Features(*(torch.cat(parts) for parts in zip(*outputs, strict=True)))
+        features, logits = zip(*outputs, strict=True)
+        return Features(torch.cat(features), None if logits[0] is None else torch.cat(logits))
 
-    def label(self, score: str) -> str:
-        """Return what `score` (FD, KID, CS, precision, ...) may be called with this extractor."""
-        return label(score, self.name, self.verified)
+    @property
+    def scores(self) -> Scores:
+        """The scores that it has, under the names that its weights permit."""
+        return self.spec.scores if self.verified else self.spec.unverified_scores()
 
-
-def label(score: str, extractor: str, verified: bool = True) -> str:
-    """Return what `score` may be called with an extractor of this name, verified or not."""
-    if extractor != "inception":
-        return f"{score} ({extractor})"
-    if not verified:
-        return f"{score} (unverified inception)"
-    return score.replace("FD", "FID").replace("CS", "IS")
+    @property
+    def facts(self) -> ExtractorFacts:
+        """What a record says of it."""
+        return ExtractorFacts(self.spec.name, self.weights_sha256, self.verified)
 
 
 def load_extractor(
@@ -114,28 +160,30 @@ def load_extractor(
     weights: Path | None = None,
     allow_unverified: bool = False,
 ) -> Extractor:
-    """Load the extractor called `name`, inception or digits, onto `device`.
+    """Load the extractor called `name`, one of `EXTRACTORS`, onto `device`.
 
     Args:
-        weights: A file of Inception weights; None for the one in PyTorch's hub folder, which is
-            downloaded there if it is missing.
+        weights: A file of Inception weights; None for the one in PyTorch's hub folder. If it is
+            not there, it is downloaded.
         allow_unverified: Accept Inception weights other than those that define FID. The scores are
             then not called FID or IS.
 
     Raises:
-        InputError: No weights, damaged ones, or others than `name` stands for.
+        InputError: The name is unknown, or the weights are missing, damaged or not those that the
+            name stands for.
     """
-    if name == "digits":
-        if weights is not None:
-            raise InputError(f"weights: got {weights}, but the digits extractor has its own")
-        return _digits(torch.device(device))
-    if name == "inception":
-        file = Path(weights).expanduser() if weights else _hub_file()
-        return _inception(file, torch.device(device), allow_unverified)
-    raise InputError(f"extractor: got {name!r}, expected inception or digits")
+    if name not in EXTRACTORS:
+        raise InputError(f"extractor: got {name!r}, expected {' or '.join(EXTRACTORS)}")
+    device, spec = torch.device(device), EXTRACTORS[name]
+    forward, sha256, verified = spec.load(weights, device, allow_unverified)
+    return Extractor(spec, sha256, verified, forward, device)
 
 
-def _digits(device: torch.device) -> Extractor:
+def _digits(
+    weights: Path | None, device: torch.device, allow_unverified: bool
+) -> tuple[Forward, str, bool]:
+    if weights is not None:
+        raise InputError(f"weights: got {weights}, but the digits extractor has its own")
     data = _read(DIGITS_WEIGHTS)
     sha256 = hashlib.sha256(data).hexdigest()
     if sha256 != DIGITS_SHA256:
@@ -150,16 +198,13 @@ def _digits(device: torch.device) -> Extractor:
     def forward(images: Tensor) -> tuple[Tensor, Tensor]:
         return network(digits_input(images))
 
-    return Extractor("digits", sha256, True, forward, device)
+    return forward, sha256, True
 
 
-def digits_input(images: Tensor) -> Tensor:
-    """Turn (N, C, H, W) uint8 into what `DigitsNet` sees: gray, 16x16, in [-1, 1]."""
-    gray = images.float().mean(dim=1, keepdim=True).round().to(torch.uint8)
-    return resize(gray, DIGITS_SIZE).float() / 127.5 - 1
-
-
-def _inception(file: Path, device: torch.device, allow_unverified: bool) -> Extractor:
+def _inception(
+    weights: Path | None, device: torch.device, allow_unverified: bool
+) -> tuple[Forward, str, bool]:
+    file = Path(weights).expanduser() if weights else _hub_file()
     data = _read(file)
     sha256 = hashlib.sha256(data).hexdigest()
     verified = sha256 == fidelity.INCEPTION_SHA256
@@ -176,9 +221,9 @@ def _inception(file: Path, device: torch.device, allow_unverified: bool) -> Extr
     network.to(device)
 
     def forward(images: Tensor) -> tuple[Tensor, Tensor]:
-        return network(images.expand(-1, 3, -1, -1))  # gray ones too
+        return network(images.expand(-1, 3, -1, -1))  # gray images become RGB
 
-    return Extractor("inception", sha256, verified, forward, device)
+    return forward, sha256, verified
 
 
 def _read(file: Path) -> bytes:
@@ -209,55 +254,20 @@ def _hub_file() -> Path:
     return file
 
 
-def cached_features(images: Tensor, extractor: Extractor, folder: Path | None = None) -> Features:
-    """Return `extractor(images)`, from a file whose name is a hash of all that it depends on.
-
-    Args:
-        images: (N, C, H, W) uint8.
-        folder: Where the files are; None for $XDG_CACHE_HOME/convnorm-suite, or
-            ~/.cache/convnorm-suite where that is not set.
-
-    Raises:
-        InputError: The folder is not writable.
-    """
-    if folder is None:
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folder = Path(home) / "convnorm-suite"
-    file = Path(folder) / f"{_cache_key(images, extractor)}.features"
-    if file.exists():
-        content = file.read_bytes()
-        # The file begins with a hash of the rest: a damaged one is never believed.
-        if content[:32] == hashlib.sha256(content[32:]).digest():
-            saved = torch.load(io.BytesIO(content[32:]), weights_only=True)
-            return Features(*(part.to(extractor.device) for part in saved))
-    features = extractor(images)
-    buffer = io.BytesIO()
-    torch.save([part.cpu() for part in features], buffer)
-    content = buffer.getvalue()
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{file.parent}: cannot be made a folder ({error.strerror})") from error
-    files.write(file, lambda out: out.write(hashlib.sha256(content).digest() + content))
-    return features
-
-
-def _cache_key(images: Tensor, extractor: Extractor) -> str:
-    # The images are hashed as selected, so split, number and subset are in it. The code that makes
-    # features of them is too: a changed preprocessing must not find the old numbers.
-    code = [Path(file).read_bytes() for file in (__file__, fidelity.__file__, data_module.__file__)]
-    depends_on = [
-        sha256_of(images),
-        extractor.name,
-        extractor.weights_sha256,
-        extractor.device.type,
-        hashlib.sha256(b"".join(code)).hexdigest(),
-        fidelity.VERSION,
-        torch.__version__,
-    ]
-    return hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()
-
-
-def sha256_of(images: Tensor) -> str:
-    """Return the content hash of (N, C, H, W) uint8 images, the one of `Images.sha256`."""
-    return Images(images, torch.zeros(len(images), dtype=torch.int64), ()).sha256()
+EXTRACTORS = {
+    spec.name: spec
+    for spec in (
+        # A Fréchet distance is called FID only with the TensorFlow network that defines it.
+        ExtractorSpec(
+            "inception",
+            FROM_FEATURES
+            | {
+                "frechet": ScoreName("FID", LOWER),
+                "classifier": ScoreName("IS", HIGHER),
+                "classifier_std": ScoreName("IS std", None),
+            },
+            _inception,
+        ),
+        ExtractorSpec("digits", renamed("{} (digits)", FROM_FEATURES | FROM_LOGITS), _digits),
+    )
+}

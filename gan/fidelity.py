@@ -2,7 +2,7 @@
 
 `torch_fidelity.calculate_metrics` caches by the input's name only (other weights or data get the
 old numbers back), ignores options that it does not know, wants CUDA unless told otherwise and
-leaves a generator in eval mode. So its functions on features are called here, with every option.
+leaves a generator in eval mode. So this file calls its functions on features, with every option.
 All features are (N, D) float32, all logits (N, K) float32.
 """
 
@@ -47,7 +47,7 @@ __all__ = [
     "precision_recall",
 ]
 
-# weights-inception-2015-12-05-6726825d.pth: the TensorFlow network that IS and FID are defined by.
+# weights-inception-2015-12-05-6726825d.pth: the TensorFlow network that defines IS and FID.
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 RNG_SEED = 2020  # torch-fidelity's own, so that its command line gives the same numbers
 
@@ -58,8 +58,8 @@ def inception(state_dict: dict[str, Tensor]) -> nn.Module:
     Raises:
         RuntimeError, TypeError: `state_dict` is not one of this network.
     """
-    # The constructor reads a file with weights_only=False, which runs code from a hostile one. So
-    # it is handed a buffer that holds tensors already read safely, and written here.
+    # The constructor reads a file with weights_only=False, which would run code from a hostile
+    # one. So it gets a buffer, written here, with tensors that were read safely.
     buffer = io.BytesIO()
     torch.save(state_dict, buffer)
     buffer.seek(0)
@@ -113,7 +113,8 @@ def classifier_score(logits: Tensor, num_splits: int) -> tuple[float, float]:
 def precision_recall(fake: Tensor, real: Tensor, neighborhood: int) -> tuple[float, float]:
     """Return precision and recall in [0, 1] (Kynkäänniemi et al. 2019, eq. 2).
 
-    Precision is the share of fake features inside the real ones' balls, recall the other way round.
+    Precision is the share of fake features inside the balls around real ones, recall the share of
+    real features inside the balls around fake ones.
     """
     prc = prc_features_to_metric(
         fake,

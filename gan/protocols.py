@@ -1,15 +1,16 @@
-"""What a score is a score of: how many images, of which split, by which extractor.
+"""Protocols: how many images of which split are scored, and which extractor scores them.
 
-The same weights have an FID of 21.7 under one published protocol and of about 15 under another,
-so a number without its protocol says little, and two protocols never share a name.
+The same weights have an FID of 21.7 under one published protocol and of about 15 under another.
+So a number without its protocol says little, and two protocols never share a name.
 """
 
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from convnorm.experiment.errors import InputError
+from gan.extractors import EXTRACTORS
 
-# How a protocol's name tells that a field is not the one that the name stands for.
+# What a protocol's name calls a field whose value was changed.
 SHORT_NAMES = {
     "extractor": "extractor",
     "split": "split",
@@ -30,7 +31,7 @@ class Protocol:
         num_real: Images of the reference; None for all that there are.
         num_fake: Generated images; None for as many as real ones.
         image_size: Height and width at which both sides are compared; before the extractor.
-        is_splits: Parts over which the inception score is averaged.
+        is_splits: Parts over which the classifier score (IS) is averaged.
         kid_subsets: Random subsets over which the kernel distance is averaged.
         kid_subset_size: Images in each, never more than there are.
         prc_neighborhood: k of the k-th nearest neighbour that spans precision's and recall's balls
@@ -38,7 +39,7 @@ class Protocol:
     """
 
     name: str
-    extractor: Literal["inception", "digits"]
+    extractor: Literal[tuple(EXTRACTORS)]
     split: Literal["train", "test"] | None
     num_real: int | None
     num_fake: int | None
@@ -50,15 +51,17 @@ class Protocol:
 
     @property
     def min_images(self) -> int:
-        """The fewest images that can be scored: a split of IS each, and neighbours in a half."""
+        """The fewest images that can be scored.
+
+        Each split of IS takes one, and each half of the floor takes a neighbourhood.
+        """
         return max(self.is_splits, 2 * (self.prc_neighborhood + 1))
 
     def changed(self, **fields: str | int | None) -> "Protocol":
-        """Return the protocol with other `fields` and a name that says so.
+        """Return the protocol with `fields` changed, under a name that says so.
 
         Args:
-            fields: Of extractor, split, image_size, num_real and num_fake those that are wanted
-                otherwise.
+            fields: New values of extractor, split, image_size, num_real or num_fake.
 
         Raises:
             InputError: A number is below `min_images`.
@@ -76,14 +79,14 @@ class Protocol:
         return replace(self, name=f"{self.name}[{told.lower()}]", **new)
 
     def fitted(self, real_available: int | None, fake_available: int | None = None) -> "Protocol":
-        """Return the protocol with every number known, or say which images are missing.
+        """Return the protocol with every number of images known.
 
         Args:
             real_available: Images of the reference; None for a generator, which has no end.
             fake_available: Images to score; None for a generator.
 
         Raises:
-            InputError: There are too few images, or a generator is asked for all of its own.
+            InputError: There are too few images, or all images of a generator are asked for.
         """
         num_real = real_available if self.num_real is None else self.num_real
         if num_real is None:
@@ -116,9 +119,9 @@ PROTOCOLS = {
         # Miyato et al. 2018, table 2: 10,000 real against 5,000 fake images, IS of all 5,000.
         Protocol("paper2018_10k5k", "inception", "test", 10_000, 5_000, is_splits=1),
         Protocol("digits", "digits", "train", None, None, image_size=16, kid_subset_size=500),
-        # To select by. 360 real images are enough for 64 features: their covariance has full rank.
-        # As few generated ones are not: an FD of 2.7 then varies by 0.24 with the latents (standard
-        # deviation), and by 0.08 with 1,437.
+        # To select a step by. 360 real images are enough for 64 features: their covariance has full
+        # rank. 360 generated ones are too few: with them, an FD of 2.7 varies over latents with a
+        # standard deviation of 0.24; with 1,437, of 0.08.
         Protocol("digits_test", "digits", "test", None, 1437, image_size=16, kid_subset_size=120),
     )
 }

@@ -1,26 +1,26 @@
-"""From images to a score record: features, numbers, and everything the numbers depend on.
+"""Scores images: extracts features, computes the numbers and records what they depend on.
 
-A chain of small steps: an extractor's features -> `scores` and `floor` -> `score`; a `Scorer` keeps
-what a training run needs for many records. Nothing here draws from the global random state.
+`score` is the one way from images to a `ScoreRecord`. A `Scorer` keeps what a training run needs
+for many of them. Nothing here draws from the global random state.
 """
 
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from convnorm.experiment.data import DataConfig, load_images
+from convnorm.experiment.records import Floor, Origin, ScoreRecord
 from convnorm.experiment.streams import generator
 from gan import fidelity
-from gan.extractors import Extractor, Features, cached_features, load_extractor, sha256_of
+from gan.extractors import Extractor, Features, Number, Scores, load_extractor, metrics
+from gan.feature_cache import cached_features, sha256_of
 from gan.protocols import Protocol, protocol_named
 
 Sample = Callable[[int, int], Tensor]  # (num, seed) -> (num, C, H, W) uint8
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class Reference:
         features: Of the `num_real` images that the protocol takes.
         protocol: With every number known, as `Protocol.fitted` returns it.
         floor: What the reference scores against itself, see `floor`.
-        source: JSON-able facts about the images, among them `source`, `split` and `sha256`.
+        origin: Where the images come from.
     """
 
     features: Features
     protocol: Protocol
-    floor: dict[str, float]
-    source: Mapping[str, Any]
+    floor: Floor
+    origin: Origin
 
 
 def subset(images: Tensor, num: int, *key: int | str) -> Tensor:
@@ -55,43 +55,34 @@ def num_available(images: Tensor | Sample) -> int | None:
     return len(images) if isinstance(images, Tensor) else None
 
 
-def scores(
-    fake: Features, real: Features, protocol: Protocol, label: Callable[[str], str]
-) -> dict[str, float]:
-    """Score fake features against real ones.
+def numbers(fake: Features, real: Features, protocol: Protocol) -> dict[Number, float]:
+    """Compute everything that fake features against real ones, and the fakes' logits, give.
 
-    Args:
-        protocol: Its sizes of splits and subsets count, its numbers of images do not.
-        label: Turns the plain names FD, KID, KID std, CS, CS std, precision and recall into those
-            that the extractor permits. A std is over KID's subsets or IS's splits of one sample:
-            it says nothing about another seed.
+    protocol: Its sizes of splits and subsets count, its numbers of images do not.
     """
-    return _named(_distances(fake, real, protocol) | _classifier_score(fake, protocol), label)
+    return _distances(fake, real, protocol) | _classifier_score(fake, protocol)
 
 
-def floor(real: Features, protocol: Protocol, label: Callable[[str], str]) -> dict[str, float]:
+def floor(real: Features, protocol: Protocol, scores: Scores) -> Floor:
     """Score real images as if they were generated: about what a perfect generator would get.
 
     Two disjoint random halves are scored against each other. A Fréchet distance falls with the
     number of images, so this one lies above that of two samples of `num_real`. The classifier score
     is that of the whole reference.
-
-    Returns:
-        The labels of `scores`, and `n` and `kid_subset_size`: images in a half and a KID subset.
     """
     n = len(real.features) // 2
     order = torch.randperm(len(real.features), generator=generator("cpu", "floor"))
-    first, second = (
-        Features(real.features[half], real.logits[half])
-        for half in (order[:n].to(real.features.device), order[n : 2 * n].to(real.features.device))
-    )
+    first, second = _rows(real, order[:n]), _rows(real, order[n : 2 * n])
     size = min(protocol.kid_subset_size, n)
     distances = _distances(first, second, replace(protocol, kid_subset_size=size))
-    named = _named(distances | _classifier_score(real, protocol), label)
-    return {"n": n, "kid_subset_size": size, **named}
+    return Floor(n, size, *_named(distances | _classifier_score(real, protocol), scores))
 
 
-def _distances(fake: Features, real: Features, protocol: Protocol) -> dict[str, float]:
+def _rows(features: Features, indices: Tensor) -> Features:
+    return features.map(lambda part: part[indices.to(part.device)])
+
+
+def _distances(fake: Features, real: Features, protocol: Protocol) -> dict[Number, float]:
     fd = fidelity.frechet_distance(fake.features, real.features)
     kid, kid_std = fidelity.kernel_distance(
         fake.features, real.features, protocol.kid_subsets, protocol.kid_subset_size
@@ -99,16 +90,32 @@ def _distances(fake: Features, real: Features, protocol: Protocol) -> dict[str, 
     precision, recall = fidelity.precision_recall(
         fake.features, real.features, protocol.prc_neighborhood
     )
-    return {"FD": fd, "KID": kid, "KID std": kid_std, "precision": precision, "recall": recall}
+    return {
+        "frechet": fd,
+        "kernel": kid,
+        "kernel_std": kid_std,
+        "precision": precision,
+        "recall": recall,
+    }
 
 
-def _classifier_score(images: Features, protocol: Protocol) -> dict[str, float]:
+def _classifier_score(images: Features, protocol: Protocol) -> dict[Number, float]:
+    if images.logits is None:
+        return {}
     score, std = fidelity.classifier_score(images.logits, protocol.is_splits)
-    return {"CS": score, "CS std": std}
+    return {"classifier": score, "classifier_std": std}
 
 
-def _named(plain: dict[str, float], label: Callable[[str], str]) -> dict[str, float]:
-    return {label(name): value for name, value in plain.items()}
+def _named(
+    computed: dict[Number, float], scores: Scores
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the scores and the spreads under the names that the extractor gives them."""
+    named = {score.name: computed[number] for number, score in scores.items()}
+    spreads = {score.name for score in scores.values() if score.metric is None}
+    return (
+        {name: value for name, value in named.items() if name not in spreads},
+        {name: value for name, value in named.items() if name in spreads},
+    )
 
 
 def reference_of(
@@ -116,7 +123,7 @@ def reference_of(
     protocol: Protocol,
     extractor: Extractor,
     *,
-    source: Mapping[str, Any],
+    origin: Origin,
     seed: int = 0,
     cache_dir: Path | None = None,
 ) -> Reference:
@@ -124,7 +131,7 @@ def reference_of(
 
     Args:
         real: (N, C, H, W) uint8 images, or a generator to stand in for them, drawn with `seed`.
-        source: What the record says about them; their `sha256` is added if it is not there.
+        origin: Where they come from; a missing `sha256` is filled in, as is a generator's seed.
         cache_dir: See `cached_features`.
 
     Raises:
@@ -135,13 +142,13 @@ def reference_of(
         sha256 = sha256_of(real)
         # The same subset for every seed and run, so that all are held against one reference.
         images = subset(real, protocol.num_real, "reference", sha256)
-        source = {"sha256": sha256, **source}
+        origin = replace(origin, sha256=origin.sha256 or sha256)
         features = cached_features(images, extractor, cache_dir)
     else:
         images = real(protocol.num_real, seed)
-        source = {"seed": seed, "sha256": sha256_of(images), **source}
+        origin = replace(origin, seed=seed, sha256=origin.sha256 or sha256_of(images))
         features = extractor(images)
-    return Reference(features, protocol, floor(features, protocol, extractor.label), source)
+    return Reference(features, protocol, floor(features, protocol, extractor.scores), origin)
 
 
 def score(
@@ -150,15 +157,14 @@ def score(
     extractor: Extractor,
     *,
     seed: int,
-    source: Mapping[str, Any],
-) -> Record:
-    """Score generated images against `reference` and return a JSON-able record.
+    origin: Origin,
+) -> ScoreRecord:
+    """Score generated images against `reference`.
 
     Args:
         fake: A generator's `sample(num, seed)` or (N, C, H, W) uint8 images, of which a random
             subset drawn with `seed` is taken.
-        source: What the record says about the fakes: source, step, ema, sha256. The hash of the
-            images that were scored is added where `sha256` is not given.
+        origin: Where they come from; a missing `sha256` becomes that of the images scored.
 
     Raises:
         InputError: There are fewer images than the protocol needs.
@@ -170,32 +176,32 @@ def score(
     else:
         images = fake(protocol.num_fake, seed)
     features = extractor(images)
-    return {
-        "protocol": asdict(protocol),
-        "extractor": {
-            "name": extractor.name,
-            "weights_sha256": extractor.weights_sha256,
-            "verified": extractor.verified,
-        },
-        "scores": scores(features, reference.features, protocol, extractor.label),
-        "floor": reference.floor,
-        "num_fake": protocol.num_fake,
-        "num_real": protocol.num_real,
-        "fake": {"step": None, "ema": None, "sha256": sha256_of(images), **source},
-        "real": dict(reference.source),
-        "seed": seed,
-        "versions": {
+    scores, spreads = _named(numbers(features, reference.features, protocol), extractor.scores)
+    return ScoreRecord(
+        protocol=asdict(protocol),
+        extractor=extractor.facts,
+        metrics=metrics(extractor.scores),
+        distance=extractor.scores["frechet"].name,
+        scores=scores,
+        spreads=spreads,
+        floor=reference.floor,
+        num_fake=protocol.num_fake,
+        num_real=protocol.num_real,
+        fake=replace(origin, sha256=origin.sha256 or sha256_of(images)),
+        real=reference.origin,
+        seed=seed,
+        versions={
             "torch": torch.__version__,
             "torch_fidelity": fidelity.VERSION,
             "python": platform.python_version(),
         },
-    }
+    )
 
 
 class Scorer:
     """Scores a run's generator, as often as wanted, against the data that it is trained on.
 
-    Building it is the preflight: whatever could be missing is found before training starts.
+    It is built before training starts, so that whatever is missing is found then.
     """
 
     def __init__(
@@ -233,13 +239,13 @@ class Scorer:
             images,
             protocol,
             self.extractor,
-            source={"source": data_config.name, "split": protocol.split},
+            origin=Origin(data_config.name, protocol.split),
             cache_dir=cache_dir,
         )
 
     def __call__(
         self, sample: Sample, seed: int, *, step: int | None = None, ema: bool | None = None
-    ) -> Record:
+    ) -> ScoreRecord:
         """Score `sample(num, seed)`, a generator after `step` updates, averaged if `ema`."""
-        source = {"source": "training", "step": step, "ema": ema}
-        return score(sample, self.reference, self.extractor, seed=seed, source=source)
+        origin = Origin("training", step=step, ema=ema)
+        return score(sample, self.reference, self.extractor, seed=seed, origin=origin)

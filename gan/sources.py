@@ -1,10 +1,8 @@
 """What can be scored: generators of runs, folders and files of images, and named data sets."""
 
-from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +11,7 @@ from torch import Tensor
 
 from convnorm.experiment.data import IMAGE_SUFFIXES, DataConfig, load_images, resize
 from convnorm.experiment.errors import InputError
+from convnorm.experiment.records import Origin
 from gan.models import load_generator
 from gan.scoring import Sample
 
@@ -24,40 +23,40 @@ SOURCES = (
 
 
 @dataclass(frozen=True)
-class Source:
-    """Images, (N, C, H, W) uint8, or a generator of them, with what a record says about it."""
+class ImageSource:
+    """Images that can be scored, (N, C, H, W) uint8, or a generator of them.
+
+    image_size: their height and width in pixels. origin: where they come from.
+    """
 
     images: Tensor | Sample
     image_size: int
-    facts: Mapping[str, Any]
+    origin: Origin
 
 
-def read_source(text: str, role: str, split: str, device: torch.device, root: str) -> Source:
+def read_source(text: str, role: str, split: str, device: torch.device, root: str) -> ImageSource:
     """Read one of `SOURCES`.
 
-    role: FAKE or REAL, for the error; split and root: of a data set that does not name its own.
-    Raises InputError for a text that is none of them and for whatever cannot be read.
+    role: FAKE or REAL, for the error. split: of a data set whose text names none. root: the folder
+        of the CIFAR archives.
+
+    Raises:
+        InputError: The text is none of them, or what it names cannot be read.
     """
     name, _, given_split = text.partition(":")
     path = Path(text).expanduser()
     if name in NATIVE_SIZES and given_split in ("", "train", "test"):
-        facts = {"source": name, "split": given_split or split}
+        origin = Origin(name, given_split or split)
         data = DataConfig(name, root, NATIVE_SIZES[name])
-        return Source(load_images(data, facts["split"]).images, data.image_size, facts)
+        return ImageSource(load_images(data, origin.split).images, data.image_size, origin)
     if path.suffix == ".pt" or any((path / file).exists() for file in ("last.pt", "config.yaml")):
         loaded = load_generator(path, device)
-        facts = {
-            "source": text,
-            "split": None,
-            "step": loaded.step,
-            "ema": loaded.ema,
-            "sha256": loaded.sha256,
-        }
-        return Source(loaded.sample, loaded.config.data.image_size, facts)
+        origin = Origin(text, step=loaded.step, ema=loaded.ema, sha256=loaded.sha256)
+        return ImageSource(loaded.sample, loaded.config.data.image_size, origin)
     if path.is_dir() or (path.is_file() and path.suffix == ".npz"):
         kind = "folder" if path.is_dir() else "npz"
         data = DataConfig(kind, str(path), native_size(path))
-        return Source(load_images(data).images, data.image_size, {"source": text, "split": None})
+        return ImageSource(load_images(data).images, data.image_size, Origin(text))
     state = "neither of these" if path.exists() else "not found"
     raise InputError(f"{role}: {text!r} is {state}: {SOURCES}")
 
@@ -73,8 +72,8 @@ def native_size(path: Path) -> int:
     return DataConfig.image_size
 
 
-def resized(source: Source, size: int) -> Source:
-    """Return the source with images of `size`, and say so in its facts."""
+def resized(source: ImageSource, size: int) -> ImageSource:
+    """Return the source with images of `size`; its origin says what they were resized from."""
     if source.image_size == size:
         return source
     images = source.images
@@ -85,4 +84,4 @@ def resized(source: Source, size: int) -> Source:
         def new(num: int, seed: int) -> Tensor:
             return resize(images(num, seed), size)
 
-    return Source(new, size, {**source.facts, "resized_from": source.image_size})
+    return ImageSource(new, size, replace(source.origin, resized_from=source.image_size))

@@ -2,6 +2,7 @@
 
 import sys
 from contextlib import nullcontext
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from convnorm.experiment import files
 from convnorm.experiment.config import RunOptions, to_yaml
 from convnorm.experiment.data import load_images
+from convnorm.experiment.records import ScoreRecord
 from convnorm.experiment.run import checkpoint, loop
 from convnorm.experiment.run.cost import macs
 from convnorm.experiment.run.distributed import Process
@@ -20,7 +22,7 @@ from convnorm.experiment.run.tracking import Tracker, read_lines
 from convnorm.spectrum import layer_norms
 from gan.config import GanConfig
 from gan.models import FORMAT, Prior, generate, sample
-from gan.scoring import Record, Scorer
+from gan.scoring import Scorer
 from gan.trainer import Trainer
 
 GRID = 64  # images in a grid of samples
@@ -86,16 +88,17 @@ class Journal:
         if is_due(step, config.log.samples_every, config.steps):
             self.tracker.images(step, generate(generator, self.grid))
         if self.scorer is not None and is_due(step, config.score.every, config.steps):
-            self.tracker.score(step, self._score())
+            self.tracker.score(step, asdict(self._score()))
 
-    def _score(self) -> Record:
+    def _score(self) -> ScoreRecord:
         """The score that is reported and, within it, the one by which a step can be selected."""
         state, seed = self.trainer.state, self.trainer.config.seed
         facts = {"step": state.step, "ema": state.ema is not None}
         draw = partial(sample, state.final_generator, self.prior)
         record = self.scorer(draw, seed, **facts)
         if self.selector is not None:
-            record["selection"] = self.selector(partial(draw, stream="selection"), seed, **facts)
+            other = self.selector(partial(draw, stream="selection"), seed, **facts)
+            record = replace(record, selection=other)
         return record
 
 

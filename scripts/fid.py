@@ -4,12 +4,13 @@
     python scripts/fid.py digits digits:test
 
 FAKE and REAL are each a run folder, a checkpoint (.pt), a folder of images, an .npz file with
-`images`, or digits, cifar10 or cifar100, with :train or :test if wanted. The value in the column
-`floor` is what two halves of REAL score against each other.
+`images`, or digits, cifar10 or cifar100, with :train or :test if wanted. The column `floor` shows
+what REAL scores itself: one half of its images against the other, IS on all of them.
 """
 
 import argparse
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -17,31 +18,31 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from convnorm.experiment.data import DataConfig
 from convnorm.experiment.errors import InputError, exit_code
 from convnorm.experiment.files import write_json
+from convnorm.experiment.records import ScoreRecord
 from convnorm.experiment.run.distributed import pick_device
-from gan.extractors import load_extractor
+from gan.extractors import EXTRACTORS, load_extractor
 from gan.protocols import PROTOCOLS, protocol_named
-from gan.scoring import Record, num_available, reference_of, score
+from gan.scoring import num_available, reference_of, score
 from gan.sources import SOURCES, read_source, resized
 
 
-def table(record: Record) -> str:
-    """Return the record's scores as aligned text under the lines that say what they are of."""
-    protocol, extractor = record["protocol"], record["extractor"]
+def table(record: ScoreRecord) -> str:
+    """Return the record's scores and spreads as aligned text, below what they are scores of."""
     rows = [
-        f"protocol   {protocol['name']}: {record['num_fake']} fake against "
-        f"{record['num_real']} real images",
-        f"extractor  {extractor['name']}, weights {extractor['weights_sha256'][:16]}",
+        f"protocol   {record.protocol['name']}: {record.num_fake} fake against "
+        f"{record.num_real} real images",
+        f"extractor  {record.extractor.name}, weights {record.extractor.weights_sha256[:16]}",
     ]
-    for side in ("fake", "real"):
-        split = record[side]["split"]
-        rows.append(f"{side:9}  {record[side]['source']}{f':{split}' if split else ''}")
+    for side, origin in (("fake", record.fake), ("real", record.real)):
+        rows.append(f"{side:9}  {origin.source}{f':{origin.split}' if origin.split else ''}")
     rows.append("")
-    width = max(map(len, record["scores"]))
-    rows.append(f"{'score':{width}}  {'value':>10}  floor (two halves of {record['floor']['n']})")
-    rows += [
-        f"{label:{width}}  {value:10.5g}  {record['floor'][label]:.5g}"
-        for label, value in record["scores"].items()
-    ]
+    values = record.scores | record.spreads
+    floor = record.floor.scores | record.floor.spreads
+    width = max(map(len, values))
+    rows.append(
+        f"{'score':{width}}  {'value':>10}  floor (two halves of {record.floor.num_images})"
+    )
+    rows += [f"{name:{width}}  {value:10.5g}  {floor[name]:.5g}" for name, value in values.items()]
     return "\n".join(rows)
 
 
@@ -51,21 +52,23 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("fake", metavar="FAKE", help=SOURCES)
     parser.add_argument(
-        "real", metavar="REAL", help="likewise; a data set's split is the protocol's"
+        "real",
+        metavar="REAL",
+        help="one of the same; a data set that names no split has the protocol's",
     )
     parser.add_argument(
         "--protocol",
         help=f"{', '.join(PROTOCOLS)}; by default digits for REAL digits, else fid50k_train",
     )
-    parser.add_argument("--extractor", help="inception or digits, if not the protocol's")
+    parser.add_argument("--extractor", help=f"{' or '.join(EXTRACTORS)}, instead of the protocol's")
     parser.add_argument("--weights", type=Path, help="file of Inception weights")
     parser.add_argument(
         "--allow_unverified_weights",
         action="store_true",
-        help="accept other Inception weights than those that define FID; no score is called FID",
+        help="accept Inception weights that do not define FID; no score is then called FID",
     )
-    parser.add_argument("--num_fake", type=int, help="if not the protocol's")
-    parser.add_argument("--num_real", type=int, help="if not the protocol's")
+    parser.add_argument("--num_fake", type=int, help="instead of the protocol's")
+    parser.add_argument("--num_real", type=int, help="instead of the protocol's")
     parser.add_argument("--seed", type=int, default=0, help="of the generated images (%(default)s)")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--data_root", default=DataConfig.root, help="the CIFAR archives' folder")
@@ -75,7 +78,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
-    # Told before hours of work, not after them.
+    # Said before hours of work, not after them.
     if args.json and (args.json.is_dir() or not args.json.parent.is_dir()):
         raise InputError(
             f"json: {args.json} cannot be written; expected a file in a folder that exists"
@@ -91,7 +94,7 @@ def main() -> int:
 
     wanted = {key: getattr(args, key) for key in ("extractor", "num_real", "num_fake")}
     wanted = {key: value for key, value in wanted.items() if value is not None}
-    protocol = base.changed(**wanted, split=real.facts["split"], image_size=fake.image_size)
+    protocol = base.changed(**wanted, split=real.origin.split, image_size=fake.image_size)
     protocol = protocol.fitted(num_available(real.images), num_available(fake.images))
     extractor = load_extractor(
         protocol.extractor,
@@ -99,14 +102,14 @@ def main() -> int:
         weights=args.weights,
         allow_unverified=args.allow_unverified_weights,
     )
-    # Another seed than the fakes': a generator against itself must not score the same images.
+    # Another seed than that of FAKE: a generator must not be held against its own images.
     reference = reference_of(
-        real.images, protocol, extractor, source=real.facts, seed=args.seed + 1
+        real.images, protocol, extractor, origin=real.origin, seed=args.seed + 1
     )
-    record = score(fake.images, reference, extractor, seed=args.seed, source=fake.facts)
+    record = score(fake.images, reference, extractor, seed=args.seed, origin=fake.origin)
     print(table(record))
     if args.json:
-        write_json(args.json, record)
+        write_json(args.json, asdict(record))
     return 0
 
 

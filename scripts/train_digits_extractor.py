@@ -2,8 +2,8 @@
 
     python scripts/train_digits_extractor.py
 
-Writes gan/weights/digits_extractor.pt and .json; a minute on one CPU core. Scores are comparable
-only between equal weights, so there is no reason to run this again but to see where they are from.
+This writes gan/weights/digits_extractor.pt and .json, and takes a minute on one CPU core. Scores
+compare only between equal weights, so the only reason to run it again is to see how they were made.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from convnorm.experiment.data import DataConfig, load_images
 from convnorm.experiment.errors import InputError, exit_code
 from convnorm.experiment.files import write, write_json
 from convnorm.experiment.streams import generator
-from gan.extractors import DIGITS_SIZE, DIGITS_WEIGHTS, DigitsNet, digits_input
+from gan.digits_network import DIGITS_SIZE, DIGITS_WEIGHTS, DigitsNet, digits_input
 
 NUM_EPOCHS = 60
 BATCH_SIZE = 64

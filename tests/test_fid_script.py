@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -16,10 +17,12 @@ from torch import Tensor
 
 from convnorm.experiment.data import DataConfig, load_images, resize
 from convnorm.experiment.errors import InputError
-from gan.scoring import sha256_of
+from convnorm.experiment.records import Origin
+from gan.extractors import EXTRACTORS, FROM_FEATURES, ExtractorSpec, renamed
+from gan.feature_cache import sha256_of
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "fid.py"
-SCORES = ["FD", "KID", "KID std", "precision", "recall", "CS", "CS std"]
+SCORES = ["FD", "KID", "precision", "recall", "CS"]
 
 
 def run_script(folder: Path, *args: str) -> subprocess.CompletedProcess:
@@ -82,6 +85,9 @@ def test_digits_against_held_out_digits_from_another_folder(tmp_path):
     assert "FID" not in done.stdout
     record = json.loads((tmp_path / "record.json").read_text())
     assert list(record["scores"]) == [f"{score} (digits)" for score in SCORES]
+    assert list(record["spreads"]) == ["KID std (digits)", "CS std (digits)"]
+    for name in (*record["scores"], *record["spreads"]):
+        assert f"\n{name} " in done.stdout
     assert record["protocol"]["name"] == "digits[split=test,size=8]"
     assert record["real"]["split"] == "test"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "record.json"]
@@ -142,10 +148,27 @@ def test_run_against_itself_is_another_sample(fid, monkeypatch, tmp_path):
     sizes = ["--protocol", "digits", "--num_real", "50"]
     record = record_of(fid, monkeypatch, "run", "run/last.pt", *sizes, "--seed", "4")
     assert record["scores"]["FD (digits)"] > 1e-3
-    facts = {"source": "run", "split": None, "step": 7, "ema": True, "sha256": "c" * 64}
-    assert record["fake"] == facts
-    assert record["real"] == {**facts, "source": "run/last.pt", "seed": 5}
+    fake = Origin("run", step=7, ema=True, sha256="c" * 64)
+    assert record["fake"] == asdict(fake)
+    assert record["real"] == asdict(replace(fake, source="run/last.pt", seed=5))
     assert record["protocol"]["name"] == "digits[split=none,real=50]"
+
+
+def test_extractor_without_logits_has_a_table_too(fid, monkeypatch, capsys):
+    """Catches a row, in the table or the record, of a score that there is not."""
+
+    def forward(images: Tensor) -> tuple[Tensor, None]:
+        return images.float().flatten(1)[:, 20:24] / 255, None
+
+    scores = renamed("{}-toy", FROM_FEATURES)
+    toy = ExtractorSpec("toy", scores, lambda *args: (forward, "c" * 64, True))
+    monkeypatch.setitem(EXTRACTORS, "toy", toy)
+    record = record_of(fid, monkeypatch, "digits", "digits:test", "--extractor", "toy")
+    assert list(record["scores"]) == ["FD-toy", "KID-toy", "precision-toy", "recall-toy"]
+    printed = capsys.readouterr().out
+    rows = [line.rsplit(maxsplit=2)[0] for line in printed.partition("floor")[2].splitlines()[1:]]
+    assert rows == [*record["scores"], "KID std-toy"]
+    assert "extractor  toy, weights cccccccccccccccc\n" in printed
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,8 @@ from runs import run, tiny
 
 from convnorm.experiment.errors import InputError
 from gan.benchmark import GAN
+from gan.extractors import EXTRACTORS, FROM_FEATURES, ExtractorSpec, renamed
+from gan.protocols import PROTOCOLS
 
 SCORES = {f"{name} (digits)" for name in ("FD", "KID", "precision", "recall", "CS")}
 
@@ -57,8 +59,9 @@ def test_a_run_is_read(run_dir):
         "selected": SCORES,
     }
     assert set(result.floor) == SCORES
-    assert all(record["scores"][name] == v for name, v in result.scores["final"].items())
-    assert all(record["floor"][name] == value for name, value in result.floor.items())
+    assert promised["final"] == result.measures
+    assert record["scores"] == result.scores["final"]
+    assert record["floor"]["scores"] == result.floor
     assert result.curve_name == "FD (digits)"
     assert [point[0] for point in result.curve] == [1, 2, 3, 4]
     assert result.curve[-1][2] == result.scores["final"]["FD (digits)"]
@@ -115,7 +118,7 @@ def test_a_step_is_selected_by_the_other_draw(run_dir, other, step):
 
 
 def test_without_a_second_draw_nothing_is_selected(run_dir):
-    rewrite(run_dir / "metrics.jsonl", lambda record: record.pop("selection"))
+    rewrite(run_dir / "metrics.jsonl", lambda record: record.update(selection=None))
     result = read(run_dir)
     assert result.selected_step is None
     assert result.scores.keys() == {"final"}
@@ -164,6 +167,20 @@ def summary_without_macs(run_dir):
     file.write_text(json.dumps({**json.loads(file.read_text()), "macs": {}}))
 
 
+def older_scores(run_dir):
+    """The form before records had types: spreads among the scores, a floor without rooms."""
+
+    def change(line):
+        del line["metrics"], line["distance"]
+        line["scores"] |= line.pop("spreads")
+        floor = line["floor"]
+        line["floor"] = {"n": floor["num_images"], **floor["scores"], **floor["spreads"]}
+        if line["selection"] is not None:
+            change(line["selection"])
+
+    rewrite(run_dir / "metrics.jsonl", change)
+
+
 def cut_last_line(run_dir):
     file = run_dir / "metrics.jsonl"
     file.write_text(file.read_text()[:-20])
@@ -180,6 +197,8 @@ def cut_last_line(run_dir):
         (without("log.jsonl", "seconds"), "log.jsonl: lacks 'seconds'"),
         (without("log.jsonl", "peak_memory"), "log.jsonl: lacks 'peak_memory'"),
         (without("metrics.jsonl", "floor"), "metrics.jsonl: lacks 'floor'"),
+        (without("metrics.jsonl", "metrics"), "metrics.jsonl: lacks 'metrics'; .* this version"),
+        (older_scores, "metrics.jsonl: lacks 'metrics'; expected that of a .* of this version"),
         (cut_last_line, "metrics.jsonl: lacks the line of step 4"),
     ],
 )
@@ -206,6 +225,33 @@ def test_measures_know_what_is_better(protocol, names):
     score = "CS (digits)" if protocol == "digits" else "IS"
     assert lower == dict(zip(names, [True, True, False, False], strict=True)) | {score: False}
     assert not any(measure.percent for measure in scores.values())
+
+
+def test_an_extractor_without_logits_is_read(run_dir, monkeypatch):
+    """Catches a table of names in the reader, and a score that such a run cannot have."""
+    toy = ExtractorSpec("toy", renamed("{}-toy", FROM_FEATURES), load=None)
+    monkeypatch.setitem(EXTRACTORS, "toy", toy)
+    monkeypatch.setitem(PROTOCOLS, "toy", replace(PROTOCOLS["digits"], extractor="toy"))
+    names = {name.replace(" (digits)", "-toy") for name in SCORES - {"CS (digits)"}}
+    config = replace(tiny(), score=replace(tiny().score, protocol="toy"))
+    promised = GAN.scores(config, [])["final"]
+    assert promised.keys() == names
+
+    def change(record):
+        for part in (record, record["floor"]):
+            part["scores"] = {
+                name.replace(" (digits)", "-toy"): value
+                for name, value in part["scores"].items()
+                if not name.startswith("CS")
+            }
+        record |= {"distance": "FD-toy", "spreads": {}, "selection": None}
+        record["metrics"] = {name: asdict(measure) for name, measure in promised.items()}
+
+    rewrite(run_dir / "metrics.jsonl", change)
+    result = read(run_dir)
+    assert result.measures == promised
+    assert result.scores["final"].keys() == result.floor.keys() == names
+    assert result.curve_name == "FD-toy"
 
 
 def test_a_run_needs_no_measurement_and_tells_how_far_it_is(tmp_path):

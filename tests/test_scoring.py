@@ -4,7 +4,7 @@ import json
 import pickle
 import random
 import urllib.error
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +12,28 @@ import pytest
 import torch
 from torch import Tensor
 
+from convnorm.experiment import data
 from convnorm.experiment.data import DataConfig, load_images
 from convnorm.experiment.errors import InputError
-from gan import extractors, fidelity
-from gan.extractors import DIGITS_WEIGHTS, Extractor, Features, cached_features, load_extractor
+from convnorm.experiment.records import ExtractorFacts, Measure, Origin
+from gan import digits_network, extractors, fidelity
+from gan.digits_network import DIGITS_WEIGHTS
+from gan.extractors import (
+    EXTRACTORS,
+    FROM_FEATURES,
+    FROM_LOGITS,
+    Extractor,
+    ExtractorSpec,
+    Features,
+    load_extractor,
+    metrics,
+)
+from gan.feature_cache import cached_features, sha256_of
 from gan.protocols import PROTOCOLS, Protocol, protocol_named
-from gan.scoring import Scorer, floor, reference_of, score, scores, sha256_of, subset
+from gan.scoring import Scorer, floor, numbers, reference_of, score, subset
 
 SMALL = Protocol("small", "digits", "train", None, None, is_splits=2, kid_subsets=2)
+NOISE = Origin("noise", "train")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +55,7 @@ def stub(sha256: str = "a" * 64, scale: float = 1.0, name: str = "digits") -> Ex
         return scale * pixels[:, :4], pixels[:, :3]
 
     forward.num_seen = 0
-    return Extractor(name, sha256, True, forward, torch.device("cpu"))
+    return Extractor(EXTRACTORS[name], sha256, True, forward, torch.device("cpu"))
 
 
 def noise(num: int, seed: int = 0, size: int = 4) -> Tensor:
@@ -90,17 +104,17 @@ def test_collapse_has_high_precision_and_low_recall():
     real = normal(300, 4)
     collapsed = real[:1] + 0.01 * normal(300, 4, seed=1)
     fake, real = (Features(side, normal(300, 3)) for side in (collapsed, real))
-    result = scores(fake, real, replace(SMALL, kid_subset_size=300), lambda name: name)
+    result = numbers(fake, real, replace(SMALL, kid_subset_size=300))
     assert result["precision"] == 1
     assert result["recall"] < 0.05
 
 
 def test_images_against_themselves_are_perfect(digits, digits_extractor):
     features = digits_extractor(digits[:200])
-    result = scores(features, features, replace(SMALL, kid_subset_size=200), lambda name: name)
-    assert abs(result["FD"]) < 1e-6
+    result = numbers(features, features, replace(SMALL, kid_subset_size=200))
+    assert abs(result["frechet"]) < 1e-6
     assert result["precision"] == result["recall"] == 1
-    assert result["KID"] < 1e-6
+    assert result["kernel"] < 1e-6
 
 
 def test_scores_see_what_is_wrong_with_images(digits, digits_extractor):
@@ -108,11 +122,11 @@ def test_scores_see_what_is_wrong_with_images(digits, digits_extractor):
     protocol = replace(SMALL, kid_subset_size=200)
     real, fake = digits_extractor(digits[:400]), digits_extractor(digits[400:800])
     bad = digits_extractor(noise(400, size=16))
-    at_floor, far = (scores(side, real, protocol, lambda name: name) for side in (fake, bad))
-    assert far["FD"] > 10 * at_floor["FD"]
-    assert far["KID"] > 10 * abs(at_floor["KID"])
+    at_floor, far = (numbers(side, real, protocol) for side in (fake, bad))
+    assert far["frechet"] > 10 * at_floor["frechet"]
+    assert far["kernel"] > 10 * abs(at_floor["kernel"])
     assert far["precision"] < 0.1 < at_floor["precision"]
-    assert far["CS"] < at_floor["CS"]
+    assert far["classifier"] < at_floor["classifier"]
 
 
 # The extractors
@@ -238,18 +252,77 @@ def test_unverified_inception_runs_but_scores_no_fid(random_inception):
     assert logits.shape == (4, 1008)
     torch.testing.assert_close(features[0], features[3])
     assert (features[0] - features[1]).abs().max() > 1e-3
-    labels = {extractor.label(score) for score in ("FD", "KID", "CS", "precision")}
-    assert all("unverified" in label for label in labels)
-    assert not any("FID" in label or "IS" in label for label in labels)
+    names = [score.name for score in extractor.scores.values()]
+    assert all("unverified" in name for name in names)
+    assert not any("FID" in name or "IS" in name for name in names)
+
+
+def names_of(extractor: Extractor) -> list[str]:
+    return [score.name for score in extractor.scores.values()]
 
 
 def test_only_verified_inception_gives_fid_and_is():
+    """The names stand in benchmark configs and results: another one is another column."""
     verified = stub(name="inception")
-    wanted = ["FID", "KID", "KID std", "IS", "IS std", "precision", "recall"]
-    plain = ["FD", "KID", "KID std", "CS", "CS std", "precision", "recall"]
-    assert [verified.label(score) for score in plain] == wanted
-    assert stub().label("FD") == "FD (digits)"
-    assert replace(verified, verified=False).label("FD") == "FD (unverified inception)"
+    plain = ["FD", "KID", "KID std", "precision", "recall", "CS", "CS std"]
+    assert names_of(verified) == ["FID", "KID", "KID std", "precision", "recall", "IS", "IS std"]
+    assert names_of(stub()) == [f"{name} (digits)" for name in plain]
+    unverified = [f"{name} (unverified inception)" for name in plain]
+    assert names_of(replace(verified, verified=False)) == unverified
+
+
+@pytest.mark.parametrize("verified", [True, False])
+@pytest.mark.parametrize("name", EXTRACTORS)
+def test_every_extractor_says_what_is_better(name, verified):
+    """A sign the wrong way round makes the worst GAN the winner; a spread is no score."""
+    extractor = replace(stub(name=name), verified=verified)
+    lower, higher = Measure("lower"), Measure("higher")
+    assert list(metrics(extractor.scores).values()) == [lower, lower, higher, higher, higher]
+    assert not any(" std" in score for score in metrics(extractor.scores))
+
+
+# An extractor without logits
+
+
+def blind(images: Tensor) -> tuple[Tensor, None]:
+    return images.float().flatten(1)[:, :4] / 255, None
+
+
+TOY = ExtractorSpec(
+    "toy",
+    extractors.renamed("{}-toy", FROM_FEATURES),
+    lambda weights, device, allow_unverified: (blind, "c" * 64, True),
+)
+TOY_NAMES = ["FD-toy", "KID-toy", "precision-toy", "recall-toy"]
+
+
+@pytest.fixture
+def toy(monkeypatch) -> Protocol:
+    """A protocol of an extractor that is added by one entry in the table."""
+    protocol = replace(SMALL, name="toy", extractor="toy", image_size=16)
+    monkeypatch.setitem(EXTRACTORS, "toy", TOY)
+    monkeypatch.setitem(PROTOCOLS, "toy", protocol)
+    return protocol
+
+
+def test_scores_without_logits_are_those_of_the_features(toy, tmp_path):
+    """Catches a cache, a floor or a record that wants logits, and a score of nothing."""
+    extractor = replace(load_extractor("toy", "cpu"), batch_size=25)
+    for _ in range(2):  # the second time from the cache
+        reference = reference_of(noise(60), toy, extractor, origin=NOISE, cache_dir=tmp_path)
+        assert reference.features.logits is None
+    record = score(noise(60, seed=1), reference, extractor, seed=0, origin=NOISE)
+    assert list(record.scores) == list(record.floor.scores) == list(record.metrics) == TOY_NAMES
+    assert list(record.spreads) == list(record.floor.spreads) == ["KID std-toy"]
+    assert record.distance == "FD-toy"
+    expected = fidelity.frechet_distance(blind(noise(60, seed=1))[0], blind(noise(60))[0])
+    assert record.scores["FD-toy"] == expected > 0
+
+
+def test_other_weights_of_any_extractor_may_not_bear_its_names(toy):
+    extractor = replace(load_extractor("toy", "cpu"), verified=False)
+    assert names_of(extractor)[0] == "FD (unverified toy)"
+    assert len(extractor.scores) == len(FROM_FEATURES)
 
 
 # The cache
@@ -274,6 +347,19 @@ def test_cache_is_not_asked_about_other_things(tmp_path, images, extractor):
     features = cached_features(images, extractor, tmp_path)
     torch.testing.assert_close(features, extractor(images))
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("module", [extractors, digits_network, fidelity, data])
+def test_cache_is_not_asked_about_other_code(tmp_path, monkeypatch, module):
+    """Catches the old features after a change of the network or of what it sees."""
+    folder = tmp_path / "cache"
+    cached_features(noise(20), stub(), folder)
+    changed = tmp_path / "changed.py"
+    changed.write_bytes(Path(module.__file__).read_bytes() + b"\n")
+    monkeypatch.setattr(module, "__file__", str(changed))
+    again = stub()
+    cached_features(noise(20), again, folder)
+    assert again.forward.num_seen == 20
 
 
 @pytest.mark.parametrize("damage", ["a flipped bit", "a truncated file", "an empty file"])
@@ -350,48 +436,75 @@ def test_reference_is_a_random_subset_and_the_same_for_every_run(digits):
     assert subset(torch.arange(1000), 100, 1).double().mean() > 300
 
 
-def test_floor_compares_disjoint_halves():
-    """Catches a floor of images against themselves, which is zero and tells nothing."""
-    features = Features(normal(101, 3), normal(101, 5))
-    result = floor(features, replace(SMALL, kid_subset_size=90), lambda name: name)
-    assert (result["n"], result["kid_subset_size"]) == (50, 50)
-    assert result["FD"] > 1e-3
-    assert result["precision"] < 1
-    assert result["CS"] == fidelity.classifier_score(features.logits, 2)[0]
+def test_floor_compares_disjoint_halves(monkeypatch):
+    """Catches a floor of images against themselves, whole or in part, or of sorted halves."""
+    compared = []
+
+    def seen(name: str) -> None:
+        compute = getattr(fidelity, name)
+
+        def spy(first: Tensor, second: Tensor, *args: int) -> object:
+            compared.append((first, second))
+            return compute(first, second, *args)
+
+        monkeypatch.setattr(fidelity, name, spy)
+
+    for name in ("frechet_distance", "kernel_distance", "precision_recall"):
+        seen(name)
+    index = torch.arange(101.0)[:, None]  # says which image a row is of
+    features = Features(torch.cat([index, normal(101, 2)], dim=1), normal(101, 5))
+    protocol = replace(SMALL, kid_subset_size=90)
+    result = floor(features, protocol, FROM_FEATURES | FROM_LOGITS)
+    assert (result.num_images, result.kid_subset_size) == (50, 50)
+    assert len(compared) == 3
+    for halves in compared:
+        first, second = (set(half[:, 0].tolist()) for half in halves)
+        assert len(first) == len(second) == 50
+        assert first.isdisjoint(second)
+        assert min(max(first), max(second)) > 90  # each has some of the last images
+    first, second = compared[0]
+    assert result.scores["FD"] == fidelity.frechet_distance(first, second) > 1e-3
+    assert result.scores["CS"] == fidelity.classifier_score(features.logits, 2)[0]
+    assert result.spreads["CS std"] == fidelity.classifier_score(features.logits, 2)[1]
 
 
 def test_record_says_all_that_the_numbers_depend_on(tmp_path):
     extractor, images = stub(), noise(60)
-    source = {"source": "noise", "split": "train"}
-    reference = reference_of(images, SMALL, extractor, source=source, cache_dir=tmp_path)
+    reference = reference_of(images, SMALL, extractor, origin=NOISE, cache_dir=tmp_path)
 
     def sample(num: int, seed: int) -> Tensor:
         return noise(num, seed=seed)
 
-    fake = {"source": "run", "step": 5, "ema": True}
-    record = score(sample, reference, extractor, seed=3, source=fake)
-    assert json.loads(json.dumps(record)) == record
-    assert record["protocol"]["name"] == "small"
-    assert record["protocol"]["kid_subset_size"] == 60
-    assert record["extractor"] == {
-        "name": "digits",
-        "weights_sha256": "a" * 64,
-        "verified": True,
+    fake = Origin("run", step=5, ema=True)
+    record = score(sample, reference, extractor, seed=3, origin=fake)
+    assert json.loads(json.dumps(asdict(record))) == asdict(record)
+    assert record.protocol == asdict(SMALL.fitted(60))
+    assert record.protocol["kid_subset_size"] == 60
+    assert record.extractor == ExtractorFacts("digits", "a" * 64, verified=True)
+    assert record.real == replace(NOISE, sha256=sha256_of(images))
+    assert record.fake == replace(fake, sha256=sha256_of(noise(60, seed=3)))
+    assert (record.num_fake, record.num_real, record.seed) == (60, 60, 3)
+    assert set(record.versions) == {"torch", "torch_fidelity", "python"}
+    direct = numbers(extractor(noise(60, 3)), extractor(images), reference.protocol)
+    assert record.scores | record.spreads == {
+        score.name: direct[number] for number, score in extractor.scores.items()
     }
-    assert record["real"] == {**source, "sha256": sha256_of(images)}
-    assert record["fake"] == {**fake, "sha256": sha256_of(noise(60, seed=3))}
-    assert (record["num_fake"], record["num_real"], record["seed"]) == (60, 60, 3)
-    assert set(record["versions"]) == {"torch", "torch_fidelity", "python"}
-    direct = scores(extractor(noise(60, 3)), extractor(images), reference.protocol, extractor.label)
-    assert record["scores"] == direct
-    assert set(record["scores"]) <= set(record["floor"])
+    assert record.metrics == metrics(extractor.scores)
+    assert list(record.metrics) == list(record.scores) == list(record.floor.scores)
+    assert (
+        list(record.spreads)
+        == list(record.floor.spreads)
+        == ["KID std (digits)", "CS std (digits)"]
+    )
+    assert record.distance == "FD (digits)"
+    assert record.selection is None
 
 
 def test_too_few_generated_images_are_told(tmp_path):
     extractor = stub()
-    reference = reference_of(noise(60), SMALL, extractor, source={}, cache_dir=tmp_path)
+    reference = reference_of(noise(60), SMALL, extractor, origin=NOISE, cache_dir=tmp_path)
     with pytest.raises(InputError, match=r"needs 60 generated images, got 20; .*--num_fake"):
-        score(noise(20), reference, extractor, seed=0, source={})
+        score(noise(20), reference, extractor, seed=0, origin=NOISE)
 
 
 def test_scorer_leaves_the_random_state_alone(tmp_path, digits):
@@ -406,10 +519,10 @@ def test_scorer_leaves_the_random_state_alone(tmp_path, digits):
     )
     record = scorer(lambda num, seed: digits[:num], 0, step=100, ema=False)
     assert states() == before
-    assert record["protocol"]["name"] == "digits[fake=50]"
-    assert (record["num_real"], record["num_fake"]) == (1437, 50)
-    assert record["fake"]["step"] == 100
-    assert record["real"]["sha256"] == sha256_of(digits)
+    assert record.protocol["name"] == "digits[fake=50]"
+    assert (record.num_real, record.num_fake) == (1437, 50)
+    assert (record.fake.source, record.fake.step, record.fake.ema) == ("training", 100, False)
+    assert record.real == Origin("digits", "train", sha256=sha256_of(digits))
 
 
 def test_scorer_finds_too_few_images_before_it_wants_weights(tmp_path, monkeypatch):

@@ -15,9 +15,9 @@ from convnorm.experiment.errors import InputError, Stopped
 from convnorm.experiment.run.batches import Batches
 from convnorm.experiment.run.loop import take_step
 from convnorm.normalizers import CATALOGUE
+from gan.feature_cache import sha256_of
 from gan.losses import LOSSES
 from gan.models import Prior, build, generate, load_generator, sample
-from gan.scoring import sha256_of
 from gan.trainer import Trainer
 
 SCORED = {"score.protocol": "digits", "score.every": 2, "train.ema_decay": 0.9}
@@ -114,6 +114,7 @@ def test_a_selection_changes_neither_training_nor_reported_scores(selected):
     assert differing(*(weights(run_dir) for run_dir in selected.values())) == []
     without, plus = (log_of(run_dir, "metrics.jsonl") for run_dir in selected.values())
     assert [record.pop("selection")["fake"]["step"] for record in plus] == [2, 4]
+    assert [record.pop("selection") for record in without] == [None, None]
     assert differing(plus, without) == []
 
 

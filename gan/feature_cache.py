@@ -1,0 +1,72 @@
+"""A cache of features, so that every run does not extract those of the same real images again."""
+
+import hashlib
+import io
+import json
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from convnorm.experiment import data as data_module
+from convnorm.experiment import files
+from convnorm.experiment.data import Images
+from convnorm.experiment.errors import InputError
+from gan import digits_network, extractors, fidelity
+from gan.extractors import Extractor, Features
+
+
+def cached_features(images: Tensor, extractor: Extractor, folder: Path | None = None) -> Features:
+    """Return `extractor(images)`, from a file whose name is a hash of all that it depends on.
+
+    Args:
+        images: (N, C, H, W) uint8.
+        folder: Where the files are; None for $XDG_CACHE_HOME/convnorm-suite, or
+            ~/.cache/convnorm-suite where that is not set.
+
+    Raises:
+        InputError: The folder is not writable.
+    """
+    if folder is None:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(home) / "convnorm-suite"
+    file = Path(folder) / f"{_cache_key(images, extractor)}.features"
+    if file.exists():
+        content = file.read_bytes()
+        # The file begins with a hash of the rest: a damaged one is never believed.
+        if content[:32] == hashlib.sha256(content[32:]).digest():
+            saved = Features(*torch.load(io.BytesIO(content[32:]), weights_only=True))
+            return saved.map(lambda part: part.to(extractor.device))
+    features = extractor(images)
+    buffer = io.BytesIO()
+    torch.save(list(features.map(Tensor.cpu)), buffer)
+    content = buffer.getvalue()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{file.parent}: cannot be made a folder ({error.strerror})") from error
+    files.write(file, lambda out: out.write(hashlib.sha256(content).digest() + content))
+    return features
+
+
+def _cache_key(images: Tensor, extractor: Extractor) -> str:
+    # The images are hashed as selected, so split, number and subset are in it. The code that makes
+    # features of them is too: a changed preprocessing must not find the old numbers.
+    modules = (extractors, digits_network, fidelity, data_module)
+    code = [Path(module.__file__).read_bytes() for module in modules]
+    depends_on = [
+        sha256_of(images),
+        extractor.spec.name,
+        extractor.weights_sha256,
+        extractor.device.type,
+        hashlib.sha256(b"".join(code)).hexdigest(),
+        fidelity.VERSION,
+        torch.__version__,
+    ]
+    return hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()
+
+
+def sha256_of(images: Tensor) -> str:
+    """Return the content hash of (N, C, H, W) uint8 images, the one of `Images.sha256`."""
+    return Images(images, torch.zeros(len(images), dtype=torch.int64), ()).sha256()

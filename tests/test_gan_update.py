@@ -1,12 +1,17 @@
 """The update of a GAN is a function of its draws and of tensors: nothing else goes in."""
 
+import copy
 from dataclasses import replace
 
 import pytest
 import torch
-from fakes import fake_attributes, fake_networks, fake_optimizer, faked
 from runs import ALONE, differing, tiny
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    FakeCopyMode,
+    FakeTensor,
+    FakeTensorMode,
+)
 
 from convnorm.experiment.data import load_images
 from convnorm.experiment.run.loop import take_step
@@ -19,12 +24,14 @@ def make_trainer(changes: dict | None = None) -> Trainer:
     return Trainer(config, load_images(config.data), ALONE)
 
 
-def without_values(trainer: Trainer, mode: FakeTensorMode) -> Trainer:
-    state = trainer.state
-    fake_networks(mode, trainer.generator, trainer.discriminator, state.ema)
-    fake_optimizer(state.optim_g, trainer.generator)
-    fake_optimizer(state.optim_d, trainer.discriminator)
-    fake_attributes(mode, state.meter)
+def update_without_values(trainer: Trainer) -> Trainer:
+    """Update twice on tensors that have no values: whoever asks for one raises."""
+    mode, drawn = FakeTensorMode(), [trainer.draw(step) for step in range(2)]
+    with FakeCopyMode(mode):
+        trainer, drawn = copy.deepcopy((trainer, drawn))
+    with mode:
+        for draws in drawn:
+            trainer.update(draws)
     return trainer
 
 
@@ -42,27 +49,22 @@ def without_values(trainer: Trainer, mode: FakeTensorMode) -> Trainer:
 )
 def test_an_update_needs_no_value_of_a_tensor(changes):
     """What asks for one waits for the device, and cannot be captured as a graph."""
-    trainer, mode = make_trainer(changes), FakeTensorMode()
-    draws = [faked(mode, trainer.draw(step)) for step in range(2)]
-    without_values(trainer, mode)
-    with mode:
-        for drawn in draws:
-            trainer.update(drawn)
+    trainer = update_without_values(make_trainer(changes))
+    networks = (trainer.generator, trainer.discriminator, trainer.state.ema)
+    weights = [weight for network in networks for weight in network.parameters()]
+    assert all(isinstance(weight, FakeTensor) for weight in weights)
 
 
 def test_an_update_that_asks_for_a_value_is_caught(monkeypatch):
-    trainer, mode = make_trainer(), FakeTensorMode()
-    original = trainer.discriminator_loss
+    original = Trainer.discriminator_loss
 
-    def asking(draw):
-        loss, terms = original(draw)
+    def asking(self, draw):
+        loss, terms = original(self, draw)
         return loss * (2 if loss.item() > 0 else 1), terms
 
-    monkeypatch.setattr(trainer, "discriminator_loss", asking)
-    draws = faked(mode, trainer.draw(0))
-    without_values(trainer, mode)
-    with mode, pytest.raises(DataDependentOutputException):
-        trainer.update(draws)
+    monkeypatch.setattr(Trainer, "discriminator_loss", asking)
+    with pytest.raises(DataDependentOutputException):
+        update_without_values(make_trainer())
 
 
 # Dynamo's own way to trace an autograd.Function.

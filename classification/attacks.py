@@ -27,16 +27,17 @@ TOLERANCE = 1e-6  # of a budget, for rounding in float32
 
 
 @contextmanager
-def attacked(model: nn.Module) -> Iterator[None]:
-    """Context in which `model` is in evaluation mode and its weights stand still.
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Context in which `model` is in evaluation mode and its weights do not change.
 
-    No parameter asks for a gradient, and what follows from the weights alone is computed once
-    (`fixed_weights`). On leaving, by an exception too, every submodule has the mode it had and
-    every parameter its requires_grad. Inside torch.inference_mode the context leaves that mode,
-    because an attack needs gradients; whether gradients are recorded stays as it was.
+    No parameter asks for a gradient, and what depends on the weights alone, such as the gains of
+    ConvNorm, is computed once (`fixed_weights`). When the context ends, also by an exception,
+    every submodule has the mode it had and every parameter its requires_grad. Inside
+    torch.inference_mode the context leaves that mode, because an attack needs gradients; whether
+    gradients are recorded stays as it was.
     """
     modes = [(module, module.training) for module in model.modules()]
-    frozen = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    asking = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     grad_mode = torch.is_grad_enabled()
     try:
         model.eval()
@@ -46,13 +47,13 @@ def attacked(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-        for parameter, requires_grad in frozen:
+        for parameter, requires_grad in asking:
             parameter.requires_grad = requires_grad
 
 
 def logits(model: nn.Module, x: torch.Tensor, batch_size: int) -> torch.Tensor:
     """Return the logits (N, classes) of x in evaluation mode, without gradients."""
-    with attacked(model), torch.no_grad():
+    with frozen(model), torch.no_grad():
         return torch.cat([model(batch) for batch in x.split(batch_size)])
 
 
@@ -88,7 +89,7 @@ def fgsm(model: nn.Module, x: torch.Tensor, y: torch.Tensor, *, eps: float) -> t
     """FGSM (Goodfellow et al., 2015): one step of eps along the gradient's sign, linf."""
     if len(x) == 0:
         return x
-    with attacked(model):
+    with frozen(model):
         _, _, gradient = _gradient(model, x, y)
         x_adv = project(x + eps * gradient.sign(), x, "linf", eps)
     return check_budget(x_adv, x, "linf", eps)
@@ -128,7 +129,7 @@ def pgd(
         direction = gradient.sign() if norm == "linf" else F.normalize(gradient, dim=(1, 2, 3))
         return project(point + step_size * direction, clean, norm, eps)
 
-    with attacked(model):
+    with frozen(model):
         x_adv = x.detach().clone()
         highest = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
         robust = torch.arange(len(x), device=x.device)
@@ -179,7 +180,7 @@ def simba(
     orders = torch.stack([_order(x.shape[1:], basis, seed, int(i)) for i in numbers]).to(x.device)
     channels = torch.eye(x.shape[1]).to(x)
     rows, columns = (_axis(basis, size).to(x) for size in x.shape[2:])
-    with attacked(model), torch.no_grad():
+    with frozen(model), torch.no_grad():
         x, x_adv = x.detach(), x.detach().clone()
         loss, fooled = _forward(model, x, y)
         queries = torch.ones_like(y)

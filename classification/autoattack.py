@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from classification.attacks import Norm, attacked, check_budget
+from classification.attacks import Norm, check_budget, frozen
 from convnorm.experiment.errors import InputError
 
 STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")  # of the standard version, in its order
@@ -61,7 +61,7 @@ def autoattack(
         return Outcome(x, [])
     x = x.detach().clone(memory_format=torch.contiguous_format)
     every_gpu = range(torch.cuda.device_count())  # the package seeds them all
-    with attacked(model), torch.no_grad(), torch.random.fork_rng(every_gpu):
+    with frozen(model), torch.no_grad(), torch.random.fork_rng(every_gpu):
         scores = model(x)
         num_classes = scores.shape[1]
         check_classes(num_classes)

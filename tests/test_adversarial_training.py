@@ -3,15 +3,15 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from runs import ALONE, classifier_run, differing, state_of, tiny_classifier
-from torch import nn
-
 from classification.adversaries import (
     cross_entropy_of,
     divergence,
     next_perturbation,
     perturbed,
 )
+from runs import ALONE, classifier_run, differing, state_of, tiny_classifier
+from torch import nn
+
 from classification.attacks import logits, pgd
 from classification.trainer import Trainer
 from classification.training_data import training_data

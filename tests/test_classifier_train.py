@@ -282,6 +282,20 @@ def test_a_resumed_run_is_bit_identical(kind, adversary, tmp_path, monkeypatch):
         assert log_of(tmp_path / "cut", name) == log_of(tmp_path / "whole", name)
 
 
+def test_a_resumed_run_does_not_replace_a_better_epoch(tmp_path, monkeypatch):
+    """A checkpoint that forgets what was selected lets the next epoch be the best, however bad."""
+    scores = iter([0.75, 0.5])
+    monkeypatch.setattr("classification.train._fraction", lambda flags: next(scores))
+    with monkeypatch.context() as patch:
+        crash_before(4, Trainer, patch)  # an epoch has 3 steps
+        with pytest.raises(Crash):
+            classifier_run(tmp_path, checkpoint_every=1)
+    summary = classifier_run(tmp_path)
+    assert next(scores, None) is None  # both epochs were scored
+    assert summary["best"] == {"epoch": 1, "step": 3, "scores": {"accuracy": 0.75}}
+    assert state_of(tmp_path, "best.pt")["epoch"] == 1
+
+
 def test_a_signal_saves_and_says_how_to_resume(tmp_path, monkeypatch):
     classifier_run(tmp_path / "whole")
     original = Trainer.update
@@ -332,6 +346,15 @@ def test_an_incomplete_checkpoint_is_refused_and_kept(damage, tmp_path, monkeypa
     with pytest.raises(InputError, match=r"last.pt: not a complete checkpoint"):
         classifier_run(tmp_path)
     assert (tmp_path / "last.pt").read_bytes() == content
+
+
+def test_a_checkpoint_of_another_format_is_refused_in_one_line(tmp_path):
+    classifier_run(tmp_path)
+    state = state_of(tmp_path)
+    torch.save({**state, "format": "convnorm-suite/classifier/1"}, tmp_path / "last.pt")
+    with pytest.raises(InputError, match=r"classifier/1'; expected .*classifier/2") as refused:
+        classifier_run(tmp_path)
+    assert "\n" not in str(refused.value)
 
 
 def test_overwrite_deletes_what_belonged_to_the_old_weights(tmp_path):

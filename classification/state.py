@@ -30,7 +30,7 @@ class State:
 
     def __init__(self, config: ClassifierConfig, data: TrainingData, batches: Batches):
         self.config, self.classes, self.data_sha256 = config, data.train.classes, data.sha256
-        self.process, self.share, self.per_epoch = batches.process, batches.share, batches.per_epoch
+        self.process, self.part, self.per_epoch = batches.process, batches.share, batches.per_epoch
         device = self.process.device
         self.network = build(config, len(self.classes), data.mean, data.std).to(device)
         # Nothing here draws from the global state; a layer that does must not see what was before.
@@ -38,7 +38,7 @@ class State:
         self.ema = averaged(self.network, config.train.ema_decay)
         self.optimizer = make_optimizer(config.optim, self.network)
         self.meter = Meter(TERMS, device)
-        size = (self.share.stop - self.share.start, *data.train.images.shape[1:])
+        size = (self.part.stop - self.part.start, *data.train.images.shape[1:])
         self.perturbation = torch.zeros(size, device=device)
         self.seen = torch.zeros(size, device=device)
         self.step = 0
@@ -87,7 +87,7 @@ class State:
         if self.ema is not None:
             self.ema.load_state_dict(saved["ema"])
         self.optimizer.load_state_dict(saved["optimizer"])
-        self.perturbation.copy_(saved["perturbation"][self.share])
+        self.perturbation.copy_(saved["perturbation"][self.part])
         self.step, self.best = saved["step"], saved["best"]
         self.meter.load_state_dict(saved["meter"], self.step)
         torch.set_rng_state(saved["rng_cpu"])

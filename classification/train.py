@@ -33,7 +33,8 @@ VALIDATION_BATCH = 500  # images in a forward pass
 def train(config: ClassifierConfig, options: RunOptions, process: Process) -> dict[str, Any]:
     """Train, or resume, the run in `options.run_dir` and return its summary.
 
-    Raises InputError, or Stopped when a signal or a loss that is no number ends the run early.
+    Raises InputError, or Stopped where a signal, or a loss or weight that is NaN or infinite, ends
+    the run early.
     """
     run_dir, code = Path(options.run_dir), commit()  # now: the clone may change meanwhile
     opened = checkpoint.open_run(run_dir, config, options.overwrite)
@@ -58,7 +59,7 @@ def train(config: ClassifierConfig, options: RunOptions, process: Process) -> di
 
 
 def _keep_noise(data: TrainingData, config: ClassifierConfig, run_dir: Path) -> None:
-    """Write the labels and say how many of them are wrong."""
+    """Save the labels and print how many training labels are wrong."""
     if config.noise.kind == "none":
         return
     parts = (data.clean, data.noisy, data.train_positions, data.validation_positions)

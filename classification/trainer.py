@@ -24,7 +24,7 @@ from convnorm.experiment.run.distributed import Process
 
 
 class Trainer:
-    """Draws what a step needs, and changes the state by it.
+    """Draws what a step needs, then updates the state by it.
 
     steps: how many there are. eps, step_size: of the training attack, for pixels in [0, 1].
     """
@@ -150,7 +150,7 @@ class Trainer:
         state.seen.copy_((x if x_adv is None else x_adv).detach())
 
     def autocast(self) -> torch.autocast:
-        """The precision of the network; left before each update, as it keeps cast weights."""
+        """The network's precision; to be left before weights change, because it caches casts."""
         enabled = self.config.train.precision == "bfloat16"
         return torch.autocast(self.process.device.type, torch.bfloat16, enabled=enabled)
 
@@ -175,7 +175,7 @@ class Trainer:
         return {**self.state.meter.means(), "lr": self.state.optimizer.param_groups[0]["lr"]}
 
     def check_finite(self, run_dir: Path) -> None:
-        """Stop where a loss or a weight is no number; the last checkpoint was good."""
+        """Raise Stopped where a loss or a weight is NaN or infinite."""
         self.state.meter.check_finite(self.step, self.state.network.parameters(), run_dir)
 
     def state_dict(self) -> dict[str, Any]:

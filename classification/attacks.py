@@ -3,8 +3,8 @@
 Everywhere `model` maps x: (N, C, H, W) in [0, 1] to logits (N, classes), y: (N,) holds the true
 labels, and the attacked images have x's shape and dtype, lie in [0, 1], and differ from x by at
 most eps: in every value ("linf"), or in the Euclidean norm of an image ("l2"). The model is
-attacked as it is evaluated, and is left as it was found. But for rounding, what an image becomes
-does not depend on the batch it comes in: random numbers belong to the seed and to the image's
+attacked in evaluation mode and left as it was found. Except for rounding, the result for an image
+does not depend on the batch that it is in: random numbers follow from the seed and from the image's
 number in `indices`, its position in the data set (default: in the batch).
 """
 
@@ -27,16 +27,17 @@ TOLERANCE = 1e-6  # of a budget, for rounding in float32
 
 
 @contextmanager
-def attacked(model: nn.Module) -> Iterator[None]:
-    """Context in which `model` is in evaluation mode and its weights stand still.
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Context in which `model` is in evaluation mode and its weights do not change.
 
-    No parameter asks for a gradient, and what follows from the weights alone is computed once
-    (`fixed_weights`). On leaving, by an exception too, every submodule has the mode it had and
-    every parameter its requires_grad. Inside torch.inference_mode the context leaves that mode,
-    because an attack needs gradients; whether gradients are recorded stays as it was.
+    No parameter asks for a gradient, and what depends on the weights alone, such as the gains of
+    ConvNorm, is computed once (`fixed_weights`). When the context ends, also by an exception,
+    every submodule has the mode it had and every parameter its requires_grad. Inside
+    torch.inference_mode the context leaves that mode, because an attack needs gradients; whether
+    gradients are recorded stays as it was.
     """
     modes = [(module, module.training) for module in model.modules()]
-    frozen = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    asking = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     grad_mode = torch.is_grad_enabled()
     try:
         model.eval()
@@ -46,13 +47,13 @@ def attacked(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-        for parameter, requires_grad in frozen:
+        for parameter, requires_grad in asking:
             parameter.requires_grad = requires_grad
 
 
 def logits(model: nn.Module, x: torch.Tensor, batch_size: int) -> torch.Tensor:
     """Return the logits (N, classes) of x in evaluation mode, without gradients."""
-    with attacked(model), torch.no_grad():
+    with frozen(model), torch.no_grad():
         return torch.cat([model(batch) for batch in x.split(batch_size)])
 
 
@@ -74,7 +75,7 @@ def project(x_adv: torch.Tensor, x: torch.Tensor, norm: Norm, eps: float) -> tor
 def check_budget(x_adv: torch.Tensor, x: torch.Tensor, norm: Norm, eps: float) -> torch.Tensor:
     """Return x_adv; raise RuntimeError if an image left [0, 1] or its budget, or is not a number.
 
-    Every attack ends here: an attack that cheats makes every model look weak.
+    Every attack ends with this check, because one that cheats makes every model look weak.
     """
     far = distance(x_adv, x, norm)
     if not (far <= eps + TOLERANCE * max(1, eps)).all():
@@ -88,7 +89,7 @@ def fgsm(model: nn.Module, x: torch.Tensor, y: torch.Tensor, *, eps: float) -> t
     """FGSM (Goodfellow et al., 2015): one step of eps along the gradient's sign, linf."""
     if len(x) == 0:
         return x
-    with attacked(model):
+    with frozen(model):
         _, _, gradient = _gradient(model, x, y)
         x_adv = project(x + eps * gradient.sign(), x, "linf", eps)
     return check_budget(x_adv, x, "linf", eps)
@@ -114,9 +115,9 @@ def pgd(
     is uniform in the ball around x, then clipped to [0, 1]; `start`, as x, replaces it and
     allows one restart. With steps=0 or eps=0 x itself is returned.
 
-    An image stops at the first point that is misclassified, be it the start, and is returned
-    there; libraries that only look at the last point find slightly fewer. An image that no
-    restart fools is returned as the last point of the restart with the highest loss.
+    An image stops at the first point that is misclassified, which can be the start, and that
+    point is returned; libraries that only test the last point fool slightly fewer images. For an
+    image that no restart fools, the last point of the restart with the highest loss is returned.
     """
     if steps == 0 or eps == 0:
         return x
@@ -128,7 +129,7 @@ def pgd(
         direction = gradient.sign() if norm == "linf" else F.normalize(gradient, dim=(1, 2, 3))
         return project(point + step_size * direction, clean, norm, eps)
 
-    with attacked(model):
+    with frozen(model):
         x_adv = x.detach().clone()
         highest = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
         robust = torch.arange(len(x), device=x.device)
@@ -162,16 +163,16 @@ def simba(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """SimBA (Guo et al., 2019, algorithm 1) under linf: a search that sees outputs only.
 
-    Each image draws the directions of a basis in a random order, each once, and takes a step of
-    -eps, or else of +eps, if that lowers the probability of the true class. Directions are
-    scaled to a largest entry of 1 and steps are projected, so that the change stays within eps
-    in both bases (in the basis of pixels it does so by itself):
+    For each image, the directions of a basis are tried once each, in a random order: a step of
+    -eps, or else one of +eps, is taken if it lowers the probability of the true class. Directions
+    are scaled to a largest entry of 1 and steps are projected, so that the change stays within
+    eps (in the basis of pixels it would without projection):
     "pixel": one value of one channel. "dct": one cosine of one channel, octave by octave from
     low to high frequencies, in a random order within an octave.
 
-    Returns the images and the queries that each took, (N,) int64: every image that the model
-    was shown counts, the unchanged one too. An image stops when it is misclassified, at
-    max_queries (1 or more) or when no direction is left.
+    Returns the images and the number of queries for each, (N,) int64, which counts every image
+    shown to the model, the unchanged one too. The search ends for an image when it is
+    misclassified, at max_queries (1 or more) or when no direction is left.
     """
     if len(x) == 0:
         return x, torch.zeros_like(y)
@@ -179,7 +180,7 @@ def simba(
     orders = torch.stack([_order(x.shape[1:], basis, seed, int(i)) for i in numbers]).to(x.device)
     channels = torch.eye(x.shape[1]).to(x)
     rows, columns = (_axis(basis, size).to(x) for size in x.shape[2:])
-    with attacked(model), torch.no_grad():
+    with frozen(model), torch.no_grad():
         x, x_adv = x.detach(), x.detach().clone()
         loss, fooled = _forward(model, x, y)
         queries = torch.ones_like(y)
@@ -206,11 +207,11 @@ def simba(
 def _forward(
     model: nn.Module, x: torch.Tensor, y: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the log odds against each true class, (N,) float64, and whether it lost, (N,) bool.
+    """Return the log odds against each true class, (N,) float64, and which are wrong, (N,) bool.
 
     With p the probability of the true class: log((1 - p) / p), which rises with the cross-entropy
-    -log p, so that its gradient has the same direction. But it does not vanish for a confident
-    model, whose p rounds to 1.
+    -log p, so that its gradient has the same direction. Unlike the cross-entropy's, it does not
+    vanish for a confident model, whose p rounds to 1.
     """
     scores = model(x).double()
     true = scores.gather(1, y[:, None]).squeeze(1)
@@ -221,12 +222,12 @@ def _forward(
 def _gradient(
     model: nn.Module, x: torch.Tensor, y: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """As `_forward`, and the gradient (N, C, H, W) of each image's own log odds."""
+    """Return what `_forward` does, and the gradient (N, C, H, W) of each image's log odds."""
     with torch.enable_grad():
         # Copies, because tensors made in inference mode have no gradients.
         point = x.detach().clone().requires_grad_()
         loss, wrong = _forward(model, point, y.clone())
-        # The sum and not the mean: the gradient of an image does not know of the others.
+        # The sum, so that no image's gradient depends on how many there are.
         (gradient,) = torch.autograd.grad(loss.sum(), point)
     return loss.detach(), wrong, gradient
 
@@ -239,7 +240,8 @@ def _climb(
     steps: int,
     step: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Step from `point` until fooled: each image's last point, its loss, whether it is fooled."""
+    """Take steps from `point` until fooled; return each image's last point, its loss and whether
+    it is fooled."""
     end = point.clone()
     losses = torch.empty(len(x), dtype=torch.float64, device=x.device)
     fooled = torch.empty(len(x), dtype=torch.bool, device=x.device)

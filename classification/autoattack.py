@@ -1,8 +1,8 @@
-"""AutoAttack (Croce & Hein, ICML 2020) on a batch, by the package pyautoattack, freed of its traps.
+"""AutoAttack (Croce & Hein, ICML 2020) on a batch, by the package pyautoattack, without its traps.
 
-Left to itself the package attacks a model in whatever mode it is in, reseeds the global random
-numbers, replaces the process's trace function, fails on channels_last images, and returns the
-images only.
+Used directly, the package attacks a model in whatever mode it is in, reseeds the global random
+numbers, replaces the process's trace function, fails on channels_last images, and returns only the
+images.
 """
 
 import logging
@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from classification.attacks import Norm, attacked, check_budget
+from classification.attacks import Norm, check_budget, frozen
 from convnorm.experiment.errors import InputError
 
 STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")  # of the standard version, in its order
@@ -26,7 +26,7 @@ class Outcome:
     x_adv: (N, C, H, W) float32 in [0, 1], within the budget; an image is unchanged if no stage
         fooled the model with it.
     fooled_by: for each image the stage that fooled the model, "clean" where it was wrong before,
-        None where it withstood all: the robust accuracy is the share of None.
+        None where it withstood all. The robust accuracy is the fraction of None.
     """
 
     x_adv: torch.Tensor
@@ -34,7 +34,7 @@ class Outcome:
 
 
 def check_classes(num_classes: int) -> None:
-    """Raise InputError where the targeted loss has too few classes to compare."""
+    """Raise InputError where there are too few classes for the targeted loss."""
     if num_classes < 4:
         raise InputError(f"autoattack: needs at least 4 classes, the model has {num_classes}")
 
@@ -45,9 +45,9 @@ def autoattack(
     """Run the standard version on x: (N, C, H, W) float32 in [0, 1] with labels y: (N,).
 
     APGD on the cross-entropy, then targeted APGD and targeted FAB (each 9 targets, or all other
-    classes if fewer), of 100 steps each, then Square with 5,000 queries. Each sees the images
-    that are left, as one batch: what the package does with a batch size of N. Its random numbers
-    belong to the batch and not to the image, so the batch size is part of the protocol. The model
+    classes if fewer), of 100 steps each, then Square with 5,000 queries. Each stage gets the images
+    that are left as one batch, as in the package with a batch size of N. Its random numbers belong
+    to the batch and not to the image, so the batch size is part of the protocol. The model
     and the global random states are left as they were found.
 
     Raises `InputError` if the package is missing or the model has fewer than 4 classes, which the
@@ -61,7 +61,7 @@ def autoattack(
         return Outcome(x, [])
     x = x.detach().clone(memory_format=torch.contiguous_format)
     every_gpu = range(torch.cuda.device_count())  # the package seeds them all
-    with attacked(model), torch.no_grad(), torch.random.fork_rng(every_gpu):
+    with frozen(model), torch.no_grad(), torch.random.fork_rng(every_gpu):
         scores = model(x)
         num_classes = scores.shape[1]
         check_classes(num_classes)

@@ -1,4 +1,4 @@
-"""Where an evaluation's corrupted images come from: made here, or read from official files."""
+"""The corrupted images of an evaluation: computed by the suite, or read from official files."""
 
 import hashlib
 from collections.abc import Callable
@@ -16,10 +16,10 @@ from convnorm.experiment.errors import InputError
 
 
 @dataclass(frozen=True)
-class Source:
+class Corruption:
     """One corruption of a data set.
 
-    settings: JSON-able, all that decides the images beside the clean ones.
+    settings: JSON-able, everything but the clean images that determines the corrupted ones.
     images: (positions (N,), severity) -> (N, C, H, W) uint8.
     """
 
@@ -28,21 +28,23 @@ class Source:
     images: Callable[[Tensor, int], Tensor]
 
 
-def made_here(clean: Images, seed: int) -> list[Source]:
-    """Every corruption that suits the images' channels."""
+def made_here(clean: Images, seed: int) -> list[Corruption]:
+    """Return every corruption that works on so many channels, computed by the suite."""
     settings = {"source": VERSION, "seed": seed, "pillow": version("pillow")}
     names = [name for name in CORRUPTIONS if applicable(name, clean.images.shape[1])]
-    return [Source(name, settings, partial(_make, clean.images, name, seed)) for name in names]
+    return [Corruption(name, settings, partial(_make, clean.images, name, seed)) for name in names]
 
 
-def official(clean: Images, folder: Path) -> list[Source]:
-    """Every .npy file in a folder of CIFAR-10-C or CIFAR-100-C; InputError if one is not sound."""
+def official(clean: Images, folder: Path) -> list[Corruption]:
+    """Return the corruption in each .npy file of CIFAR-10-C or -100-C; InputError for bad files."""
     files = sorted(file for file in folder.glob("*.npy") if file.name != "labels.npy")
     if not files:
         raise InputError(f"corruptions_dir: {folder} has no corruption in it; expected .npy files")
     loaded = {file: load_official(folder, file.stem, clean) for file in files}
     return [
-        Source(file.stem, {"source": "official", "sha256": _sha256(file)}, partial(_take, images))
+        Corruption(
+            file.stem, {"source": "official", "sha256": _sha256(file)}, partial(_take, images)
+        )
         for file, images in loaded.items()
     ]
 

@@ -9,9 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from classification.attacks import attacked
+from classification.attacks import frozen
 from classification.autoattack import check_classes
-from classification.corruption_sources import Source, made_here, official
+from classification.corruption_sources import Corruption, made_here, official
 from classification.corruptions import SEVERITIES
 from classification.evaluation_record import (
     attack_record,
@@ -21,9 +21,9 @@ from classification.evaluation_record import (
     right_about,
     worst_cases,
 )
-from classification.measurement import Rows, Subject, sha256_of
 from classification.models import LoadedClassifier
 from classification.named_attacks import Attack, Budget, attack_named
+from classification.per_image import Rows, Subject, sha256_of
 from classification.splits import split
 from classification.training_data import sha256_of as sha256_of_file
 from convnorm.experiment.config import require
@@ -100,7 +100,7 @@ def evaluate(
     subject = _subject(loaded, options, device)
     sources = _sources(options, subject.images) if CORRUPTIONS in names else []
     _make_folder(subject.folder)
-    with _exact(), attacked(loaded.network):  # the gains of ConvNorm are computed once in here
+    with _exact(), frozen(loaded.network):
         clean = _clean(subject)
         queue = subject.positions[clean["right"]]
         found = [(attack, _attack(subject, attack, queue)) for attack in attacks]
@@ -185,7 +185,7 @@ def _subject(loaded: LoadedClassifier, options: Options, device: torch.device) -
     return Subject(loaded.network, images, positions, device, options.batch_size, folder, facts)
 
 
-def _sources(options: Options, images: Images) -> list[Source]:
+def _sources(options: Options, images: Images) -> list[Corruption]:
     if options.corruptions_dir is None:
         return made_here(images, options.budget.seed)
     return official(images, options.corruptions_dir)
@@ -251,7 +251,7 @@ def _clean(subject: Subject) -> Rows:
             rows["right5"] = rows["right"] | (logits.topk(5).indices == y[:, None]).any(1)
         return rows
 
-    return subject.measure("clean", {}, subject.positions, compute)
+    return subject.rows("clean", {}, subject.positions, compute)
 
 
 def _attack(subject: Subject, attack: Attack, queue: Tensor) -> Rows:
@@ -261,11 +261,11 @@ def _attack(subject: Subject, attack: Attack, queue: Tensor) -> Rows:
         x, y = subject.pixels(positions), subject.labels(positions)
         return attack.run(subject.network, x, y, positions)
 
-    rows = subject.measure(attack.name, attack.settings, queue, compute)
+    rows = subject.rows(attack.name, attack.settings, queue, compute)
     return rows if len(queue) else {"fooled_at": torch.empty(0)}
 
 
-def _corruption(subject: Subject, source: Source) -> Tensor:
+def _corruption(subject: Subject, source: Corruption) -> Tensor:
     """Whether the network is right, (N, severities) bool."""
 
     def compute(positions: Tensor) -> Rows:
@@ -276,4 +276,4 @@ def _corruption(subject: Subject, source: Source) -> Tensor:
                 right.append(subject.network(x).argmax(1) == y)
         return {"right": torch.stack(right, dim=1)}
 
-    return subject.measure(source.name, source.settings, subject.positions, compute)["right"]
+    return subject.rows(source.name, source.settings, subject.positions, compute)["right"]

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from classification.autoattack import STAGES
 from classification.corruptions import SEVERITIES
-from classification.measurement import Rows
 from classification.named_attacks import Attack
+from classification.per_image import Rows
 from convnorm.experiment.statistics import wilson_interval
 
 # Those of CIFAR-10-C that its mean leaves out.

@@ -1,4 +1,4 @@
-"""Wrong training labels, drawn from the clean ones as the literature on label noise does."""
+"""Noisy training labels, drawn from the clean ones as in the literature on label noise."""
 
 import hashlib
 from collections.abc import Sequence
@@ -57,20 +57,20 @@ CIFAR100 = tuple(sorted(sum(CIFAR100_SUPERCLASSES.values(), ())))  # the order o
 class NoiseConfig:
     """Which labels become wrong, and how many.
 
-    Of all N labels, round(rate * N) random ones are drawn. What becomes of them is the kind:
+    Of all N labels, round(rate * N) random ones are drawn. The kind decides what replaces them:
 
-    symmetric: uniform over all C classes, the true one included, so that a share of only
+    symmetric: uniform over all C classes, the true one included, so that only a fraction of
     rate * (1 - 1/C) changes (Liu et al., NeurIPS 2020, and ConvNorm).
     symmetric_exclusive: uniform over the other classes (Patrini et al., CVPR 2017).
     pair: the next class, modulo C (Han et al., NeurIPS 2018).
     asymmetric: a similar class, on CIFAR only (Patrini et al.): on CIFAR-10 five of the ten
     classes have one, so that rate / 2 change; on CIFAR-100 it is the next in the superclass.
-    asymmetric_as_published: the same with the errors of ConvNorm's code: CIFAR-10's rules see
-    what earlier rules have changed, which turns cats to dogs and back; CIFAR-100's superclasses
-    are runs of five labels in alphabetical order.
+    asymmetric_as_published: the same with the errors of ConvNorm's code: each rule of CIFAR-10
+    applies to what earlier rules have changed, which turns cats to dogs and back; CIFAR-100's
+    superclasses are runs of five labels in alphabetical order.
 
     rate: in [0, 1]; at 0 every kind leaves the labels as they are.
-    seed: of the noise alone, so that runs of other training seeds learn the same labels.
+    seed: of the noise alone, so that runs of different training seeds have the same labels.
     """
 
     kind: Kind = "none"
@@ -89,13 +89,13 @@ class NoiseConfig:
 def noisy_labels(labels: Tensor, classes: Sequence[str], config: NoiseConfig) -> Tensor:
     """Draw the noisy labels of a training file.
 
-    To be called on the whole file, before a part is chosen: an image then has the same label in
-    every part. Of one seed, the labels that change at a rate change at any higher one likewise
-    (not so where asymmetric_as_published turns cats back).
+    Call it on the whole file, before a part is chosen, so that an image has the same label in
+    every part. With one seed, labels that change at some rate also change at any higher rate
+    (except where asymmetric_as_published turns a cat to a dog and back).
 
     Args:
         labels: (N,) int64 on the CPU, the clean ones.
-        classes: The names of the classes; by them CIFAR-10 and CIFAR-100 are known.
+        classes: The names of the classes, by which CIFAR-10 and CIFAR-100 are recognized.
 
     Returns:
         (N,) int64, new; the global random state is neither read nor changed.
@@ -121,7 +121,7 @@ def _drawn(num: int, rate: float, random: torch.Generator) -> Tensor:
 
 
 def _wrong(labels: Tensor, classes: Sequence[str], config: NoiseConfig) -> Tensor:
-    """The label that each image has if it is drawn."""
+    """Return the label that each image gets if it is drawn."""
     C = len(classes)
     random = generator("cpu", config.seed, "label noise", "what")
     match config.kind:
@@ -154,7 +154,7 @@ def _mistakes(classes: Sequence[str], kind: str) -> dict[str, str]:
 def _chained(
     labels: Tensor, classes: Sequence[str], rate: float, random: torch.Generator
 ) -> Tensor:
-    """CIFAR-10's rules one after another, each on what the one before has left."""
+    """Apply CIFAR-10's rules one after another, each to the result of the one before."""
     noisy = labels.clone()
     for true, wrong in CIFAR10_MISTAKES.items():
         positions = (noisy == classes.index(true)).nonzero().flatten()
@@ -163,10 +163,10 @@ def _chained(
 
 
 def describe(clean: Tensor, noisy: Tensor, num_classes: int, config: NoiseConfig) -> dict[str, Any]:
-    """What was asked for and what came out, ready for JSON; also of a part of the labels.
+    """Describe the requested and the actual noise of all labels, or of a part, ready for JSON.
 
     Returns:
-        kind, seed, requested_rate; images: N; actual_rate: the share of labels that changed;
+        kind, seed, requested_rate; images: N; actual_rate: the fraction of labels that changed;
         class_rates: the same of each true class (0 for one without images); transitions: counts
         (C, C), row the true and column the noisy class; sha256: of the noisy labels as
         little-endian int64.
@@ -195,7 +195,7 @@ def save(
     validation: Tensor,
     config: NoiseConfig,
 ) -> None:
-    """Write the labels of the whole training file as .npz, atomically; the same run, same bytes.
+    """Write the labels of the whole training file as .npz, atomically; equal labels, equal bytes.
 
     Its arrays, one entry an image: indices, the position in the file; clean; noisy; split: train,
     validation or unused. Its scalars: kind, rate (the requested one), seed.

@@ -14,7 +14,7 @@ from convnorm.experiment.config import from_dict
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.run import checkpoint
 
-FORMAT = "convnorm-suite/classifier/1"
+FORMAT = "convnorm-suite/classifier/2"
 
 
 def build(
@@ -25,7 +25,7 @@ def build(
 ) -> nn.Module:
     """Return the network on the CPU, initialized from the config's seed alone.
 
-    mean, std: of the training images in [0, 1], one a channel; a checkpoint brings its own.
+    mean, std: of the training images in [0, 1], one a channel; loading a checkpoint replaces them.
     """
     model = config.model
     with torch.random.fork_rng(devices=[]):
@@ -46,7 +46,7 @@ def build(
 
 @dataclass(frozen=True)
 class LoadedClassifier:
-    """The classifier of a run in evaluation mode, averaged over steps if an average was kept."""
+    """The classifier of a run in evaluation mode; its average over steps where one was kept."""
 
     network: nn.Module  # x: (N, C, H, W) in [0, 1] -> logits (N, num_classes)
     config: ClassifierConfig
@@ -60,7 +60,7 @@ class LoadedClassifier:
 
 
 def load_classifier(file: Path, device: torch.device | str = "cpu") -> LoadedClassifier:
-    """Read the classifier of a checkpoint file; InputError if there is none."""
+    """Read the classifier of a checkpoint file; InputError if the file is not a complete one."""
     state, sha256 = checkpoint.load_with_hash(file, FORMAT)
     try:
         config = from_dict(ClassifierConfig, state["config"])

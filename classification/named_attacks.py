@@ -22,23 +22,23 @@ NAMES = (
     "simba_pixel, simba_dct, sweep, corruptions"
 )
 # In grey levels of 1/255. Within the last every image can become one uniform grey, so that no
-# network can be right about more than one class: an attack that works ends at chance or below.
+# network can be right about more than one class: a working attack ends at chance or below.
 SWEEP = (1, 2, 4, 8, 16, 32, 64, 128)
 SWEEP_STEPS = 20
 
 # (network, x, y, positions in the data set) -> results with a row for each image: `fooled_at`,
-# the least eps at which the image was misclassified, infinite if at none, and what else there is.
+# the least eps at which the image was misclassified (infinite if at none), and further columns.
 Run = Callable[[nn.Module, Tensor, Tensor, Tensor], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How far an image may be changed, and how it is sought.
+    """How far attacks may change an image, and how long they may search.
 
     eps: of linf attacks, in grey levels of 1/255. eps_l2: of l2 attacks, the Euclidean norm of an
         image's change, for values in [0, 1].
     step_size: of PGD under linf, in grey levels; None for eps / 4. Under l2 it is eps_l2 / 4.
-    max_queries: how often SimBA may ask the network about an image.
+    max_queries: how often SimBA may show an image to the network.
     """
 
     eps: float = AdversaryConfig.eps
@@ -58,7 +58,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Attack:
-    """settings: JSON-able, all that decides the result beside network and images."""
+    """settings: JSON-able, everything but the network and the images that determines the result."""
 
     name: str
     settings: dict[str, Any]
@@ -66,7 +66,7 @@ class Attack:
 
 
 def attack_named(name: str, budget: Budget) -> Attack:
-    """Return the attack of one of `NAMES` but corruptions; InputError for any other name."""
+    """Return the attack of a name in `NAMES`, corruptions excepted; InputError for other names."""
     ball = {"norm": "linf", "eps": budget.eps / 255}
     if name.endswith("_l2"):
         ball = {"norm": "l2", "eps": budget.eps_l2}
@@ -98,7 +98,7 @@ def _attack(name: str, function: Callable, settings: dict[str, Any]) -> Attack:
 
 
 def _pyautoattack() -> str:
-    """Find out before the work begins that the package is missing."""
+    """Return the package's version; InputError before any work is done if it is missing."""
     try:
         return version("pyautoattack")
     except PackageNotFoundError:
@@ -106,7 +106,7 @@ def _pyautoattack() -> str:
 
 
 def _fooled_at(network: nn.Module, x_adv: Tensor, y: Tensor, eps: float) -> Tensor:
-    """Ask the network once more: what an attack says of itself does not count."""
+    """Ask the network once more, so that no result rests on what an attack claims."""
     with torch.no_grad():
         wrong = network(x_adv).argmax(1) != y
     # In float64, as eps is: rounded to float32, an eps could lie above itself.
@@ -136,7 +136,7 @@ def _sweep(
     step_size_of_eps: float,
     **settings: Any,
 ) -> dict[str, Tensor]:
-    """PGD at growing eps, each on the images that withstood the smaller ones."""
+    """Run PGD at growing eps, each time on the images that withstood all smaller ones."""
     fooled_at = torch.full((len(x),), math.inf, dtype=torch.float64, device=x.device)
     for radius in eps:
         left = fooled_at.isinf().nonzero().flatten()
@@ -172,7 +172,7 @@ def _autoattack(
     eps: float,
     seed: int,
 ) -> dict[str, Tensor]:
-    """`stage`: the number of the stage in STAGES that fooled, or how many there are."""
+    """`stage`: the index in STAGES of the stage that fooled; -1 if wrong before, 4 if none did."""
     outcome = autoattack(network, x, y, norm=norm, eps=eps, seed=seed)
     numbers = {None: len(STAGES), "clean": -1, **{name: k for k, name in enumerate(STAGES)}}
     stage = torch.tensor([numbers[name] for name in outcome.fooled_by])

@@ -6,7 +6,7 @@ from classification.config import OptimConfig
 
 
 def learning_rate(optim: OptimConfig, step: int, steps: int, steps_per_epoch: int) -> float:
-    """The learning rate of step `step`, counted from 0, of `steps`."""
+    """Return the learning rate of step `step`, counted from 0, of a run of `steps` steps."""
     done = step / steps
     match optim.schedule:
         case "constant":

@@ -12,11 +12,11 @@ from convnorm.experiment.streams import generator
 
 @dataclass(frozen=True)
 class SplitConfig:
-    """How the training file is divided; the test file stays out of it.
+    """How the training file is divided; the test file is never part of it.
 
-    validation: the share of each class that is held out to select models, in [0, 1); 0 for none.
-    train_fraction: the share of what is left of each class that trains, in (0, 1].
-    seed: of the split alone, so that runs of other training seeds are compared on the same one.
+    validation: the fraction of each class that is held out to select models, in [0, 1); 0: none.
+    train_fraction: the fraction of the rest of each class that trains, in (0, 1].
+    seed: of the split alone, so that runs of different training seeds have the same split.
     """
 
     validation: float = 0.1
@@ -24,7 +24,7 @@ class SplitConfig:
     seed: int = 0
 
     def __post_init__(self):
-        require(0 <= self.validation < 1, "split.validation", self.validation, "0 <= share < 1")
+        require(0 <= self.validation < 1, "split.validation", self.validation, "0 <= fraction < 1")
         require(
             0 < self.train_fraction <= 1,
             "split.train_fraction",
@@ -37,18 +37,18 @@ class SplitConfig:
 def split(labels: Tensor, config: SplitConfig) -> tuple[Tensor, Tensor]:
     """Return the sorted positions of the training and of the validation images.
 
-    Both are stratified: every class gives its share, rounded to the nearest image, so that
-    classes of one size stay of one size. The validation images do not depend on
+    Both are stratified: every class gives the same fraction, rounded to a whole number of images,
+    so that classes of equal size stay equal. The validation images do not depend on
     `train_fraction`, and a smaller fraction's training images are among a larger one's.
 
     Args:
-        labels: (N,) int64, the clean ones, so that label noise leaves the split as it is.
+        labels: (N,) int64, the clean ones, so that label noise does not change the split.
 
     Returns:
         Two disjoint int64 tensors of positions in `labels`.
 
     Raises:
-        InputError: A class has no training image left, or none for a validation that was asked.
+        InputError: A class has no image left to train on, or none for the validation asked for.
     """
     train, validation = [], []
     for label in labels.unique().tolist():

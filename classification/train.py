@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from classification import label_noise
-from classification.attacks import attacked, logits, pgd
+from classification.attacks import frozen, logits, pgd
 from classification.config import ClassifierConfig
 from classification.models import FORMAT
 from classification.trainer import Trainer
@@ -26,14 +26,15 @@ from convnorm.experiment.run.tracking import Tracker, read_lines
 from convnorm.spectrum import layer_norms
 
 GRID = 64  # training images in a picture
-MISLABELLED = 1000  # training images with a wrong label that are looked at
-LOOK_BATCH = 500  # images at a time on which the network is only looked at
+MISLABELLED = 1000  # training images with a wrong label that are scored at most
+VALIDATION_BATCH = 500  # images in a forward pass
 
 
 def train(config: ClassifierConfig, options: RunOptions, process: Process) -> dict[str, Any]:
     """Train, or resume, the run in `options.run_dir` and return its summary.
 
-    Raises InputError, or Stopped when a signal or a loss that is no number ends the run early.
+    Raises InputError, or Stopped where a signal, or a loss or weight that is NaN or infinite, ends
+    the run early.
     """
     run_dir, code = Path(options.run_dir), commit()  # now: the clone may change meanwhile
     opened = checkpoint.open_run(run_dir, config, options.overwrite)
@@ -42,14 +43,14 @@ def train(config: ClassifierConfig, options: RunOptions, process: Process) -> di
         data = training_data(config, images)
         trainer = Trainer(config, data, process)
         loop.resume(trainer, run_dir, FORMAT)
-        done_before = trainer.step == trainer.steps
+        done_before = trainer.state.step == trainer.state.steps
         if not done_before:
             if process.is_main:
                 _keep_noise(data, config, run_dir)
             journal = Journal(run_dir, trainer, data) if process.is_main else None
             loop.run(trainer, journal, options, _log_intervals(trainer))
         elif process.is_main:
-            print(f"{run_dir}: all {trainer.steps} steps were done before", file=sys.stderr)
+            print(f"{run_dir}: all {trainer.state.steps} steps were done before", file=sys.stderr)
         summary = _summary(trainer, data, run_dir, code)
         file = run_dir / "summary.json"
         if process.is_main and not (done_before and file.exists()):
@@ -58,7 +59,7 @@ def train(config: ClassifierConfig, options: RunOptions, process: Process) -> di
 
 
 def _keep_noise(data: TrainingData, config: ClassifierConfig, run_dir: Path) -> None:
-    """Write the labels and say how many of them are wrong."""
+    """Save the labels and print how many training labels are wrong."""
     if config.noise.kind == "none":
         return
     parts = (data.clean, data.noisy, data.train_positions, data.validation_positions)
@@ -72,14 +73,14 @@ def _keep_noise(data: TrainingData, config: ClassifierConfig, run_dir: Path) -> 
 
 
 def _log_intervals(trainer: Trainer) -> tuple[int, ...]:
-    """In steps: between log lines, between looks at the validation split and at norms."""
+    """The steps between log lines, between validations and between lines with norms."""
     config, per_epoch = trainer.config, trainer.batches.per_epoch
     epochs = [config.select.every] + [config.log.norms_every] * (config.log.norms_every > 0)
     return config.log.every, *(every * per_epoch for every in epochs)
 
 
 class Journal:
-    """What is due at a step is measured and written: log lines, norms, validation, best.pt."""
+    """Measures and writes what is due at a step: log lines, norms, validation scores, best.pt."""
 
     def __init__(self, run_dir: Path, trainer: Trainer, data: TrainingData):
         self.run_dir, self.trainer = run_dir, trainer
@@ -88,84 +89,86 @@ class Journal:
         mislabelled, clean = data.mislabelled(MISLABELLED)
         self.mislabelled, self.clean_labels = mislabelled.to(device), clean.to(device)
         self.tracker = Tracker(
-            run_dir, trainer.step, trainer.steps, to_yaml(trainer.config), device
+            run_dir, trainer.state.step, trainer.state.steps, to_yaml(trainer.config), device
         )
 
     def write(self, means: dict[str, float] | None) -> None:
-        """After every step, with the means where a log line is due; changes no training."""
+        """Write what is due after a step; `means` is None unless a log line is due."""
         trainer, config = self.trainer, self.trainer.config
-        step, steps, per_epoch = trainer.step, trainer.steps, trainer.batches.per_epoch
+        step, steps, per_epoch = trainer.state.step, trainer.state.steps, trainer.batches.per_epoch
         if means is not None:
             values = {"epoch": step / per_epoch, **means}
             norms_every = config.log.norms_every * per_epoch
             if norms_every > 0 and is_due(step, norms_every, steps):
-                image_size = trainer.seen.shape[1:]
-                for name, norms in layer_norms(trainer.network, image_size).items():
+                image_size = trainer.state.image_shape
+                for name, norms in layer_norms(trainer.state.network, image_size).items():
                     for kind, value in norms._asdict().items():
                         values[f"{kind}/{name}"] = value
             self.tracker.log(step, values)
         if is_due(step, config.select.every * per_epoch, steps):
-            grid = (trainer.seen[:GRID] * 255).round().to(torch.uint8)
+            grid = (trainer.state.seen[:GRID] * 255).round().to(torch.uint8)
             self.tracker.images(step, grid.cpu())
-            with attacked(trainer.final_network):  # all looks at it compute its gains once
-                self._look()
+            with frozen(trainer.state.final_network):  # one computation of gains for all scores
+                self._validate()
 
-    def _look(self) -> None:
-        """Score the images that were held out, and keep the best network so far."""
-        trainer, metric = self.trainer, self.trainer.config.select.metric
+    def _validate(self) -> None:
+        """Score validation images and wrong labels; keep the network if it is the best so far."""
+        state, metric = self.trainer.state, self.trainer.config.select.metric
         scores = {}
         if self.validation is not None:
             right = self._predictions(self.validation.images) == self.validation.labels
-            scores["accuracy"] = _share(right)
+            scores["accuracy"] = _fraction(right)
             if metric == "pgd10":
-                scores["pgd10"] = _share(self._withstand(self.validation, right))
+                scores["pgd10"] = _fraction(self._withstand(self.validation, right))
         if len(self.mislabelled.labels):
             wrong = self._predictions(self.mislabelled.images)
-            scores["memorized"] = _share(wrong == self.mislabelled.labels)
-            scores["recovered"] = _share(wrong == self.clean_labels)
+            scores["memorized"] = _fraction(wrong == self.mislabelled.labels)
+            scores["recovered"] = _fraction(wrong == self.clean_labels)
         if scores:
-            self.tracker.score(trainer.step, {"epoch": trainer.epoch, "scores": scores})
+            self.tracker.score(state.step, {"epoch": state.epoch, "scores": scores})
         if metric in scores and (
-            trainer.best is None or scores[metric] > trainer.best["scores"][metric]
+            state.best is None or scores[metric] > state.best["scores"][metric]
         ):
-            trainer.best = {"epoch": trainer.epoch, "step": trainer.step, "scores": scores}
-            checkpoint.save(self.run_dir / checkpoint.BEST, trainer.model_state())
+            state.best = {"epoch": state.epoch, "step": state.step, "scores": scores}
+            checkpoint.save(self.run_dir / checkpoint.BEST, state.model_state())
 
     def _predictions(self, images: torch.Tensor) -> torch.Tensor:
         """Predicted classes (N,) of uint8 images."""
-        network = self.trainer.final_network
-        batches = images.split(LOOK_BATCH)
-        return torch.cat([logits(network, b.float() / 255, LOOK_BATCH).argmax(1) for b in batches])
+        network = self.trainer.state.final_network
+        batches = (batch.float() / 255 for batch in images.split(VALIDATION_BATCH))
+        return torch.cat([logits(network, x, VALIDATION_BATCH).argmax(1) for x in batches])
 
     def _withstand(self, images: Images, right: torch.Tensor) -> torch.Tensor:
-        """Which images (N,) are `right` and stay so under PGD-10, with steps of eps / 4."""
-        network, eps, right = self.trainer.final_network, self.trainer.eps, right.clone()
-        for indices in right.nonzero().flatten().split(LOOK_BATCH):
+        """Which images (N,) are `right` and stay so under PGD with 10 steps of eps / 4."""
+        network, eps, right = self.trainer.state.final_network, self.trainer.eps, right.clone()
+        for indices in right.nonzero().flatten().split(VALIDATION_BATCH):
             x, labels = images.images[indices].float() / 255, images.labels[indices]
             attack = {"norm": "linf", "eps": eps, "step_size": eps / 4, "steps": 10}
             x_adv = pgd(network, x, labels, indices=indices.tolist(), **attack)
-            right[indices] = logits(network, x_adv, LOOK_BATCH).argmax(1) == labels
+            right[indices] = logits(network, x_adv, VALIDATION_BATCH).argmax(1) == labels
         return right
 
 
-def _share(flags: torch.Tensor) -> float:
+def _fraction(flags: torch.Tensor) -> float:
+    """How many of the flags (N,) are true, in [0, 1]."""
     return flags.double().mean().item()
 
 
 def _summary(
     trainer: Trainer, data: TrainingData, run_dir: Path, code: str | None
 ) -> dict[str, Any]:
-    """The end of the run: what it trained on, what was selected, its last log line and scores.
+    """Return what the run trained on, what was selected, and its last log line and scores.
 
-    macs: of an image in a batch of the run's size.
+    macs: of one image, counted in a batch of the run's size.
     """
-    batch, device = trainer.config.train.batch_size, trainer.process.device
+    state, device = trainer.state, trainer.process.device
+    size = (trainer.config.train.batch_size, *state.image_shape)
     log, metrics = (read_lines(run_dir / name) for name in ("log.jsonl", "metrics.jsonl"))
     return {
-        "steps": trainer.step,
-        "epochs": trainer.epoch,
-        "parameters": sum(p.numel() for p in trainer.network.parameters()),
-        "macs": macs(trainer.network, torch.zeros(batch, *trainer.seen.shape[1:], device=device)),
+        "steps": state.step,
+        "epochs": state.epoch,
+        "parameters": sum(p.numel() for p in state.network.parameters()),
+        "macs": macs(state.network, torch.zeros(size, device=device)),
         "train_images": len(data.train.labels),
         "validation_images": len(data.validation_positions),
         "noise": noise_report(data, trainer.config),
@@ -173,7 +176,7 @@ def _summary(
         "world_size": trainer.process.world_size,
         "commit": code,
         "torch": torch.__version__,
-        "best": trainer.best,
+        "best": state.best,
         "log": log[-1] if log else None,
         "metrics": metrics[-1] if metrics else None,
     }

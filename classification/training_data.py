@@ -1,4 +1,4 @@
-"""What a run trains and selects on: one data set, split, with labels made wrong if asked."""
+"""What a run trains and selects on: the parts of one training file, with noisy labels if asked."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -16,12 +16,13 @@ from convnorm.experiment.data import Images
 class TrainingData:
     """The parts of a training file.
 
-    train, validation: with the labels that training and selection see; validation is None where
-        the config holds none out. A label that is wrong is so in both: who has wrong labels has
-        none that are right to select by.
-    clean, noisy: (N,) labels of the whole file; train_positions, validation_positions: in it.
+    train, validation: the images with the labels that training and selection see; validation is
+        None where the config holds none out. Label noise affects both parts, because someone
+        whose labels are noisy has no clean ones to select by.
+    clean, noisy: (N,) int64, labels of the whole file. train_positions, validation_positions:
+        int64, positions in the file.
     mean, std: of the whole file's pixels in [0, 1], one a channel. sha256: of its images and
-        clean labels, from which all of this follows by the config.
+        clean labels; together with the config they determine everything here.
     """
 
     train: Images
@@ -35,14 +36,14 @@ class TrainingData:
     sha256: str
 
     def mislabelled(self, limit: int) -> tuple[Images, torch.Tensor]:
-        """At most `limit` training images with a wrong label, with it; and their clean labels."""
+        """At most `limit` training images with their wrong labels, and their clean labels."""
         clean = self.clean[self.train_positions]
         wrong = (self.train.labels != clean).nonzero().flatten()[:limit]
         return _taken(self.train, wrong), clean[wrong]
 
 
 def training_data(config: ClassifierConfig, images: Images) -> TrainingData:
-    """Split the images of a training file and draw the labels; InputError where that cannot be."""
+    """Split a training file and draw its noisy labels; InputError where the config does not fit."""
     noisy = label_noise.noisy_labels(images.labels, images.classes, config.noise)
     train, validation = split(images.labels, config.split)
     labelled = replace(images, labels=noisy)
@@ -61,12 +62,12 @@ def training_data(config: ClassifierConfig, images: Images) -> TrainingData:
 
 
 def sha256_of(images: Images) -> str:
-    """Of images and their labels, in hex."""
+    """Return the SHA-256 of images and their labels, as hexadecimal digits."""
     return hashlib.sha256(images.sha256().encode() + images.labels.numpy().tobytes()).hexdigest()
 
 
 def noise_report(data: TrainingData, config: ClassifierConfig) -> dict[str, Any]:
-    """The noise that was asked for and that there is, in each part."""
+    """Return the requested and the actual label noise of each part, ready for JSON."""
     report = {}
     for part in ("train", "validation"):
         positions = getattr(data, f"{part}_positions")
@@ -82,12 +83,12 @@ def _taken(images: Images, positions: torch.Tensor) -> Images:
 
 
 def _moments(images: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel of uint8 images, in units of 255 levels."""
+    """Mean and standard deviation of each channel of uint8 images, scaled to [0, 1]."""
     levels = torch.arange(256, dtype=torch.float64) / 255
     means, stds = [], []
     for channel in images.unbind(1):
-        share = torch.bincount(channel.flatten(), minlength=256).double() / channel.numel()
-        mean = (share * levels).sum()
+        density = torch.bincount(channel.flatten(), minlength=256).double() / channel.numel()
+        mean = (density * levels).sum()
         means.append(mean.item())
-        stds.append((share * (levels - mean).square()).sum().sqrt().item())
+        stds.append((density * (levels - mean).square()).sum().sqrt().item())
     return tuple(means), tuple(stds)

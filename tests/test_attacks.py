@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from classification import attacks
-from classification.attacks import attacked, fgsm, logits, pgd, simba
+from classification.attacks import fgsm, frozen, logits, pgd, simba
 from convnorm import functional
 from convnorm.normalizers import Normalizer
 
@@ -347,9 +347,9 @@ def test_gains_are_computed_once_in_an_attack(monkeypatch, attack):
 
 
 def test_attacks_nest():
-    """An evaluation in `attacked` runs attacks that enter it again."""
+    """An evaluation in `frozen` runs attacks that enter it again."""
     model, x = network().train(), images()
-    with torch.inference_mode(), attacked(model):
+    with torch.inference_mode(), frozen(model):
         scores = logits(model, x, 5)
         x_adv = fgsm(model, x, scores.argmax(1), eps=0.1)
         assert not model.training

@@ -24,6 +24,7 @@ from classification.trainer import Trainer
 from classification.training_data import noise_report, training_data
 from convnorm.experiment.data import DataConfig, Images, load_images
 from convnorm.experiment.errors import InputError, Stopped
+from convnorm.experiment.run.loop import take_step
 from convnorm.normalizers import CATALOGUE
 from convnorm.spectrum import matrix_norm, normalized_convolutions, operator_norm
 
@@ -103,27 +104,22 @@ def test_kinds_see_the_same_images_and_starts(monkeypatch):
     seen = []
     attack = Trainer.attack
     monkeypatch.setattr(
-        Trainer,
-        "noise_like",
-        lambda *args, f=Trainer.noise_like: (seen.append(f(*args)), seen[-1])[1],
-    )
-    monkeypatch.setattr(
-        Trainer, "attack", lambda self, x, y: (seen.extend([x, y]), attack(self, x, y))[1]
+        Trainer, "attack", lambda self, *args: (seen.extend(args), attack(self, *args))[1]
     )
     runs = []
     for kind in CATALOGUE:
         torch.manual_seed(len(runs))  # the surroundings must not matter
         trainer = make_trainer({"normalizer.kind": kind, "adversary.kind": "fast"})
         for _ in range(2):
-            trainer.train_step()
+            take_step(trainer)
         runs.append(list(seen))
         seen.clear()
-    assert len(runs[0]) == 6
+    assert len(runs[0]) == 6  # images, labels and start, twice
     assert all(differing(run, runs[0]) == [] for run in runs)
 
 
 @pytest.mark.parametrize("kind", ["spectral", "spectral_convnorm", "batch"])
-def test_looking_does_not_change_the_training(kind, tmp_path):
+def test_validation_does_not_change_the_training(kind, tmp_path):
     """A forward pass in train mode for a score would move u or running statistics."""
     changes = {"normalizer.kind": kind, "train.ema_decay": 0.5}
     often = {"select.every": 1, "select.metric": "pgd10", "log.norms_every": 1, "log.every": 1}
@@ -141,9 +137,9 @@ def test_the_loop_does_not_wait_for_the_device(tmp_path, monkeypatch):
         trainer = make_trainer({"adversary.kind": kind, "train.ema_decay": 0.9})
         reading.clear()
         for _ in range(2):  # within an epoch, whose order is made once
-            trainer.train_step()
+            take_step(trainer)
         assert reading == [], kind
-    trainer.means()
+    trainer.state.means()
     assert reading  # the watch works
 
 
@@ -168,7 +164,7 @@ def test_a_nan_stops_the_run_with_its_step_and_keeps_the_last_good_checkpoint(
 def test_the_best_epoch_is_kept_by_the_validation_split(tmp_path, monkeypatch):
     """best.pt must hold the weights that got the best score, not the last ones."""
     scores = iter([0.5, 0.75, 0.75, 0.25])
-    monkeypatch.setattr("classification.train._share", lambda flags: next(scores))
+    monkeypatch.setattr("classification.train._fraction", lambda flags: next(scores))
     summary = classifier_run(tmp_path, {"train.epochs": 4})
     assert summary["best"] == {"epoch": 2, "step": 6, "scores": {"accuracy": 0.75}}
     best = state_of(tmp_path, "best.pt")
@@ -203,7 +199,7 @@ def test_the_average_is_what_is_selected_saved_and_loaded(tmp_path):
     changes |= {"split.train_fraction": 1.0, "normalizer.kind": "batch"}
     summary = classifier_run(tmp_path, changes)
     _, data = data_of(changes)
-    classifier, live = load_classifier(tmp_path / "last.pt"), make_trainer(changes).network
+    classifier, live = load_classifier(tmp_path / "last.pt"), make_trainer(changes).state.network
     live.load_state_dict(state_of(tmp_path)["network"])
     x, y = data.validation.images / 255, data.validation.labels
     with torch.no_grad():
@@ -222,9 +218,9 @@ def test_an_averaged_network_is_still_normalized(kind):
     changes |= {"train.epochs": 20, "optim.lr": 0.3}  # so that the weights go far
     trainer = make_trainer(changes)
     for _ in range(50):
-        trainer.train_step()
-    trainer.ema.eval()
-    layers = normalized_convolutions(trainer.ema)
+        take_step(trainer)
+    trainer.state.ema.eval()
+    layers = normalized_convolutions(trainer.state.ema)
     assert len(layers) == 4
     for layer in layers.values():
         if kind == "spectral":
@@ -286,17 +282,31 @@ def test_a_resumed_run_is_bit_identical(kind, adversary, tmp_path, monkeypatch):
         assert log_of(tmp_path / "cut", name) == log_of(tmp_path / "whole", name)
 
 
+def test_a_resumed_run_does_not_replace_a_better_epoch(tmp_path, monkeypatch):
+    """A checkpoint that forgets what was selected lets the next epoch be the best, however bad."""
+    scores = iter([0.75, 0.5])
+    monkeypatch.setattr("classification.train._fraction", lambda flags: next(scores))
+    with monkeypatch.context() as patch:
+        crash_before(4, Trainer, patch)  # an epoch has 3 steps
+        with pytest.raises(Crash):
+            classifier_run(tmp_path, checkpoint_every=1)
+    summary = classifier_run(tmp_path)
+    assert next(scores, None) is None  # both epochs were scored
+    assert summary["best"] == {"epoch": 1, "step": 3, "scores": {"accuracy": 0.75}}
+    assert state_of(tmp_path, "best.pt")["epoch"] == 1
+
+
 def test_a_signal_saves_and_says_how_to_resume(tmp_path, monkeypatch):
     classifier_run(tmp_path / "whole")
-    original = Trainer.train_step
+    original = Trainer.update
 
-    def train_step(self):
-        original(self)
-        if self.step == 2:
+    def update(self, draws):
+        original(self, draws)
+        if self.state.step == 1:  # the loop counts the second step after this
             os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", train_step)
+        patch.setattr(Trainer, "update", update)
         with pytest.raises(Stopped, match=r"step 2 of 6 .* the same command"):
             classifier_run(tmp_path / "cut")
     classifier_run(tmp_path / "cut")
@@ -336,6 +346,15 @@ def test_an_incomplete_checkpoint_is_refused_and_kept(damage, tmp_path, monkeypa
     with pytest.raises(InputError, match=r"last.pt: not a complete checkpoint"):
         classifier_run(tmp_path)
     assert (tmp_path / "last.pt").read_bytes() == content
+
+
+def test_a_checkpoint_of_another_format_is_refused_in_one_line(tmp_path):
+    classifier_run(tmp_path)
+    state = state_of(tmp_path)
+    torch.save({**state, "format": "convnorm-suite/classifier/1"}, tmp_path / "last.pt")
+    with pytest.raises(InputError, match=r"classifier/1'; expected .*classifier/2") as refused:
+        classifier_run(tmp_path)
+    assert "\n" not in str(refused.value)
 
 
 def test_overwrite_deletes_what_belonged_to_the_old_weights(tmp_path):

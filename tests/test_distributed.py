@@ -171,15 +171,15 @@ def test_two_processes_train_the_classifier_of_one(tmp_path):
 
 
 def stopped_classifier(*argv: str) -> None:
-    """Training whose second process is asked to stop after its first step."""
-    train_step = ClassifierTrainer.train_step
+    """Training whose second process is asked to stop in its first step."""
+    update = ClassifierTrainer.update
 
-    def signalled(self):
-        train_step(self)
-        if os.environ["RANK"] == "1" and self.step == 1:
+    def signalled(self, draws):
+        update(self, draws)
+        if os.environ["RANK"] == "1" and self.state.step == 0:
             os.kill(os.getpid(), 15)
 
-    ClassifierTrainer.train_step = signalled
+    ClassifierTrainer.update = signalled
     loop.VOTE_EVERY = 1
     script("train_cls.py", *argv)
 

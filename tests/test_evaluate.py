@@ -25,9 +25,9 @@ from classification.evaluation_record import (
     worst_cases,
 )
 from classification.evaluation_report import load, save, table
-from classification.measurement import Subject
 from classification.models import LoadedClassifier, build
 from classification.named_attacks import Attack, Budget, attack_named
+from classification.per_image import Subject
 from classification.splits import SplitConfig, split
 from classification.training_data import sha256_of
 from convnorm.experiment.data import DataConfig, load_images
@@ -380,10 +380,10 @@ def test_results_of_single_images_are_kept_for_paired_tests(loaded):
 def test_hardware_of_a_resumed_measurement_is_told_in_full(loaded, monkeypatch):
     with monkeypatch.context() as patch:
         crash_after(patch, 1)
-        patch.setattr("classification.measurement.hardware", lambda device: "machine A")
+        patch.setattr("classification.per_image.hardware", lambda device: "machine A")
         with pytest.raises(KeyboardInterrupt):
             run(loaded)
-    monkeypatch.setattr("classification.measurement.hardware", lambda device: "machine B")
+    monkeypatch.setattr("classification.per_image.hardware", lambda device: "machine B")
     assert run(loaded)["hardware"] == ["machine A", "machine B"]
 
 

@@ -25,13 +25,13 @@ def test_no_image_both_trains_and_validates(train_fraction):
 
 
 @pytest.mark.parametrize("train_fraction", [0.01, 0.1, 0.3, 1.0])
-def test_every_class_gives_the_same_share(train_fraction):
+def test_every_class_gives_the_same_fraction(train_fraction):
     train, validation = split(CIFAR_SIZED, SplitConfig(0.1, train_fraction))
     assert counts(CIFAR_SIZED, validation) == [500] * 10
     assert counts(CIFAR_SIZED, train) == [round(4500 * train_fraction)] * 10
 
 
-def test_classes_of_different_sizes_give_their_share_rounded():
+def test_classes_of_different_sizes_give_their_fraction_rounded():
     labels = torch.tensor([0] * 104 + [1] * 56 + [3] * 15)  # nobody is of class 2
     train, validation = split(labels, SplitConfig(0.1, 0.5))
     assert counts(labels, validation) == [10, 6, 0, 2]

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from runs import ALONE, classifier_run, differing, state_of, tiny_classifier
 from torch import nn
 
-from classification.adversaries import (
+from classification.adversarial_training import (
     cross_entropy_of,
     divergence,
     next_perturbation,
@@ -16,6 +16,7 @@ from classification.attacks import logits, pgd
 from classification.trainer import Trainer
 from classification.training_data import training_data
 from convnorm.experiment.data import load_images
+from convnorm.experiment.run.loop import take_step
 
 
 class Linear(nn.Module):
@@ -88,10 +89,10 @@ def test_attacking_leaves_the_network_as_it_was():
 
 def test_the_divergence_is_that_of_the_attacked_from_the_clean_prediction():
     """Kullback-Leibler is not symmetric; TRADES has the clean prediction first."""
-    clean, attacked = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
-    p, q = clean.softmax(1), attacked.softmax(1)
+    clean, moved = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
+    p, q = clean.softmax(1), moved.softmax(1)
     expected = (p * (p / q).log()).sum()
-    assert divergence(attacked, clean).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert divergence(moved, clean).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_the_free_perturbation_steps_by_sign_and_stays_in_the_ball():
@@ -110,14 +111,14 @@ def test_free_makes_m_updates_a_minibatch_on_a_perturbation_that_grows(monkeypat
     """The definition, step by step, from a network of the same weights."""
     trainer = make_trainer({"adversary.kind": "free", "adversary.repeats": 3, "optim.lr": 0.01})
     shown = []
-    update = Trainer.update
+    descend = Trainer.descend
 
     def recorded(self, x, labels):
         shown.append((x.detach().clone(), labels))
-        update(self, x, labels)
+        descend(self, x, labels)
 
-    monkeypatch.setattr(Trainer, "update", recorded)
-    trainer.train_step()
+    monkeypatch.setattr(Trainer, "descend", recorded)
+    take_step(trainer)
     images, labels = trainer.batches(0)
     x = images.float() / 255
     assert len(shown) == 3
@@ -126,25 +127,25 @@ def test_free_makes_m_updates_a_minibatch_on_a_perturbation_that_grows(monkeypat
 
     reference = make_trainer({"optim.lr": 0.01})
     gradient = torch.autograd.grad(
-        F.cross_entropy(reference.network(x.requires_grad_()), labels), x
+        F.cross_entropy(reference.state.network(x.requires_grad_()), labels), x
     )[0]
     step = trainer.eps * gradient.sign()
     assert torch.equal(shown[1][0], (x.detach() + step).clamp(0, 1))
-    assert trainer.perturbation.abs().max().item() == pytest.approx(trainer.eps)
+    assert trainer.state.perturbation.abs().max().item() == pytest.approx(trainer.eps)
 
 
 @pytest.mark.parametrize("reset", [False, True])
 def test_the_free_perturbation_is_carried_to_the_next_minibatch_unless_reset(reset):
     trainer = make_trainer({"adversary.kind": "free", "adversary.reset_perturbation": reset})
-    trainer.train_step()
-    carried = trainer.perturbation.clone()
+    take_step(trainer)
+    carried = trainer.state.perturbation.clone()
     assert (carried != 0).any()
     first = []
-    trainer.update, update = (
-        lambda x, y: (first.append(x.detach().clone()), update(x, y)),
-        (trainer.update),
+    trainer.descend, descend = (
+        lambda x, y: (first.append(x.detach().clone()), descend(x, y)),
+        trainer.descend,
     )
-    trainer.train_step()
+    take_step(trainer)
     x = trainer.batches(1)[0].float() / 255
     expected = x if reset else (x + carried).clamp(0, 1)
     assert torch.equal(first[0], expected)
@@ -154,22 +155,24 @@ def test_the_free_perturbation_is_carried_to_the_next_minibatch_unless_reset(res
 def test_attacked_minibatches_raise_the_loss_within_eps(kind):
     trainer = make_trainer({"adversary.kind": kind, "adversary.eps": 16.0})
     for _ in range(3):
-        trainer.train_step()
-    images, labels = trainer.batches(3)
-    x = images.float() / 255
-    x_adv = trainer.attack(x, labels)
+        take_step(trainer)
+    draws = trainer.draw(3)
+    x, labels = draws.images, draws.labels
+    x_adv = trainer.attack(x, labels, draws.start)
     assert (x_adv - x).abs().max() <= 16 / 255 + 1e-6
-    losses = [F.cross_entropy(logits(trainer.network, i, 99), labels) for i in (x, x_adv)]
+    losses = [F.cross_entropy(logits(trainer.state.network, i, 99), labels) for i in (x, x_adv)]
     assert losses[1] > losses[0]
 
 
 def test_a_random_start_depends_on_the_step_alone():
     a, b = (make_trainer({"adversary.kind": "fast"}) for _ in range(2))
-    x = torch.zeros(40, 1, 8, 8)
     torch.manual_seed(5)
-    assert torch.equal(a.noise_like(torch.rand, x), b.noise_like(torch.rand, x))
-    b.step = 1
-    assert not torch.equal(a.noise_like(torch.rand, x), b.noise_like(torch.rand, x))
+    start = a.draw(0).start
+    assert start.shape == (40, 1, 8, 8)
+    assert -a.eps <= start.min() < -0.99 * a.eps  # it fills the ball
+    assert 0.99 * a.eps < start.max() <= a.eps
+    assert torch.equal(start, b.draw(0).start)
+    assert not torch.equal(start, b.draw(1).start)
 
 
 def test_trades_adds_beta_times_the_mean_divergence(monkeypatch):
@@ -184,15 +187,15 @@ def test_trades_adds_beta_times_the_mean_divergence(monkeypatch):
         return attacks[-1][1]
 
     monkeypatch.setattr("classification.trainer.perturbed", recorded)
-    trainer.train_step()
+    take_step(trainer)
     images, labels = trainer.batches(0)
     x = images.float() / 255
     ((start, x_adv),) = attacks
-    p, q = (reference.network(i).double().softmax(1) for i in (x, x_adv))
+    p, q = (reference.state.network(i).double().softmax(1) for i in (x, x_adv))
     expected = F.nll_loss(p.log(), labels) + 3 * (p * (p / q).log()).sum() / len(x)
     assert (x_adv - x).abs().max().item() == pytest.approx(trainer.eps, rel=1e-5)
     assert start.std().item() == pytest.approx(1e-3, rel=0.05)
-    assert trainer.means()["loss"] == pytest.approx(expected.item(), rel=1e-5)
+    assert trainer.state.means()["loss"] == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_a_penalty_on_the_weights_moves_them():
@@ -202,8 +205,8 @@ def test_a_penalty_on_the_weights_moves_them():
         trainer = make_trainer(
             {"normalizer.kind": "ocnn", "normalizer.penalty_weight": strength, "optim.lr": 1e-3}
         )
-        trainer.train_step()
-        weights.append(dict(trainer.network.state_dict()))
+        take_step(trainer)
+        weights.append(dict(trainer.state.network.state_dict()))
     assert differing(*weights) != []
 
 
@@ -218,8 +221,8 @@ def test_free_uses_the_new_weights_in_each_repeat_under_bfloat16(monkeypatch):
         fresh = F.linear(inputs[0], module.weight.bfloat16(), module.bias.bfloat16())
         wrong.append((fresh - output).abs().max().item())
 
-    trainer.network.head.linear.register_forward_hook(compare)
-    trainer.train_step()
+    trainer.state.network.head.linear.register_forward_hook(compare)
+    take_step(trainer)
     assert len(wrong) == 4
     assert max(wrong) == 0
 
@@ -252,10 +255,10 @@ def test_adversarial_training_makes_digits_more_robust(tmp_path):
         changes = {**common, "adversary.kind": kind, "train.epochs": epochs}
         classifier_run(tmp_path / kind, changes)
         trainer = make_trainer(changes)
-        trainer.network.load_state_dict(state_of(tmp_path / kind)["network"])
+        trainer.state.network.load_state_dict(state_of(tmp_path / kind)["network"])
         attack = {"norm": "linf", "eps": 32 / 255, "step_size": 8 / 255, "steps": 10}
-        x_adv = pgd(trainer.network, x, y, **attack)
-        predictions = [logits(trainer.network, i, 500).argmax(1) for i in (x, x_adv)]
+        x_adv = pgd(trainer.state.network, x, y, **attack)
+        predictions = [logits(trainer.state.network, i, 500).argmax(1) for i in (x, x_adv)]
         clean, robust[kind] = ((p == y).float().mean().item() for p in predictions)
         assert clean > 0.9
     assert robust["free"] > robust["standard"] + 0.15, robust

@@ -1,7 +1,6 @@
-"""Perturbations of training images, and the losses of adversarial training.
+"""How adversarial training perturbs its images, and the losses that it climbs.
 
-Everywhere x: (N, C, H, W) in [0, 1], and |x_adv - x| <= eps in every value (l_inf), x_adv in
-[0, 1] too.
+Everywhere x and x_adv: (N, C, H, W) in [0, 1], and |x_adv - x| <= eps in every value (l_inf).
 """
 
 from collections.abc import Callable
@@ -10,15 +9,26 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from classification.attacks import attacked, project
+from classification.attacks import frozen, project
+from classification.config import AdversaryConfig
 
-# The published length of a step as a share of eps, by kind of adversary.
+# The published length of a step in units of eps, by kind of adversary.
 STEP_SIZES = {
     "free": 1.0,  # Shafahi et al., 2019
     "fast": 1.25,  # Wong et al., 2020: 10/255 for 8/255
     "pgd": 0.25,  # Rice et al., 2020: 2/255 for 8/255
     "trades": 0.007 / 0.031,  # Zhang et al., 2019
 }
+
+
+def step_size_of(adversary: AdversaryConfig) -> float:
+    """The length of a step for pixels in [0, 1]; the published one where the config has none.
+
+    0 for `standard`, which takes no step.
+    """
+    if adversary.step_size is None:
+        return adversary.eps / 255 * STEP_SIZES.get(adversary.kind, 0)
+    return adversary.step_size / 255
 
 
 def perturbed(
@@ -33,12 +43,12 @@ def perturbed(
 ) -> torch.Tensor:
     """Return x_adv after `steps` steps up `loss`, a function of the logits, from x + start.
 
-    The network is in evaluation mode meanwhile and left as it was found: attacked in training
-    mode, the batch statistics of perturbed images would become its own (TRADES does the same;
-    Pang et al., "Bag of Tricks for Adversarial Training", 2021, find it better for PGD too). The
-    last point counts, fooled or not, as in the papers.
+    The network is in evaluation mode meanwhile, and is left as it was found. In training mode, its
+    running statistics would take in those of the perturbed images (TRADES uses evaluation mode
+    too; Pang et al., "Bag of Tricks for Adversarial Training", 2021, find it better for PGD).
+    The last point is returned, whether it fools the network or not, as in the papers.
     """
-    with attacked(network):
+    with frozen(network):
         x_adv = project(x + start, x, "linf", eps)
         for _ in range(steps):
             x_adv.requires_grad_()
@@ -48,7 +58,10 @@ def perturbed(
 
 
 def cross_entropy_of(labels: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The loss that FGSM and PGD climb: summed, so that no image's gradient knows of the others."""
+    """Return the loss that FGSM and PGD climb, a function of the logits.
+
+    It is summed over images, so that no image's gradient depends on how many there are.
+    """
     return lambda logits: F.cross_entropy(logits.float(), labels, reduction="sum")
 
 
@@ -65,9 +78,9 @@ def divergence(logits: torch.Tensor, clean_logits: torch.Tensor) -> torch.Tensor
 def next_perturbation(
     perturbation: torch.Tensor, gradient: torch.Tensor, *, eps: float, step_size: float
 ) -> torch.Tensor:
-    """One step of Free's perturbation, which is clipped to the ball alone.
+    """Return Free's perturbation after one step, clipped to [-eps, eps].
 
-    Shafahi et al., "Adversarial Training for Free!", 2019, algorithm 1. It belongs to the place
-    in the minibatch and not to an image, so the image's range does not clip it.
+    Shafahi et al., "Adversarial Training for Free!", 2019, algorithm 1. The perturbation belongs
+    to a place in the minibatch and not to an image, so it is not clipped to an image's range.
     """
     return (perturbation + step_size * gradient.sign()).clamp(-eps, eps)

@@ -1,4 +1,4 @@
-"""Results of single images, kept on disk batch by batch: a killed measurement goes on."""
+"""Results of single images, kept on disk batch by batch, so that a killed evaluation goes on."""
 
 import hashlib
 import json
@@ -26,11 +26,11 @@ Rows = dict[str, Tensor]  # name -> what was found, with a row for each image
 
 @dataclass(frozen=True)
 class Subject:
-    """A network, the images that it is measured on, and the folder that keeps the results.
+    """A network, the images that it is evaluated on, and the folder that keeps the results.
 
-    images: the whole split. positions: (N,) int64, growing, of those in it that are looked at.
+    images: the whole split. positions: (N,) int64, ascending, of the images that are evaluated.
     facts: JSON-able, all that every result depends on.
-    hardware: gathers what the results were computed on; a resumed measurement can be on another.
+    hardware: every machine that results were computed on; a resumed evaluation can add one.
     """
 
     network: nn.Module
@@ -54,18 +54,19 @@ class Subject:
         """Turn uint8 images into what the network takes."""
         return images.to(self.device).float() / 255
 
-    def measure(
+    def rows(
         self,
         name: str,
         settings: dict[str, Any],
         positions: Tensor,
         compute: Callable[[Tensor], Rows],
     ) -> Rows:
-        """Return `compute` of all `positions`, batch by batch, the rows in their order.
+        """Return what `compute` finds at `positions`: a row for each, in their order.
 
-        The rows are kept after every batch in a file whose name hashes all that they depend on:
-        `facts`, `settings` and `positions`. So a killed measurement goes on with the next batch,
-        a finished one is only read, and two at once write the same.
+        `compute` is called batch by batch. After every batch the rows are saved in a file whose
+        name hashes all that they depend on: `facts`, `settings` and `positions`. So a killed
+        evaluation goes on with the next batch, and a finished one reads its rows. Two that run at
+        once write the same rows.
 
         Raises:
             InputError: The folder cannot be written, or a batch does not fit into memory.
@@ -108,5 +109,5 @@ class Subject:
 
 
 def sha256_of(numbers: Tensor) -> str:
-    """Return the SHA-256 of a tensor's bytes, in hex."""
+    """Return the SHA-256 of a tensor's bytes, as hexadecimal digits."""
     return hashlib.sha256(numbers.cpu().contiguous().numpy()).hexdigest()

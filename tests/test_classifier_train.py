@@ -126,7 +126,7 @@ def test_validation_does_not_change_the_training(kind, tmp_path):
     classifier_run(tmp_path / "never", {**changes, "select.every": 2})
     classifier_run(tmp_path / "often", {**changes, **often})
     states = [state_of(tmp_path / name) for name in ("never", "often")]
-    for name in ("network", "ema", "optimizer", "rng_cpu"):
+    for name in ("network", "ema", "optimizer", "rng"):
         assert differing(*(state[name] for state in states)) == []
 
 

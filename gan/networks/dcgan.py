@@ -21,13 +21,33 @@ ends at a 4x4 map. With w the width, 64 by default:
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 
 from torch import nn
 
+from convnorm.experiment.config import require
 
-def generator(*, image_size: int, channels: int, z_dim: int, width: int) -> nn.Sequential:
+
+@dataclass(frozen=True)
+class Options:
+    """generator_width: channels of the last stage; discriminator_width: after the first layer.
+
+    The other layers are in proportion.
+    """
+
+    generator_width: int = 64
+    discriminator_width: int = 64
+
+    def __post_init__(self):
+        for key in ("generator_width", "discriminator_width"):
+            value = getattr(self, key)
+            require(value >= 1, f"model.options.{key}", value, "1 or more")
+
+
+def generator(options: Options, *, image_size: int, channels: int, z_dim: int) -> nn.Sequential:
     """Return G: z (N, z_dim) -> (N, channels, image_size, image_size) in [-1, 1]."""
+    width = options.generator_width
     stages = [width * factor for factor in reversed(_factors(image_size))]
     layers = [
         init_normal(nn.Linear(z_dim, 4 * 4 * stages[0], bias=False)),
@@ -46,9 +66,10 @@ def generator(*, image_size: int, channels: int, z_dim: int, width: int) -> nn.S
 
 
 def discriminator(
-    normalize: Callable[..., nn.Module], *, image_size: int, channels: int, width: int
+    normalize: Callable[..., nn.Module], options: Options, *, image_size: int, channels: int
 ) -> nn.Sequential:
     """Return D: (N, channels, image_size, image_size) -> logits (N,)."""
+    width = options.discriminator_width
     stages = [channels, *(width * factor for factor in _factors(image_size))]
     layers = []
     for index, (in_channels, out_channels) in enumerate(pairwise(stages)):

@@ -15,6 +15,8 @@ from itertools import pairwise
 import torch
 from torch import nn
 
+from convnorm.experiment.config import require
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -32,16 +34,24 @@ TABLE_5 = Layout((8, 4, 2, 1), (1, 2, 4, 8, 16), 4, generator_width=64, discrimi
 LAYOUTS = {16: OFFICIAL_32, 32: OFFICIAL_32, 48: TABLE_5}
 
 
-def default_widths(image_size: int) -> tuple[int, int]:
-    """Return the published widths of the generator and of the discriminator."""
-    layout = LAYOUTS[image_size]
-    return layout.generator_width, layout.discriminator_width
+@dataclass(frozen=True)
+class Options:
+    """Channels in units of `Layout`; null is the published number for the image size."""
+
+    generator_width: int | None = None
+    discriminator_width: int | None = None
+
+    def __post_init__(self):
+        for key in ("generator_width", "discriminator_width"):
+            value = getattr(self, key)
+            require(value is None or value >= 1, f"model.options.{key}", value, "1 or more")
 
 
-def generator(*, image_size: int, channels: int, z_dim: int, width: int) -> nn.Sequential:
+def generator(options: Options, *, image_size: int, channels: int, z_dim: int) -> nn.Sequential:
     """Return G: z (N, z_dim) -> (N, channels, image_size, image_size) in [-1, 1]."""
-    bottom = image_size // 8
-    stages = [width * factor for factor in LAYOUTS[image_size].generator]
+    bottom, layout = image_size // 8, LAYOUTS[image_size]
+    width = options.generator_width or layout.generator_width
+    stages = [width * factor for factor in layout.generator]
     return nn.Sequential(
         _init_glorot(nn.Linear(z_dim, stages[0] * bottom**2)),
         nn.Unflatten(1, (stages[0], bottom, bottom)),
@@ -54,10 +64,11 @@ def generator(*, image_size: int, channels: int, z_dim: int, width: int) -> nn.S
 
 
 def discriminator(
-    normalize: Callable[..., nn.Module], *, image_size: int, channels: int, width: int
+    normalize: Callable[..., nn.Module], options: Options, *, image_size: int, channels: int
 ) -> nn.Sequential:
     """Return D: (N, channels, image_size, image_size) -> logits (N,)."""
     layout = LAYOUTS[image_size]
+    width = options.discriminator_width or layout.discriminator_width
     stages = [width * factor for factor in layout.discriminator]
     blocks = [InputBlock(normalize, channels, stages[0])]
     for index, (in_channels, out_channels) in enumerate(pairwise(stages), start=1):

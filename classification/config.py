@@ -1,12 +1,13 @@
 """The configuration of a classification run. The defaults are ConvNorm's recipe for CIFAR-10."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from classification.label_noise import NoiseConfig
 from classification.networks import ARCHITECTURES
+from classification.networks.layers import ACTIVATIONS, NORM_POSITIONS
 from classification.splits import SplitConfig
-from convnorm.experiment.config import require
+from convnorm.experiment.config import options_of, require
 from convnorm.experiment.data import DataConfig
 from convnorm.experiment.errors import InputError
 from convnorm.normalizers import Normalizer
@@ -14,12 +15,19 @@ from convnorm.normalizers import Normalizer
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """arch, stem, activation: see classification.networks; a width of null is the published one."""
+    """arch, activation: see classification.networks.
+
+    options: fields of the architecture's own `Options`; what is left out is as published.
+    norm_position: where what normalizes a map stands; see classification.networks.layers.Builder.
+    """
 
     arch: Literal[tuple(ARCHITECTURES)] = "resnet18"
-    stem: Literal["cifar", "imagenet"] = "cifar"
-    activation: Literal["relu", "srelu"] = "relu"
-    width: int | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    activation: Literal[tuple(ACTIVATIONS)] = "relu"
+    norm_position: Literal[NORM_POSITIONS] = "before_activation"
+
+    def __post_init__(self):
+        options_of(ARCHITECTURES[self.arch].options, self.options, "model.options")
 
 
 @dataclass(frozen=True)

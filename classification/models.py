@@ -38,9 +38,9 @@ def build(
             image_size=config.data.image_size,
             mean=mean,
             std=std,
-            stem=model.stem,
+            options=model.options,
             activation=model.activation,
-            width=model.width,
+            norm_position=model.norm_position,
         )
 
 

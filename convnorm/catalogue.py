@@ -75,7 +75,8 @@ class Kind:
         steps or processes averages; buffers named as BatchNorm's need no mention.
     advance: moves the buffers that follow from the weights, such as vectors of power iterations,
         one step on, where the weights changed by other means than training. It gets a normalized
-        layer in training mode. None where there are no such buffers.
+        layer, or its `output` where that stands apart, in training mode. None where there are no
+        such buffers.
     """
 
     conv: Callable[[nn.Conv2d, "Normalizer"], nn.Module] = _as_it_is

@@ -104,7 +104,7 @@ class Normalizer:
 
     @property
     def has_shift(self) -> bool:
-        """Whether a normalized convolution brings a learned offset.
+        """Whether a normalized convolution brings a learned offset, its output included.
 
         `batch` does not where the image enters (`at_input`).
         """
@@ -136,20 +136,26 @@ class Normalizer:
         with torch.random.fork_rng(devices=[]):
             own = self.definition.output(channels, self)
             added = nn.BatchNorm2d(channels) if self.adds_batch_norm else None
-            return [module for module in (own, added) if module is not None]
+            return [self._marked(module) for module in (own, added) if module is not None]
 
-    def __call__(self, layer: nn.Conv2d | nn.Linear, *, at_input: bool = False) -> nn.Module:
+    def __call__(
+        self, layer: nn.Conv2d | nn.Linear, *, at_input: bool = False, output_first: bool = False
+    ) -> nn.Module:
         """Return the normalized layer; `layer` itself may be changed and is part of it.
 
-        at_input: the layer sees the image itself.
+        at_input: the layer sees the image itself. output_first: normalize the map that enters a
+        convolution, and not the one that it returns.
         """
         if at_input and not self.definition.at_input:
             return layer
         if isinstance(layer, nn.Linear):
             with torch.random.fork_rng(devices=[]):
                 return self._marked(self.definition.linear(layer, self))
-        conv, output = self.convolution(layer), self.output(layer.out_channels)
-        return self._marked(Normalized(conv, *output)) if output else conv
+        conv = self.convolution(layer)
+        output = self.output(layer.in_channels if output_first else layer.out_channels)
+        if not output:
+            return conv
+        return self._marked(Normalized(*((*output, conv) if output_first else (conv, *output))))
 
     def _marked(self, module: nn.Module) -> nn.Module:
         module.normalized_by = self  # found by `normalized_layers`, also in a deepcopy

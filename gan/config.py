@@ -1,9 +1,9 @@
 """The configuration of a GAN run. The defaults are the published SNGAN recipe for CIFAR-10."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-from convnorm.experiment.config import require
+from convnorm.experiment.config import options_of, require
 from convnorm.experiment.data import DataConfig
 from convnorm.experiment.errors import InputError
 from convnorm.normalizers import Normalizer
@@ -14,14 +14,17 @@ from gan.protocols import PROTOCOLS
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """arch: see gan.networks; a width of null is the published one."""
+    """arch: see gan.networks.
+
+    options: fields of the architecture's own `Options`; what is left out is as published.
+    """
 
     arch: Literal[tuple(ARCHITECTURES)] = "sngan_cnn"
     z_dim: int = 128
-    generator_width: int | None = None
-    discriminator_width: int | None = None
+    options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
+        options_of(ARCHITECTURES[self.arch].options, self.options, "model.options")
         require(self.z_dim >= 1, "model.z_dim", self.z_dim, "1 or more")
 
 

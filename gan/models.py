@@ -31,7 +31,7 @@ def build(config: GanConfig, channels: int) -> tuple[nn.Module, nn.Module]:
             image_size=config.data.image_size,
             channels=channels,
             z_dim=model.z_dim,
-            width=model.generator_width,
+            options=model.options,
         )
         torch.manual_seed(streams.generator("cpu", config.seed, "discriminator").initial_seed())
         discriminator = build_discriminator(
@@ -39,7 +39,7 @@ def build(config: GanConfig, channels: int) -> tuple[nn.Module, nn.Module]:
             config.normalizer,
             image_size=config.data.image_size,
             channels=channels,
-            width=model.discriminator_width,
+            options=model.options,
         )
     return generator, discriminator
 

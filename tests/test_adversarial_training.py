@@ -239,7 +239,7 @@ def test_adversarial_training_makes_digits_more_robust(tmp_path):
     common = {
         "split.validation": 0.1,
         "split.train_fraction": 1.0,
-        "model.width": 8,
+        "model.options.width": 8,
         "normalizer.kind": "batch",
         "train.batch_size": 64,
         "train.crop": 0,

@@ -11,23 +11,21 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import vgg
 
-from classification.networks import ARCHITECTURES, Architecture, Stem, build_network, resnet
-from classification.networks.layers import SReLU, Standardize
+from classification.networks import ARCHITECTURES, Architecture, build_network, resnet
+from classification.networks.layers import NORM_POSITIONS, SReLU, Standardize
 from convnorm import CATALOGUE, Normalizer
 from convnorm.experiment.errors import InputError
+from convnorm.experiment.run.averaging import averaged, follow, running_statistics
+from convnorm.spectrum import layer_norms
 
 RESNETS = [arch for arch in ARCHITECTURES if arch.startswith("resnet")]
-STEMS = [(arch, stem) for arch in ARCHITECTURES for stem in ARCHITECTURES[arch].stems]
+STEMS = [(arch, "cifar") for arch in ARCHITECTURES] + [(arch, "imagenet") for arch in RESNETS]
 # ResNets with each kind of block and shortcut, but few of them, for images of 8 pixels.
 SHALLOW = {
     residual.__name__: Architecture(
-        64,
-        {
-            "cifar": Stem(
-                partial(resnet.features, stem=resnet.cifar_stem, residual=residual, depths=(1, 2)),
-                stride=8,
-            )
-        },
+        resnet.Options,
+        partial(resnet.features, residual=residual, depths=(1, 2)),
+        resnet.total_stride,
     )
     for residual in (resnet.basic, resnet.bottleneck)
 }
@@ -51,17 +49,23 @@ def normalizer(kind, batch_norm=True):
     )
 
 
-def build(arch, kind="none", width=4, **changes):
+def build(arch, kind="none", width=4, stem="cifar", **changes):
     """A thin network for the smallest images; `kind` may be a normalizer."""
-    stem = changes.get("stem", "cifar")
+    chosen = options_for(width, stem)
     options = {"num_classes": 10, "channels": 3, "image_size": smallest(arch, stem), **changes}
     moments = {"mean": [0.4] * options["channels"], "std": [0.25] * options["channels"]}
     normalize = normalizer(kind) if isinstance(kind, str) else kind
-    return build_network(arch, normalize, width=width, **{**moments, **options})
+    return build_network(arch, normalize, options=chosen, **{**moments, **options})
+
+
+def options_for(width=None, stem="cifar"):
+    """A width of None and the stem "cifar" are the defaults."""
+    return ({} if width is None else {"width": width}) | ({} if stem == "cifar" else {"stem": stem})
 
 
 def smallest(arch, stem="cifar"):
-    return ARCHITECTURES[arch].stems[stem].stride
+    architecture = ARCHITECTURES[arch]
+    return architecture.stride(architecture.options(**options_for(stem=stem)))
 
 
 def images_for(arch, number=4):
@@ -81,7 +85,7 @@ class Recorder:
 
     def __init__(self, inner):
         self.inner = inner
-        self.has_shift = inner.has_shift
+        self.has_shift, self.conv_has_shift = inner.has_shift, inner.conv_has_shift
         self.layers, self.weights, self.results = [], [], []
 
     def __call__(self, layer):
@@ -372,12 +376,29 @@ def test_memory_formats_agree_and_bf16_is_finite(kind):
     ("changes", "message"),
     [
         ({"arch": "resnet19"}, r"model\.arch: 'resnet19', expected one of resnet18, .*simple_cnn"),
-        ({"stem": "tiny"}, r"model\.stem: 'tiny', resnet18 expects cifar or imagenet"),
-        ({"arch": "vgg11", "stem": "imagenet"}, r"model\.stem: 'imagenet', vgg11 expects cifar"),
+        (
+            {"options": {"stem": "tiny"}},
+            r"model\.options\.stem: tiny is not allowed; expected one of cifar, imagenet",
+        ),
+        (
+            {"arch": "vgg11", "options": {"stem": "imagenet"}},
+            r"model\.options\.stem: no such key; expected model\.options\.width",
+        ),
+        ({"norm_position": "last"}, r"model\.norm_position: 'last', expected before_activation or"),
         ({"activation": "gelu"}, r"model\.activation: 'gelu', expected relu or srelu"),
-        ({"width": 0}, r"model\.width: 0, expected 1 or more"),
-        ({"image_size": 7}, r"data\.image_size: 7, resnet18 .* cifar stem expects 8 or more"),
-        ({"image_size": 31, "stem": "imagenet"}, r"data\.image_size: 31, .* expects 32 or more"),
+        (
+            {"options": {"width": 0}},
+            r"model\.options\.width: 0 is not allowed; expected 1 or more",
+        ),
+        (
+            {"options": {"widht": 8}},
+            r"model\.options\.widht: no such key; expected model\.options\.width",
+        ),
+        ({"image_size": 7}, r"data\.image_size: 7, resnet18 .* stem cifar expects 8 or more"),
+        (
+            {"image_size": 31, "options": {"stem": "imagenet"}},
+            r"data\.image_size: 31, .* expects 32 or more",
+        ),
         ({"channels": 2}, r"data: images with 2 channels, expected 1 \(grey\) or 3 \(RGB\)"),
         ({"mean": [0.5]}, r"data: 1 means and 3 standard deviations, expected 3"),
         ({"num_classes": 1}, r"data: images of 1 classes, expected 2 or more"),
@@ -389,3 +410,96 @@ def test_what_cannot_be_built_is_named(changes, message):
     options = {"mean": [0.5] * options["channels"], "std": [0.2] * options["channels"], **options}
     with pytest.raises(InputError, match=f"^{message}[^\n]*$"):
         build_network(arch, normalizer("none"), **options)
+
+
+# Where the normalizer stands
+
+every_position = pytest.mark.parametrize("position", NORM_POSITIONS)
+
+
+def order_of(network, size):
+    """The names of convolutions, norms and activations, in the order in which they run."""
+    names, ran = {nn.Conv2d: "conv", nn.BatchNorm2d: "norm", SReLU: "activation"}, []
+    for module in modules_of(network, tuple(names)):
+        module.register_forward_hook(lambda m, *_: ran.append(names[type(m)]))
+    network.eval()(torch.rand(1, 3, size, size))
+    return ran
+
+
+@pytest.mark.parametrize(
+    ("position", "chain", "branch"),
+    [
+        ("before_activation", "conv norm activation", "conv norm activation conv norm"),
+        ("after_activation", "conv activation norm", "conv activation norm conv norm"),
+        ("before_convolution", "norm conv activation", "norm conv activation norm conv"),
+    ],
+)
+def test_the_normalizer_stands_where_it_is_asked_to(position, chain, branch):
+    """In a chain; in the branch of a block, whose last convolution has no activation; beside it."""
+    options = {"activation": "srelu", "norm_position": position}
+    for arch, convolutions in (("simple_cnn", 4), ("vgg11", 8)):
+        order = order_of(build(arch, "batch", **options), smallest(arch))
+        assert " ".join(order) == " ".join([chain] * convolutions)
+    shortcut = "norm conv" if position == "before_convolution" else "conv norm"
+    blocks = [[branch], [branch, shortcut], [branch]]
+    expected = " ".join([chain, *(f"{' '.join(b)} activation" for b in blocks)])
+    assert " ".join(order_of(build("basic", "batch", **options), 8)) == expected
+
+
+@every_family
+@every_position
+@pytest.mark.parametrize("kind", ["batch", "convnorm", "layer", "oni"])
+def test_positions_start_from_equal_weights(arch, position, kind):
+    def start(position):
+        torch.manual_seed(5)
+        recorded, drawn = [], nn.init.kaiming_normal_
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                nn.init, "kaiming_normal_", lambda w, **k: recorded.append(drawn(w, **k).clone())
+            )
+            head = build(arch, kind, norm_position=position).head.linear
+        return [*recorded, head.weight, head.bias, torch.rand(3)]
+
+    for weight, value in zip(start("before_activation"), start(position), strict=True):
+        assert torch.equal(weight, value)
+
+
+@every_kind
+@every_position
+@pytest.mark.parametrize("bare", [False, True])
+def test_a_convolution_has_a_bias_where_no_offset_follows_it_directly(kind, position, bare):
+    """One that BatchNorm takes away again, or none where an activation comes first."""
+    normalize = Normalizer(kind) if bare else normalizer(kind)
+    network = build("basic", normalize, norm_position=position)
+    convs = [m for m in modules_of(network, nn.Conv2d) if m.groups == 1]
+    alone = {id(block.residual[-1]) for block in modules_of(network, resnet.Block)}
+    alone |= {id(block.shortcut) for block in modules_of(network, resnet.Block)}
+    last = {id(c) for m in network.modules() if id(m) in alone for c in modules_of(m, nn.Conv2d)}
+    for conv in convs:
+        follows = position == "before_activation" or (
+            position == "after_activation" and id(conv) in last
+        )
+        has_shift = normalize.has_shift if follows else normalize.conv_has_shift
+        assert (conv.bias is None) == has_shift
+
+
+@every_kind
+@every_position
+def test_every_position_trains_is_averaged_and_has_spectra(kind, position):
+    """Statistics that stand apart from their convolution; norms taken where there is no map."""
+    torch.manual_seed(0)
+    network = build("basic", kind, norm_position=position, image_size=16)
+    average = averaged(network, 0.9)
+    x = torch.rand(8, 3, 16, 16)
+    F.cross_entropy(network(x), torch.arange(8)).backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+    norms = modules_of(network, nn.BatchNorm2d)
+    assert len(running_statistics(network)) == 2 * len(norms)
+    follow(average, network, 0.0)
+    for one, other in zip(running_statistics(average), running_statistics(network), strict=True):
+        assert torch.equal(one, other)
+    measured = layer_norms(network, torch.Size((3, 16, 16)))
+    assert len(measured) == len([m for m in modules_of(network, nn.Conv2d) if m.groups == 1])
+    assert all(0 < value < 1e3 for layer in measured.values() for value in layer)

@@ -33,7 +33,7 @@ def file(tmp_path):
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_config_loads_and_builds(name):
-    config = read("--cfg", name, "--model.generator_width=4", "--model.discriminator_width=4")
+    config = read("--cfg", name, "--model.options.generator_width=4")
     assert build(config, channels=1 if config.data.name == "digits" else 3)
 
 
@@ -45,11 +45,23 @@ def test_every_shipped_config_says_what_it_shows(name):
 @pytest.mark.parametrize(
     ("argv", "key", "value", "expected"),
     [
-        (["--model.generator_widht", "4"], "model.generator_widht", "", "model.generator_width"),
+        (
+            ["--model.options.generator_widht", "4"],
+            "model.options.generator_widht",
+            "",
+            "model.options.generator_width",
+        ),
+        (["--model.generator_width", "4"], "model.generator_width", "", "model.arch"),
         (["--modle.arch", "dcgan"], "modle.arch", "", "model.arch"),
         (["--frobnicate=3"], "frobnicate", "", "normalizer"),
         (["--see", "4"], "see", "", "seed"),  # no abbreviations
-        (["--model.generator_width", "1.5"], "model.generator_width", "1.5", "int or null"),
+        (
+            ["--model.options.generator_width", "1.5"],
+            "model.options.generator_width",
+            "1.5",
+            "int",
+        ),
+        (["--model.options", "4"], "model.options", "4", "keys and values"),
         (["--steps", "many"], "steps", "many", "int"),
         (["--steps="], "steps", "nothing", "int"),
         (["--model.z_dim", "null"], "model.z_dim", "None", "int"),
@@ -102,7 +114,8 @@ def test_a_wrong_option_is_named_with_its_value_and_what_was_expected(
         ("modle: {arch: dcgan}", "modle: no such key; expected model"),
         ("model.arch: dcgan", "model.arch: dots are for the command line; expected nested keys"),
         ("cfg: sngan_none", "cfg: no such key; expected data, model"),
-        ("model: {generator_width: 1.5}", "model.generator_width: 1.5 .* expected int or null"),
+        ("model: {generator_width: 4}", "model.generator_width: no such key"),
+        ("model: {options: 3}", "model.options: 3 is not allowed; expected keys and values"),
         ("steps: 1.5", "steps: 1.5 is not allowed; expected int"),
         ("steps: null", "steps: null is not allowed; expected int"),
         ("seed: true", "seed: True is not allowed; expected int"),
@@ -148,7 +161,7 @@ def test_exponents_are_numbers(file):
 
 
 def test_print_config_can_be_given_back(file, capsys):
-    argv = ["--cfg", "sngan_spectral", "--optim.lr", "3e-5", "--model.generator_width", "8"]
+    argv = ["--cfg", "sngan_spectral", "--optim.lr", "3e-5", "--model.options.generator_width", "8"]
     with pytest.raises(SystemExit) as exited:
         read(*argv, "--print_config")
     assert exited.value.code in (0, None)
@@ -156,7 +169,7 @@ def test_print_config_can_be_given_back(file, capsys):
 
 
 def test_a_saved_config_can_be_given_back(file):
-    config = tiny({"optim.lr": 1e-7, "normalizer.kind": "layer", "model.generator_width": None})
+    config = tiny({"optim.lr": 1e-7, "normalizer.kind": "layer"})
     assert read("--cfg", file(to_yaml(config))) == config
 
 
@@ -165,6 +178,19 @@ def test_a_config_survives_its_dictionary():
     assert from_dict(GanConfig, asdict(config)) == config
     with pytest.raises(InputError, match="stepps"):
         from_dict(GanConfig, {**asdict(config), "stepps": 3})
+
+
+def test_options_of_an_architecture_are_merged_and_belong_to_it(file):
+    path = file("model: {arch: dcgan, options: {generator_width: 5, discriminator_width: 6}}")
+    config = read("--cfg", path, "--model.options.discriminator_width", "7")
+    assert config.model.options == {"generator_width": 5, "discriminator_width": 7}
+    assert from_dict(GanConfig, asdict(config)) == config
+    with pytest.raises(InputError, match=r"^model\.options\.stem: no such key; expected"):
+        read("--cfg", file("model: {options: {stem: cifar}}"))
+    values = asdict(config)
+    values["model"]["options"]["stem"] = "cifar"
+    with pytest.raises(InputError, match=r"^model\.options\.stem: no such key; expected"):
+        from_dict(GanConfig, values)
 
 
 def test_the_run_folder_is_named_after_config_and_seed():

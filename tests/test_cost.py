@@ -22,7 +22,9 @@ ON_THE_WEIGHT = ("spectral", "convnorm", "spectral_convnorm", "oni", "own")
 def discriminator(kind, arch="sngan_cnn", **options):
     torch.manual_seed(0)
     normalize = Normalizer(kind, **options)
-    return build_discriminator(arch, normalize, image_size=32, channels=3, width=16)
+    return build_discriminator(
+        arch, normalize, image_size=32, channels=3, options={"discriminator_width": 16}
+    )
 
 
 def images(num, size=32, channels=3):
@@ -109,7 +111,9 @@ def test_native_is_cheaper_where_layers_are_strided():
 def test_every_discriminator_is_counted_without_a_trace(kind, arch):
     """Catches power iterations moved on, batch statistics and random numbers drawn by the count."""
     normalize = Normalizer(kind, affine=True, batch_norm=True, multiplier=True)
-    D = build_discriminator(arch, normalize, image_size=16, channels=1, width=4).eval()
+    D = build_discriminator(
+        arch, normalize, image_size=16, channels=1, options={"discriminator_width": 4}
+    ).eval()
     next(iter(D.modules())).training = True
     modes = [module.training for module in D.modules()]
     before = {name: value.clone() for name, value in D.state_dict().items()}

@@ -145,7 +145,7 @@ def broken(tmp_path: Path) -> dict[str, Path]:
     make_run(tmp_path / "last").joinpath("best.pt").rename(tmp_path / "last" / "last.pt")
     make_run(
         tmp_path / "other",
-        network=build(tiny_classifier({"model.width": 8}), 10, (0.5,), (0.5,)).state_dict(),
+        network=build(tiny_classifier({"model.options.width": 8}), 10, (0.5,), (0.5,)).state_dict(),
     )
     make_run(tmp_path / "gan", format="convnorm-suite/gan/1")
     make_run(tmp_path / "few", classes=tuple("01234"), network=None)

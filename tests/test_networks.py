@@ -44,9 +44,11 @@ class Recorder:
 
 
 def pair(arch, image_size, channels=3, z_dim=8, width=4, normalize=plain):
-    G = build_generator(arch, image_size=image_size, channels=channels, z_dim=z_dim, width=width)
-    D = build_discriminator(arch, normalize, image_size=image_size, channels=channels, width=width)
-    return G, D
+    names = ("generator_width", "discriminator_width")
+    options = {} if width is None else dict.fromkeys(names, width)
+    same = {"image_size": image_size, "channels": channels, "options": options}
+    G = build_generator(arch, z_dim=z_dim, **same)
+    return G, build_discriminator(arch, normalize, **same)
 
 
 def modules_of(network, kind):
@@ -278,16 +280,47 @@ def test_resnet_discriminator_sums_over_the_map(image_size, last_map):
         ({"image_size": 30}, "data.image_size: 30, sngan_cnn expects a multiple of 8"),
         ({"arch": "sngan_resnet", "image_size": 64}, "data.image_size: 64, .* 16, 32 or 48"),
         ({"channels": 4}, "data: images with 4 channels, expected 1"),
-        ({"width": 0}, "model.{}_width: 0, expected 1 or more"),
+        (
+            {"options": {"generator_width": 0}},
+            r"model\.options\.generator_width: 0 is not allowed; expected 1 or more",
+        ),
+        (
+            {"options": {"discriminator_width": "wide"}},
+            r"model\.options\.discriminator_width: wide is not allowed; expected int",
+        ),
+        (
+            {"options": {"generator_widht": 4}},
+            r"model\.options\.generator_widht: no such key; .* model\.options\.generator_width",
+        ),
     ],
 )
 def test_wrong_input_is_one_line_that_names_the_key(changed, message):
-    wrong = {"arch": "sngan_cnn", "image_size": 32, "channels": 3, "width": 4} | changed
+    wrong = {"arch": "sngan_cnn", "image_size": 32, "channels": 3} | changed
     arch = wrong.pop("arch")
-    with pytest.raises(InputError, match=message.format("generator")):
+    with pytest.raises(InputError, match=message):
         build_generator(arch, z_dim=8, **wrong)
-    with pytest.raises(InputError, match=message.format("discriminator")):
+    with pytest.raises(InputError, match=message):
         build_discriminator(arch, plain, **wrong)
+
+
+@every_network
+@pytest.mark.parametrize("network", ["generator", "discriminator"])
+def test_each_width_is_that_of_its_network_alone(arch, image_size, network):
+    """And null, where it is allowed, is the published one."""
+
+    def sizes(options):
+        with torch.device("meta"):
+            same = {"image_size": image_size, "channels": 3, "options": options}
+            pair = build_generator(arch, z_dim=8, **same), build_discriminator(arch, plain, **same)
+        return [sum(p.numel() for p in net.parameters()) for net in pair]
+
+    published, changed = sizes({}), sizes({f"{network}_width": 3})
+    assert [a != b for a, b in zip(published, changed, strict=True)] == [
+        network == "generator",
+        network == "discriminator",
+    ]
+    if arch == "sngan_resnet":
+        assert sizes({f"{network}_width": None}) == published
 
 
 def test_wrong_z_dim_is_named():

@@ -27,7 +27,9 @@ ON_WEIGHTS = ("weight", "spectral", "oni", "own")  # in the weight, so on linear
 def discriminator(kind, arch="dcgan", seed=0, **options):
     torch.manual_seed(seed)
     normalize = Normalizer(kind, **options)
-    return build_discriminator(arch, normalize, image_size=16, channels=1, width=4)
+    return build_discriminator(
+        arch, normalize, image_size=16, channels=1, options={"discriminator_width": 4}
+    )
 
 
 def images(batch_size=4):
@@ -392,10 +394,10 @@ def test_reads_names_the_options_that_have_an_effect_and_no_other(kind):
     assert OTHER_VALUES.keys() == {field.name for field in dataclasses.fields(Normalizer)} - {
         "kind"
     }
+    bases = [(base, trace_of(Normalizer(kind, **base))) for base in ({}, {"affine": True})]
     for option, value in OTHER_VALUES.items():
         effects = []
-        for base in ({}, {"affine": True}):
-            one = trace_of(Normalizer(kind, **base))
+        for base, one in bases:
             other = trace_of(Normalizer(kind, **{**base, option: value}))
             equal = len(one) == len(other) and all(map(torch.equal, one, other))
             effects.append(not equal)

@@ -1,12 +1,15 @@
 """Every option of a run has an effect."""
 
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from runs import classifier_run, differing, log_of, run, state_of, tiny, tiny_classifier
 
+import classification.networks
+import gan.networks
 from convnorm.experiment.errors import InputError
 
 
@@ -17,6 +20,14 @@ def dotted(config: object, prefix: str = "") -> list[str]:
     return names
 
 
+def expanded(names: list[str], architectures: dict[str, Any]) -> list[str]:
+    """The same with the options of every architecture in the place of `model.options`."""
+    options = {field.name for arch in architectures.values() for field in fields(arch.options)}
+    assert "model.options" in names
+    others = [name for name in names if name != "model.options"]
+    return sorted([*others, *(f"model.options.{name}" for name in options)])
+
+
 # key -> (what makes it count, its other value); LEFT and RIGHT are folders of images.
 GAN = {
     "data.name": ({"data.root": "LEFT"}, "folder"),
@@ -24,8 +35,8 @@ GAN = {
     "data.image_size": ({}, 32),
     "model.arch": ({}, "sngan_cnn"),
     "model.z_dim": ({}, 9),
-    "model.generator_width": ({}, 5),
-    "model.discriminator_width": ({}, 5),
+    "model.options.generator_width": ({}, 5),
+    "model.options.discriminator_width": ({}, 5),
     "normalizer.kind": ({}, "none"),
     "normalizer.multiplier": ({"normalizer.kind": "layer"}, True),
     "normalizer.grid": ({}, "native"),
@@ -81,9 +92,10 @@ CLASSIFIER = {
     "noise.rate": ({"noise.kind": "pair"}, 0.5),
     "noise.seed": ({"noise.kind": "pair", "noise.rate": 0.5}, 1),
     "model.arch": ({}, "resnet18"),
-    "model.stem": ({"model.arch": "resnet18", "data.image_size": 32}, "imagenet"),
+    "model.options.width": ({}, 5),
+    "model.options.stem": ({"model.arch": "resnet18", "data.image_size": 32}, "imagenet"),
     "model.activation": ({}, "srelu"),
-    "model.width": ({}, 5),
+    "model.norm_position": ({}, "after_activation"),
     "normalizer.kind": ({}, "none"),
     "normalizer.multiplier": ({"normalizer.kind": "layer"}, False),
     "normalizer.grid": ({}, "native"),
@@ -136,6 +148,10 @@ CLASSIFIER = {
     "log.norms_every": ({}, 1),
     "seed": ({}, 1),
 }
+ARCHITECTURES = {
+    "gan": gan.networks.ARCHITECTURES,
+    "classifier": classification.networks.ARCHITECTURES,
+}
 PIPELINES = {
     "gan": (run, tiny, GAN, {"steps": 2}),
     "classifier": (classifier_run, tiny_classifier, CLASSIFIER, {"train.epochs": 1}),
@@ -181,7 +197,7 @@ def left_in(run_dir):
 @pytest.mark.parametrize("pipeline", PIPELINES)
 def test_no_option_is_forgotten(pipeline):
     _, config, effects, _ = PIPELINES[pipeline]
-    assert sorted(effects) == sorted(dotted(config()))
+    assert sorted(effects) == expanded(dotted(config()), ARCHITECTURES[pipeline])
 
 
 @pytest.mark.parametrize(

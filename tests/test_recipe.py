@@ -35,7 +35,9 @@ def instance():
 def discriminator(**options):
     torch.manual_seed(0)
     normalize = Normalizer("instance", **options)
-    return build_discriminator("dcgan", normalize, image_size=16, channels=1, width=4)
+    return build_discriminator(
+        "dcgan", normalize, image_size=16, channels=1, options={"discriminator_width": 4}
+    )
 
 
 def test_it_normalizes_every_convolution():

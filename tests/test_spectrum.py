@@ -23,7 +23,9 @@ every_kind = pytest.mark.parametrize("kind", CATALOGUE)
 def network(kind, arch="sngan_cnn", **options):
     torch.manual_seed(0)
     normalize = Normalizer(kind, **options)
-    return build_discriminator(arch, normalize, image_size=16, channels=1, width=4)
+    return build_discriminator(
+        arch, normalize, image_size=16, channels=1, options={"discriminator_width": 4}
+    )
 
 
 def assert_matches_dense(layer, size):

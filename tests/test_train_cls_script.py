@@ -93,8 +93,11 @@ def test_configs_hold_differences_from_the_defaults_only(name):
         ),
         ({"adversary.steps": 0}, "adversary.steps: 0 is not allowed; expected 1 or more"),
         ({"model.arch": "resnet19"}, "model.arch: resnet19 is not allowed; expected one of"),
-        ({"model.stem": "imagenet"}, "model.stem: 'imagenet', simple_cnn expects cifar"),
-        ({"model.width": 0}, "model.width: 0, expected 1 or more"),
+        (
+            {"model.options.stem": "imagenet"},
+            "model.options.stem: no such key; expected model.options.width",
+        ),
+        ({"model.options.width": 0}, "model.options.width: 0 is not allowed; expected 1 or more"),
         ({"noise.rate": 0.4}, "noise.rate: 0.4 is not allowed; expected 0 where noise.kind is"),
         ({"noise.kind": "pair", "noise.rate": 1.5}, "noise.rate: 1.5 is not allowed"),
         (
@@ -113,8 +116,8 @@ def test_configs_hold_differences_from_the_defaults_only(name):
         ({"train.batch_size": 500}, "train.batch_size: got 500, expected 1 to 140"),
         ({"train.epochs": 0}, "train.epochs: 0 is not allowed; expected 1 or more"),
         ({"select.metric": "test"}, "select.metric: test is not allowed; expected one of"),
-        ({"data.image_size": 2}, "data.image_size: 2, simple_cnn with the cifar stem expects 4"),
-        ({"normalizer.kind": "magic"}, "normalizer.kind: magic is not allowed; expected one of"),
+        ({"data.image_size": 2}, "data.image_size: 2, simple_cnn with width 4 expects 4"),
+        ({"normalizer.kind": "magic"}, "normalizer.kind: 'magic' is not allowed; expected one of"),
         ({"learning_rate": 1}, "learning_rate: no such key"),
     ],
 )

@@ -1,52 +1,49 @@
 """The classifiers by name, built for images and classes, with the inputs checked.
 
-No network names a normalizer: an architecture receives a builder of convolutions, each of which
-comes initialized and with what normalizes it, and puts its activations behind them.
+No network names a normalizer or puts one in its place: an architecture receives a `Builder` of
+convolutions, which come initialized, with what normalizes them and with their activations.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
+from types import MappingProxyType
+from typing import Any
 
 from torch import nn
 
 from classification.networks import resnet, simple_cnn, vgg
-from classification.networks.layers import ACTIVATIONS, Standardize, conv_builder, linear_head
+from classification.networks.layers import (
+    ACTIVATIONS,
+    NORM_POSITIONS,
+    Builder,
+    Standardize,
+    linear_head,
+)
+from convnorm.experiment.config import options_of
 from convnorm.experiment.errors import InputError
 from convnorm.normalizers import Normalizer
 
 
 @dataclass(frozen=True)
-class Stem:
-    """How an architecture begins, with what comes of it up to the global pooling."""
-
-    # (conv, activation, *, channels, width) -> (layers, the number of their output channels)
-    features: Callable[..., tuple[nn.Sequential, int]]
-    stride: int  # of all layers together, and so the smallest image size
-
-
-@dataclass(frozen=True)
 class Architecture:
-    """The stems that an architecture can have, and its published width."""
+    """An architecture with its options, up to the global pooling."""
 
-    width: int  # channels of the first stage
-    stems: dict[str, Stem]
+    options: type  # a dataclass; its defaults are the published network
+    # (build, options, *, channels) -> (layers, the number of their output channels)
+    features: Callable[..., tuple[nn.Sequential, int]]
+    # options -> the stride of all layers together, which is the smallest image size
+    stride: Callable[[Any], int]
 
 
 def _resnet(residual: resnet.Residual, *depths: int) -> Architecture:
     features = partial(resnet.features, residual=residual, depths=depths)
-    return Architecture(
-        width=64,
-        stems={
-            "cifar": Stem(partial(features, stem=resnet.cifar_stem), stride=8),
-            "imagenet": Stem(partial(features, stem=resnet.imagenet_stem), stride=32),
-        },
-    )
+    return Architecture(resnet.Options, features, resnet.total_stride)
 
 
 def _vgg(*depths: int) -> Architecture:
-    return Architecture(64, {"cifar": Stem(partial(vgg.features, depths=depths), stride=32)})
+    return Architecture(vgg.Options, partial(vgg.features, depths=depths), lambda options: 32)
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -59,8 +56,10 @@ ARCHITECTURES: dict[str, Architecture] = {
     "vgg13": _vgg(2, 2, 2, 2, 2),
     "vgg16": _vgg(2, 2, 3, 3, 3),
     "vgg19": _vgg(2, 2, 4, 4, 4),
-    "simple_cnn": Architecture(32, {"cifar": Stem(simple_cnn.features, stride=4)}),
+    "simple_cnn": Architecture(simple_cnn.Options, simple_cnn.features, lambda options: 4),
 }
+
+PUBLISHED: Mapping[str, Any] = MappingProxyType({})  # no option of an architecture changed
 
 
 def build_network(
@@ -72,39 +71,37 @@ def build_network(
     image_size: int,
     mean: Sequence[float],
     std: Sequence[float],
-    stem: str = "cifar",
+    options: Mapping[str, Any] = PUBLISHED,
     activation: str = "relu",
-    width: int | None = None,
+    norm_position: str = "before_activation",
 ) -> nn.Module:
     """Return a classifier: x (N, channels, H, W) in [0, 1] -> logits (N, num_classes).
 
     `mean` and `std` of the training images, in units of x, one for each channel: the first layer
-    standardizes with them. `stem`: "cifar", or "imagenet" for large images (ResNets only).
-    `activation`: "relu" or "srelu". `width`: the channels of the first stage, the others are in
-    proportion; None is the published width. Any image of at least the total stride goes through;
-    `image_size` is checked against it. Weights come from the global random number generator,
-    each layer's before its normalizer sees it: kinds start from equal weights. Raises
-    `InputError` for what is unknown or cannot be built.
+    standardizes with them. `options` are fields of the architecture's `Options`; what is left out
+    is as published. `activation`: "relu" or "srelu". `norm_position`: see `Builder`. Any image of
+    at least the total stride goes through; `image_size` is checked against it. Weights come from
+    the global random number generator, each layer's before its normalizer sees it: kinds start
+    from equal weights. Raises `InputError` for what is unknown or cannot be built.
     """
     if arch not in ARCHITECTURES:
         raise InputError(f"model.arch: {arch!r}, expected one of {', '.join(ARCHITECTURES)}")
     architecture = ARCHITECTURES[arch]
-    if stem not in architecture.stems:
-        raise InputError(f"model.stem: {stem!r}, {arch} expects {' or '.join(architecture.stems)}")
-    chosen = architecture.stems[stem]
-    if activation not in ACTIVATIONS:
-        raise InputError(f"model.activation: {activation!r}, expected {' or '.join(ACTIVATIONS)}")
-    if width is None:
-        width = architecture.width
-    if width < 1:
-        raise InputError(f"model.width: {width}, expected 1 or more")
-    if image_size < chosen.stride:
-        smallest = f"{arch} with the {stem} stem expects {chosen.stride} or more"
+    chosen = options_of(architecture.options, options, "model.options")
+    for key, value, known in (
+        ("activation", activation, ACTIVATIONS),
+        ("norm_position", norm_position, NORM_POSITIONS),
+    ):
+        if value not in known:
+            raise InputError(f"model.{key}: {value!r}, expected {' or '.join(known)}")
+    stride = architecture.stride(chosen)
+    if image_size < stride:
+        settings = ", ".join(f"{key} {value}" for key, value in asdict(chosen).items())
+        smallest = f"{arch} with {settings} expects {stride} or more"
         raise InputError(f"data.image_size: {image_size}, {smallest}")
     _check_data(num_classes, channels, mean, std)
-    features, num_features = chosen.features(
-        conv_builder(normalizer), ACTIVATIONS[activation], channels=channels, width=width
-    )
+    build = Builder(normalizer, ACTIVATIONS[activation], norm_position)
+    features, num_features = architecture.features(build, chosen, channels=channels)
     return nn.Sequential(
         OrderedDict(
             standardize=Standardize(mean, std),

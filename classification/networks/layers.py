@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -9,8 +10,6 @@ from torch import nn
 from convnorm.experiment.errors import InputError
 from convnorm.normalizers import Normalizer
 
-# conv(in_channels, out_channels, kernel_size, stride=1, padding=0) -> a normalized convolution
-Conv = Callable[..., nn.Module]
 # activation(channels) -> a module that keeps the shape (N, channels, H, W)
 Activation = Callable[[int], nn.Module]
 
@@ -59,25 +58,74 @@ def relu(channels: int) -> nn.ReLU:
 ACTIVATIONS: dict[str, Activation] = {"relu": relu, "srelu": SReLU}
 
 
-def conv_builder(normalizer: Normalizer) -> Conv:
-    """Return the builder of normalized convolutions that an architecture gets.
+NORM_POSITIONS = ("before_activation", "after_activation", "before_convolution")
+
+
+@dataclass(frozen=True)
+class Builder:
+    """Builds convolutions with what normalizes them and their activations, in the order chosen.
+
+    norm_position: where what normalizes a map stands; a normalizer of the weights has no place.
+        before_activation: convolution, normalizer, activation.
+        after_activation: convolution, activation, normalizer. Where a convolution has no
+            activation of its own, the normalizer follows it.
+        before_convolution: normalizer, convolution, activation; the first one sees the image.
 
     Weights are drawn from N(0, 2 / fan_out) (He et al. 2015, arXiv 1502.01852) and are equal for
-    all normalizers that leave the global random state alone. There is a bias, from 0, where the
-    normalized layer has no offset of its own.
+    all positions, and for all normalizers that leave the global random state alone. There is a
+    bias, from 0, where no offset of the normalizer follows the convolution directly.
     """
 
-    def conv(
-        in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0
-    ) -> nn.Module:
-        layer = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=False)
-        nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-        if not normalizer.has_shift:
-            # Not by nn.Conv2d, which would draw it and so shift the random numbers of the rest.
-            layer.bias = nn.Parameter(torch.zeros(out_channels))
-        return normalizer(layer)
+    normalizer: Normalizer
+    activation: Activation
+    norm_position: str
 
-    return conv
+    def conv(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int = 0,
+    ) -> nn.Module:
+        """A normalized convolution without an activation, such as the last one of a branch."""
+        geometry = (in_channels, out_channels, kernel_size, stride, padding)
+        if self.norm_position == "before_convolution":
+            layer = _drawn(*geometry, bias=not self.normalizer.conv_has_shift)
+            return self.normalizer(layer, output_first=True)
+        return self.normalizer(_drawn(*geometry, bias=not self.normalizer.has_shift))
+
+    def activated(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int = 0,
+    ) -> list[nn.Module]:
+        """A normalized convolution with its activation: layers to run one after another."""
+        geometry = (in_channels, out_channels, kernel_size, stride, padding)
+        if self.norm_position != "after_activation":
+            return [self.conv(*geometry), self.activation(out_channels)]
+        layer = _drawn(*geometry, bias=not self.normalizer.conv_has_shift)
+        conv, output = self.normalizer.convolution(layer), self.normalizer.output(out_channels)
+        return [conv, self.activation(out_channels), *output]
+
+
+def _drawn(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int,
+    stride: int,
+    padding: int,
+    *,
+    bias: bool,
+) -> nn.Conv2d:
+    layer = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=False)
+    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    if bias:  # not by nn.Conv2d, which would draw it and so shift the random numbers of the rest
+        layer.bias = nn.Parameter(torch.zeros(out_channels))
+    return layer
 
 
 def linear_head(in_features: int, num_classes: int) -> nn.Sequential:

@@ -2,7 +2,7 @@
 
 With w the width, 64 by default, four stages of blocks have w, 2w, 4w and 8w channels (4 times as
 many where the blocks are bottlenecks), and all but the first halve the map. Read "conv" as a
-convolution with what normalizes it:
+convolution with what normalizes it (where that stands, `Builder` decides):
 
     basic block   conv 3x3, activation, conv 3x3; plus shortcut; activation
     bottleneck    conv 1x1, activation, conv 3x3, activation, conv 1x1 to 4 times the channels;
@@ -17,13 +17,16 @@ convolution with what normalizes it:
 
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
 
-from classification.networks.layers import Activation, Conv
+from classification.networks.layers import Builder
+from convnorm.experiment.config import require
 
-# (conv, activation, in_channels, width, stride) -> (branch, the number of its output channels)
+# (build, in_channels, width, stride) -> (branch, the number of its output channels)
 Residual = Callable[..., tuple[nn.Sequential, int]]
 
 
@@ -40,35 +43,29 @@ class Block(nn.Module):
         return self.activation(self.residual(x) + self.shortcut(x))
 
 
-def basic(
-    conv: Conv, activation: Activation, in_channels: int, width: int, stride: int
-) -> tuple[nn.Sequential, int]:
+def basic(build: Builder, in_channels: int, width: int, stride: int) -> tuple[nn.Sequential, int]:
     """The residual branch of a basic block; see `Residual`."""
     branch = nn.Sequential(
-        conv(in_channels, width, 3, stride, padding=1),
-        activation(width),
-        conv(width, width, 3, padding=1),
+        *build.activated(in_channels, width, 3, stride, padding=1),
+        build.conv(width, width, 3, padding=1),
     )
     return branch, width
 
 
 def bottleneck(
-    conv: Conv, activation: Activation, in_channels: int, width: int, stride: int
+    build: Builder, in_channels: int, width: int, stride: int
 ) -> tuple[nn.Sequential, int]:
     """The residual branch of a bottleneck; see `Residual`."""
     branch = nn.Sequential(
-        conv(in_channels, width, 1),
-        activation(width),
-        conv(width, width, 3, stride, padding=1),
-        activation(width),
-        conv(width, 4 * width, 1),
+        *build.activated(in_channels, width, 1),
+        *build.activated(width, width, 3, stride, padding=1),
+        build.conv(width, 4 * width, 1),
     )
     return branch, 4 * width
 
 
 def _stage(
-    conv: Conv,
-    activation: Activation,
+    build: Builder,
     residual: Residual,
     depth: int,
     in_channels: int,
@@ -78,52 +75,67 @@ def _stage(
     """`depth` blocks, the first of which has the stride; and the number of output channels."""
     blocks = []
     for _ in range(depth):
-        branch, out_channels = residual(conv, activation, in_channels, width, stride)
+        branch, out_channels = residual(build, in_channels, width, stride)
         shortcut = nn.Identity()
         if stride != 1 or in_channels != out_channels:
-            shortcut = conv(in_channels, out_channels, 1, stride)
-        blocks.append(Block(branch, shortcut, activation(out_channels)))
+            shortcut = build.conv(in_channels, out_channels, 1, stride)
+        blocks.append(Block(branch, shortcut, build.activation(out_channels)))
         in_channels, stride = out_channels, 1
     return nn.Sequential(*blocks), in_channels
 
 
-def cifar_stem(conv: Conv, activation: Activation, channels: int, width: int) -> nn.Sequential:
+def cifar_stem(build: Builder, channels: int, width: int) -> nn.Sequential:
     """(N, channels, H, W) -> (N, width, H, W)."""
-    return nn.Sequential(conv(channels, width, 3, padding=1), activation(width))
+    return nn.Sequential(*build.activated(channels, width, 3, padding=1))
 
 
-def imagenet_stem(conv: Conv, activation: Activation, channels: int, width: int) -> nn.Sequential:
+def imagenet_stem(build: Builder, channels: int, width: int) -> nn.Sequential:
     """(N, channels, H, W) -> (N, width, H / 4, W / 4)."""
     return nn.Sequential(
-        conv(channels, width, 7, 2, padding=3), activation(width), nn.MaxPool2d(3, 2, padding=1)
+        *build.activated(channels, width, 7, 2, padding=3), nn.MaxPool2d(3, 2, padding=1)
     )
 
 
+@dataclass(frozen=True)
+class Options:
+    """width: channels of the first stage. stem: imagenet is for large images."""
+
+    width: int = 64
+    stem: Literal["cifar", "imagenet"] = "cifar"
+
+    def __post_init__(self):
+        require(self.width >= 1, "model.options.width", self.width, "1 or more")
+
+
+STEMS = {"cifar": cifar_stem, "imagenet": imagenet_stem}
+
+
+def total_stride(options: Options) -> int:
+    """Of all layers together: the last three stages halve the map, as "imagenet" does twice."""
+    return {"cifar": 8, "imagenet": 32}[options.stem]
+
+
 def features(
-    conv: Conv,
-    activation: Activation,
+    build: Builder,
+    options: Options,
     *,
     channels: int,
-    width: int,
-    stem: Callable[..., nn.Sequential],
     residual: Residual,
     depths: tuple[int, ...],
 ) -> tuple[nn.Sequential, int]:
-    """Return images (N, channels, H, W) -> maps, 8 times smaller than `stem`'s; their channels.
+    """Return images (N, channels, H, W) -> maps, smaller by `total_stride`; their channels.
 
-    `stem`: `cifar_stem` or `imagenet_stem`; `residual`: `basic` or `bottleneck`; `depths`: how
-    many blocks each stage has.
+    `residual`: `basic` or `bottleneck`; `depths`: how many blocks each stage has.
     """
-    layers = OrderedDict(stem=stem(conv, activation, channels, width))
-    in_channels = width
+    layers = OrderedDict(stem=STEMS[options.stem](build, channels, options.width))
+    in_channels = options.width
     for index, depth in enumerate(depths):
         layers[f"stage{index + 1}"], in_channels = _stage(
-            conv,
-            activation,
+            build,
             residual,
             depth,
             in_channels,
-            width=width * 2**index,
+            width=options.width * 2**index,
             stride=1 if index == 0 else 2,
         )
     return nn.Sequential(layers), in_channels

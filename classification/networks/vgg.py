@@ -6,14 +6,26 @@ common at 32x32, where the last map is a single point.
 """
 
 from collections import OrderedDict
+from dataclasses import dataclass
 
 from torch import nn
 
-from classification.networks.layers import Activation, Conv
+from classification.networks.layers import Builder
+from convnorm.experiment.config import require
+
+
+@dataclass(frozen=True)
+class Options:
+    """width: channels of the first stage."""
+
+    width: int = 64
+
+    def __post_init__(self):
+        require(self.width >= 1, "model.options.width", self.width, "1 or more")
 
 
 def features(
-    conv: Conv, activation: Activation, *, channels: int, width: int, depths: tuple[int, ...]
+    build: Builder, options: Options, *, channels: int, depths: tuple[int, ...]
 ) -> tuple[nn.Sequential, int]:
     """Return images (N, channels, H, W) -> maps of 1/32 of the size, and their channels.
 
@@ -22,10 +34,10 @@ def features(
     stages = OrderedDict()
     in_channels = channels
     for index, depth in enumerate(depths):
-        out_channels = width * min(2**index, 8)
+        out_channels = options.width * min(2**index, 8)
         layers = []
         for _ in range(depth):
-            layers += [conv(in_channels, out_channels, 3, padding=1), activation(out_channels)]
+            layers += build.activated(in_channels, out_channels, 3, padding=1)
             in_channels = out_channels
         stages[f"stage{index + 1}"] = nn.Sequential(*layers, nn.MaxPool2d(2))
     return nn.Sequential(stages), in_channels

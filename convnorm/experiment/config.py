@@ -3,7 +3,7 @@
 import argparse
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -233,7 +233,7 @@ def from_dict(config: type[Config], values: dict[str, Any]) -> Config:
     than when the config was written.
     """
     types = _types(config)
-    if odd := sorted(_leaves(values) ^ {k for k in types if not is_dataclass(types[k])}):
+    if odd := sorted(_leaves(values, types) ^ {k for k in types if not is_dataclass(types[k])}):
         raise InputError(f"config of another version of the suite: {', '.join(odd)}")
     parser = _parser(config)
     try:
@@ -242,15 +242,39 @@ def from_dict(config: type[Config], values: dict[str, Any]) -> Config:
         raise InputError(_one_line(error, types)) from None
 
 
-def _leaves(values: Any, prefix: str = "") -> set[str]:
-    """The dotted names of all values in nested dicts."""
-    if not isinstance(values, dict):
+def _leaves(values: Any, types: dict[str, Any], prefix: str = "") -> set[str]:
+    """The dotted names of all fields in nested dicts; a field may be a dict itself."""
+    if not isinstance(values, dict) or (prefix and not is_dataclass(types.get(prefix))):
         return {prefix}
     return {
         name
         for key, value in values.items()
-        for name in _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+        for name in _leaves(value, types, f"{prefix}.{key}" if prefix else str(key))
     }
+
+
+def options_of(options: type[Config], values: Mapping[str, Any], prefix: str) -> Config:
+    """Fill a dataclass of options that another field chose, from the dict that a config holds.
+
+    prefix: the dotted name of the dict, for messages. What is left out has its default. Raises
+    InputError for a key that does not exist and for a value of another type or out of range.
+    """
+    types = {f"{prefix}.{name}": kind for name, kind in _types(options).items()}
+    for name, value in values.items():
+        key = f"{prefix}.{name}"
+        if key not in types:
+            raise InputError(_unknown(key, types))
+        if value is None and type(None) not in get_args(types[key]):
+            raise InputError(_not_allowed(key, "null", types))
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    for key, kind in types.items():
+        field = options.__dataclass_fields__[key.removeprefix(f"{prefix}.")]
+        parser.add_argument(f"--{key}", type=kind, default=field.default)
+    try:
+        parsed = parser.parse_object({f"{prefix}.{name}": value for name, value in values.items()})
+    except (jsonargparse.ArgumentError, TypeError) as error:
+        raise InputError(_one_line(error, types)) from None
+    return options(**{name: parsed[f"{prefix}.{name}"] for name in options.__dataclass_fields__})
 
 
 def to_yaml(config: object) -> str:

@@ -25,11 +25,12 @@ from itertools import pairwise
 
 from torch import nn
 
-from gan.networks.layers import Unconditional
+from gan.networks.layers import Unconditional, Widths
 
 
-def generator(*, image_size: int, channels: int, z_dim: int, width: int) -> Unconditional:
+def generator(options: Widths, *, image_size: int, channels: int, z_dim: int) -> Unconditional:
     """Return G: z (N, z_dim) -> (N, channels, image_size, image_size) in [-1, 1]."""
+    width = options.generator_width
     stages = [width * factor for factor in reversed(_factors(image_size))]
     layers = [
         init_normal(nn.Linear(z_dim, 4 * 4 * stages[0], bias=False)),
@@ -48,9 +49,10 @@ def generator(*, image_size: int, channels: int, z_dim: int, width: int) -> Unco
 
 
 def discriminator(
-    normalize: Callable[..., nn.Module], *, image_size: int, channels: int, width: int
+    normalize: Callable[..., nn.Module], options: Widths, *, image_size: int, channels: int
 ) -> Unconditional:
     """Return D: (N, channels, image_size, image_size) -> logits (N,)."""
+    width = options.discriminator_width
     stages = [channels, *(width * factor for factor in _factors(image_size))]
     layers = []
     for index, (in_channels, out_channels) in enumerate(pairwise(stages)):

@@ -19,19 +19,20 @@ from itertools import pairwise
 from torch import nn
 
 from gan.networks.dcgan import init_normal
-from gan.networks.layers import Unconditional
+from gan.networks.layers import Unconditional, Widths
 
 # Channels of the discriminator's seven convolutions in units of its width.
 TABLE_3 = (1, 1, 2, 2, 4, 4, 8)
 WIDE = (1, 2, 2, 4, 4, 8, 8)
 
 
-def generator(*, image_size: int, channels: int, z_dim: int, width: int) -> Unconditional:
+def generator(options: Widths, *, image_size: int, channels: int, z_dim: int) -> Unconditional:
     """Return G: z (N, z_dim) -> (N, channels, image_size, image_size) in [-1, 1].
 
-    Dense to 8 `width` channels, then 4, 2 and 1 `width` after the three transposed convolutions.
+    With w the width: dense to 8 w channels, then 4 w, 2 w and w after the three transposed
+    convolutions.
     """
-    bottom = image_size // 8
+    width, bottom = options.generator_width, image_size // 8
     layers = [
         init_normal(nn.Linear(z_dim, 8 * width * bottom**2)),
         nn.Unflatten(1, (8 * width, bottom, bottom)),
@@ -50,17 +51,18 @@ def generator(*, image_size: int, channels: int, z_dim: int, width: int) -> Unco
 
 def discriminator(
     normalize: Callable[..., nn.Module],
+    options: Widths,
     *,
     image_size: int,
     channels: int,
-    width: int,
     factors: tuple[int, ...],
 ) -> Unconditional:
     """Return D: (N, channels, image_size, image_size) -> logits (N,).
 
-    `factors` are the channels in units of `width`. 3x3 convolutions keep the size and
+    `factors` are the channels in units of the width. 3x3 convolutions keep the size and
     4x4 convolutions halve it, in turn.
     """
+    width = options.discriminator_width
     stages = [channels, *(width * factor for factor in factors)]
     layers = []
     for index, (in_channels, out_channels) in enumerate(pairwise(stages)):

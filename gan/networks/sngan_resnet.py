@@ -15,6 +15,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
+from convnorm.experiment.config import require
 from gan.networks.layers import Unconditional
 
 
@@ -34,16 +35,24 @@ TABLE_5 = Layout((8, 4, 2, 1), (1, 2, 4, 8, 16), 4, generator_width=64, discrimi
 LAYOUTS = {16: OFFICIAL_32, 32: OFFICIAL_32, 48: TABLE_5}
 
 
-def default_widths(image_size: int) -> tuple[int, int]:
-    """Return the published widths of the generator and of the discriminator."""
-    layout = LAYOUTS[image_size]
-    return layout.generator_width, layout.discriminator_width
+@dataclass(frozen=True)
+class Options:
+    """Channels in units of `Layout`; null is the published number for the image size."""
+
+    generator_width: int | None = None
+    discriminator_width: int | None = None
+
+    def __post_init__(self):
+        for key in ("generator_width", "discriminator_width"):
+            value = getattr(self, key)
+            require(value is None or value >= 1, f"model.options.{key}", value, "1 or more")
 
 
-def generator(*, image_size: int, channels: int, z_dim: int, width: int) -> Unconditional:
+def generator(options: Options, *, image_size: int, channels: int, z_dim: int) -> Unconditional:
     """Return G: z (N, z_dim) -> (N, channels, image_size, image_size) in [-1, 1]."""
-    bottom = image_size // 8
-    stages = [width * factor for factor in LAYOUTS[image_size].generator]
+    bottom, layout = image_size // 8, LAYOUTS[image_size]
+    width = options.generator_width or layout.generator_width
+    stages = [width * factor for factor in layout.generator]
     return Unconditional(
         _init_glorot(nn.Linear(z_dim, stages[0] * bottom**2)),
         nn.Unflatten(1, (stages[0], bottom, bottom)),
@@ -56,10 +65,11 @@ def generator(*, image_size: int, channels: int, z_dim: int, width: int) -> Unco
 
 
 def discriminator(
-    normalize: Callable[..., nn.Module], *, image_size: int, channels: int, width: int
+    normalize: Callable[..., nn.Module], options: Options, *, image_size: int, channels: int
 ) -> Unconditional:
     """Return D: (N, channels, image_size, image_size) -> logits (N,)."""
     layout = LAYOUTS[image_size]
+    width = options.discriminator_width or layout.discriminator_width
     stages = [width * factor for factor in layout.discriminator]
     blocks = [InputBlock(normalize, channels, stages[0])]
     for index, (in_channels, out_channels) in enumerate(pairwise(stages), start=1):

@@ -15,17 +15,15 @@ from runs import (
     log_of,
     state_of,
     tiny_classifier,
-    values_read,
 )
 
 from classification import trainer as trainer_module
-from classification.models import build, load_classifier
+from classification.models import load_classifier
 from classification.trainer import Trainer
 from classification.training_data import noise_report, training_data
 from convnorm.experiment.data import DataConfig, Images, load_images
 from convnorm.experiment.errors import InputError, Stopped
 from convnorm.experiment.run.loop import take_step
-from convnorm.normalizers import CATALOGUE
 from convnorm.spectrum import matrix_norm, normalized_convolutions, operator_norm
 
 
@@ -87,60 +85,6 @@ def test_a_run_keeps_its_noisy_labels_and_reports_both_rates(tmp_path, capsys):
     assert 0.25 < summary["noise"]["train"]["actual_rate"] < 0.45  # 0.36 expected of 144
     assert "rate 0.4 requested" in capsys.readouterr().err
     assert {"memorized", "recovered"} <= summary["metrics"]["scores"].keys()
-
-
-# Fair comparisons
-
-
-@pytest.mark.parametrize("kind", CATALOGUE)
-def test_kinds_start_from_the_same_weights(kind):
-    """A kind that draws from the stream of the layers after it would start them elsewhere."""
-    network = build(tiny_classifier({"normalizer.kind": kind}), 10, (0.5,), (0.5,))
-    plain = build(tiny_classifier({"normalizer.kind": "none"}), 10, (0.5,), (0.5,))
-    assert differing(network.head.state_dict(), plain.head.state_dict()) == []
-
-
-def test_kinds_see_the_same_images_and_starts(monkeypatch):
-    seen = []
-    attack = Trainer.attack
-    monkeypatch.setattr(
-        Trainer, "attack", lambda self, *args: (seen.extend(args), attack(self, *args))[1]
-    )
-    runs = []
-    for kind in CATALOGUE:
-        torch.manual_seed(len(runs))  # the surroundings must not matter
-        trainer = make_trainer({"normalizer.kind": kind, "adversary.kind": "fast"})
-        for _ in range(2):
-            take_step(trainer)
-        runs.append(list(seen))
-        seen.clear()
-    assert len(runs[0]) == 6  # images, labels and start, twice
-    assert all(differing(run, runs[0]) == [] for run in runs)
-
-
-@pytest.mark.parametrize("kind", ["spectral", "spectral_convnorm", "batch"])
-def test_validation_does_not_change_the_training(kind, tmp_path):
-    """A forward pass in train mode for a score would move u or running statistics."""
-    changes = {"normalizer.kind": kind, "train.ema_decay": 0.5}
-    often = {"select.every": 1, "select.metric": "pgd10", "log.norms_every": 1, "log.every": 1}
-    classifier_run(tmp_path / "never", {**changes, "select.every": 2})
-    classifier_run(tmp_path / "often", {**changes, **often})
-    states = [state_of(tmp_path / name) for name in ("never", "often")]
-    for name in ("network", "ema", "optimizer", "rng"):
-        assert differing(*(state[name] for state in states)) == []
-
-
-def test_the_loop_does_not_wait_for_the_device(tmp_path, monkeypatch):
-    """Reading a tensor's value on every step would stall a GPU; at log and save steps it is due."""
-    reading = values_read(monkeypatch)
-    for kind in ("free", "pgd", "trades"):
-        trainer = make_trainer({"adversary.kind": kind, "train.ema_decay": 0.9})
-        reading.clear()
-        for _ in range(2):  # within an epoch, whose order is made once
-            take_step(trainer)
-        assert reading == [], kind
-    trainer.state.means()
-    assert reading  # the watch works
 
 
 # Steps and selection

@@ -6,18 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import ALONE, differing, log_of, run, state_of, tiny, values_read
-from torch import nn
-from torch.nn.utils import parametrize
+from runs import ALONE, differing, log_of, run, state_of, tiny
 
 from convnorm.experiment.data import load_images
 from convnorm.experiment.errors import InputError, Stopped
 from convnorm.experiment.run.batches import Batches
 from convnorm.experiment.run.loop import take_step
-from convnorm.normalizers import CATALOGUE
 from gan.feature_cache import sha256_of
 from gan.losses import LOSSES
-from gan.models import Prior, build, generate, load_generator, sample
+from gan.models import Prior, generate, load_generator, sample
 from gan.trainer import Trainer
 
 SCORED = {"score.protocol": "digits", "score.every": 2, "train.ema_decay": 0.9}
@@ -33,71 +30,7 @@ def weights(run_dir: Path) -> dict:
     return {name: state_of(run_dir)[name] for name in names}
 
 
-# Fair comparisons
-
-
-def raw_kernels(network: nn.Module) -> list[torch.Tensor]:
-    """What the optimizer sees of the convolutions and linear layers, depthwise ones left out."""
-    kernels = []
-    for layer in network.modules():
-        if not isinstance(layer, nn.Conv2d | nn.Linear) or getattr(layer, "groups", 1) > 1:
-            continue
-        if parametrize.is_parametrized(layer, "weight"):
-            stored = layer.parametrizations.weight
-            kernels.append(stored.original if hasattr(stored, "original") else stored.original1)
-        else:
-            kernels.append(layer.weight)
-    return kernels
-
-
-@pytest.mark.parametrize("kind", CATALOGUE)
-@pytest.mark.parametrize("arch", ["dcgan", "sngan_resnet"])
-def test_kinds_start_from_the_same_weights(arch, kind):
-    """A kind that draws from the stream of the layers after it would start them elsewhere."""
-    generator, discriminator = build(tiny({"model.arch": arch, "normalizer.kind": kind}), 1)
-    plain_g, plain_d = build(tiny({"model.arch": arch, "normalizer.kind": "none"}), 1)
-    assert differing(generator.state_dict(), plain_g.state_dict()) == []
-    kernels, plain = raw_kernels(discriminator), raw_kernels(plain_d)
-    assert len(kernels) == len(plain) >= 3
-    assert all(torch.equal(a, b) for a, b in zip(kernels, plain, strict=True))
-
-
-def test_kinds_see_the_same_images_and_latents():
-    """Draws from a global stream would depend on what a normalizer drew before."""
-    drawn = []
-    for kind in CATALOGUE:
-        torch.manual_seed(len(drawn))  # the surroundings must not matter
-        trainer = make_trainer({"normalizer.kind": kind, "train.flip": True})
-        take_step(trainer)
-        drawn.append(trainer.draw(1))
-    assert all(differing(draws, drawn[0]) == [] for draws in drawn)
-    first, second = drawn[0].discriminator
-    generator = drawn[0].generator.latents
-    assert not torch.equal(first.real.images, second.real.images)  # each update sees others
-    assert not torch.equal(first.latents.z, second.latents.z)
-    assert not torch.equal(first.latents.z, generator.z)
-
-
-# What must not change the result
-
-
-@pytest.mark.parametrize("kind", ["spectral", "spectral_convnorm", "batch"])
-def test_looking_does_not_change_the_training(kind, tmp_path):
-    """A forward pass in train mode for a log would move u or running statistics."""
-    changes = {"normalizer.kind": kind, "train.ema_decay": 0.5}
-    run(tmp_path / "never", changes)
-    every = {"log.every": 1, "log.samples_every": 1, "log.norms_every": 1}
-    run(tmp_path / "always", {**changes, **every}, checkpoint_every=1)
-    assert differing(weights(tmp_path / "always"), weights(tmp_path / "never")) == []
-    assert len(list((tmp_path / "always" / "samples").iterdir())) == 4
-
-
-def test_scoring_does_not_change_the_training(tmp_path):
-    run(tmp_path / "never", {"normalizer.kind": "spectral"})
-    scored = {"normalizer.kind": "spectral", "score.protocol": "digits", "score.every": 2}
-    run(tmp_path / "twice", scored)
-    assert differing(weights(tmp_path / "twice"), weights(tmp_path / "never")) == []
-    assert [line["step"] for line in log_of(tmp_path / "twice", "metrics.jsonl")] == [2, 4]
+# Scores
 
 
 @pytest.fixture(scope="module")
@@ -150,20 +83,6 @@ def test_a_selection_has_a_preflight(tmp_path):
     with pytest.raises(InputError, match="needs 10000 real images, the reference has 360"):
         run(tmp_path, changes)
     assert not (tmp_path / "log.jsonl").exists()
-
-
-def test_the_loop_does_not_wait_for_the_device(tmp_path, monkeypatch):
-    """Reading a tensor's value on every step would stall a GPU; at log and save steps it is due."""
-    reading = values_read(monkeypatch)
-    penalty = {"loss.gradient_penalty": 1.0, "train.flip": True, "train.ema_decay": 0.9}
-    trainer = make_trainer({"normalizer.kind": "convnorm", **penalty})
-    reading.clear()
-    for _ in range(3):
-        take_step(trainer)
-    assert reading == []
-    trainer.state.means()
-    trainer.state.check_finite(tmp_path)
-    assert reading  # the watch works
 
 
 # A step

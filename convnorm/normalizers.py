@@ -99,7 +99,7 @@ class Normalizer:
 
     @property
     def conv_has_shift(self) -> bool:
-        """Whether `convolution` brings a learned offset, so that a bias of the layer is none."""
+        """Whether what `convolution` returns adds a learned offset to each channel."""
         return self.definition.conv_has_shift(self)
 
     @property

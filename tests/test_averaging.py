@@ -161,3 +161,13 @@ def test_a_kind_says_which_buffers_of_its_own_are_statistics(monkeypatch):
     torch.testing.assert_close(average[0][1].centre, live[0][1].centre / 4)
     for untouched in (average[0][1].window, average[1].window, average[1].centre + 1):
         assert torch.equal(untouched, torch.ones(4))  # the second is not of a normalized layer
+
+
+def test_statistics_of_a_kind_are_found_where_they_stand_apart(monkeypatch):
+    """Behind an activation, say, where they are in no normalized convolution."""
+    kind = replace(CATALOGUE["none"], output=lambda channels, options: Centred(channels))
+    monkeypatch.setitem(CATALOGUE, "centred", replace(kind, statistics=("centre",)))
+    normalize = Normalizer("centred")
+    conv, (output,) = normalize.convolution(nn.Conv2d(1, 4, 3)), normalize.output(4)
+    network = nn.Sequential(conv, nn.ReLU(), output)
+    assert [id(s) for s in running_statistics(network)] == [id(output.centre)]

@@ -33,6 +33,14 @@ def weights(run_dir: Path) -> dict:
 # Scores
 
 
+def test_scoring_does_not_change_the_training(tmp_path):
+    run(tmp_path / "never", {"normalizer.kind": "spectral"})
+    scored = {"normalizer.kind": "spectral", "score.protocol": "digits", "score.every": 2}
+    run(tmp_path / "twice", scored)
+    assert differing(weights(tmp_path / "twice"), weights(tmp_path / "never")) == []
+    assert [line["step"] for line in log_of(tmp_path / "twice", "metrics.jsonl")] == [2, 4]
+
+
 @pytest.fixture(scope="module")
 def selected(tmp_path_factory) -> dict[str, Path]:
     """The same run without and with a second draw to select by."""

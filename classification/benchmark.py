@@ -1,4 +1,4 @@
-"""How the benchmark measures and reads the runs of classifiers."""
+"""How the benchmark evaluates and reads the runs of classifiers."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -14,23 +14,23 @@ from classification.evaluation_record import Record, settings_of
 from classification.evaluation_report import load
 from classification.named_attacks import Budget, attack_named
 from convnorm.experiment.benchmark.pipeline import Pipeline, Result
-from convnorm.experiment.benchmark.reading import finished, norms, on
+from convnorm.experiment.benchmark.run_files import finished, hardware_of, norms
 from convnorm.experiment.config import differences
 from convnorm.experiment.config import read as read_config
 from convnorm.experiment.errors import InputError
-from convnorm.experiment.records import Cost, Measure, When
+from convnorm.experiment.records import Cost, CurvePoint, Metric, When
 from convnorm.experiment.run.checkpoint import BEST, CHECKPOINT
 from convnorm.experiment.run.tracking import read_lines
 
 CHECKPOINTS: dict[When, str] = {"final": CHECKPOINT, "selected": BEST}
 
 
-def share(config: ClassifierConfig, line: dict[str, Any]) -> float:
-    """How much of the training is done at a line of log.jsonl, in [0, 1]."""
+def fraction_done(config: ClassifierConfig, line: dict[str, Any]) -> float:
+    """The fraction of the training that is done at a line of log.jsonl, in [0, 1]."""
     return line["epoch"] / config.train.epochs
 
 
-def scores_of(config: ClassifierConfig, attacks: Sequence[str]) -> dict[When, dict[str, Measure]]:
+def scores_of(config: ClassifierConfig, attacks: Sequence[str]) -> dict[When, dict[str, Metric]]:
     """The names of the scores that runs of a config will have, measured under `attacks`.
 
     Raises:
@@ -41,8 +41,8 @@ def scores_of(config: ClassifierConfig, attacks: Sequence[str]) -> dict[When, di
             attack_named(name, Budget())
     names = ["clean", *(name for name in attacks if name == CORRUPTIONS or _has_accuracy(name))]
     names += [] if config.noise.kind == "none" else ["memorized", "recovered"]
-    measures = _measures(names)
-    return {"final": measures} | ({"selected": measures} if config.split.validation > 0 else {})
+    metrics = _metrics(names)
+    return {"final": metrics} | ({"selected": metrics} if config.split.validation > 0 else {})
 
 
 def conditions(config: ClassifierConfig, attacks: Sequence[str]) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def conditions(config: ClassifierConfig, attacks: Sequence[str]) -> dict[str, An
     return {"data": asdict(config.data), "select.metric": config.select.metric, **eps}
 
 
-def measurements(run_dir: Path, attacks: Sequence[str]) -> list[list[str]]:
+def remaining_evaluations(run_dir: Path, attacks: Sequence[str]) -> list[list[str]]:
     """The commands without which `read` would refuse a trained run."""
     commands = []
     for name in CHECKPOINTS.values():
@@ -92,7 +92,11 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
         log = {line["step"]: line for line in read_lines(file)}
         last = log[steps["final"]]
         cost = Cost("classifier", **size, **{key: last[key] for key in ("seconds", "peak_memory")})
-        curve = [(k, log[k]["seconds"], at[metric]) for k, at in looks.items() if metric in at]
+        curve = tuple(
+            CurvePoint(step, log[step]["seconds"], found[metric])
+            for step, found in looks.items()
+            if metric in found
+        )
     scores, right, protocols, doubts = {}, {}, [], []
     for when, step in steps.items():
         record, per_image = _evaluation(run_dir / CHECKPOINTS[when], attacks)
@@ -111,7 +115,7 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
             f"({'; '.join(differing)}); expected the same options of evaluate_cls.py"
         )
     return Result(
-        measures=_measures([*scores["final"], f"validation {metric}"]),
+        metrics=_metrics([*scores["final"], f"validation {metric}"]),
         scores=scores,
         selected_step=steps.get("selected"),
         curve_name=f"validation {metric}",
@@ -120,7 +124,7 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
         protocol=protocols[0],
         floor={},
         cost=cost,
-        hardware=on(hardware, summary["world_size"]),
+        hardware=hardware_of(hardware, summary["world_size"]),
         versions=versions,
         right=right,
         doubts=tuple(doubts),
@@ -178,9 +182,9 @@ def _protocol(record: Record, attacks: Sequence[str]) -> dict[str, Any]:
     return protocol
 
 
-def _measures(names: Iterable[str]) -> dict[str, Measure]:
+def _metrics(names: Iterable[str]) -> dict[str, Metric]:
     """Name -> how its values compare: accuracies but for one, the share of wrong labels learned."""
-    return {n: Measure("lower" if n == "memorized" else "higher", percent=True) for n in names}
+    return {n: Metric("lower" if n == "memorized" else "higher", percent=True) for n in names}
 
 
 def _has_accuracy(attack: str) -> bool:
@@ -194,7 +198,7 @@ CLASSIFICATION = Pipeline(
     script="train_cls.py",
     scores=scores_of,
     conditions=conditions,
-    share=share,
-    measurements=measurements,
+    fraction_done=fraction_done,
+    remaining_evaluations=remaining_evaluations,
     read=read,
 )

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from convnorm.experiment.benchmark.pipeline import Pipeline, Result
-from convnorm.experiment.benchmark.reading import finished, norms, on
+from convnorm.experiment.benchmark.run_files import finished, hardware_of, norms
 from convnorm.experiment.config import differences
 from convnorm.experiment.errors import InputError
-from convnorm.experiment.records import Cost, Measure, When
+from convnorm.experiment.records import Cost, CurvePoint, Metric, When
 from convnorm.experiment.run.tracking import read_lines
 from gan.config import GanConfig
 from gan.extractors import label
@@ -25,19 +25,19 @@ SCORES = ("FD", "KID", "precision", "recall", "CS")
 LOWER, HIGHER = ("FD", "FID", "KID"), ("IS", "CS", "precision", "recall")
 
 
-def share(config: GanConfig, line: dict[str, Any]) -> float:
-    """How much of the training is done at a line of log.jsonl, in [0, 1]."""
+def fraction_done(config: GanConfig, line: dict[str, Any]) -> float:
+    """The fraction of the training that is done at a line of log.jsonl, in [0, 1]."""
     return line["step"] / config.steps
 
 
-def scores_of(config: GanConfig, attacks: Sequence[str]) -> dict[When, dict[str, Measure]]:
+def scores_of(config: GanConfig, attacks: Sequence[str]) -> dict[When, dict[str, Metric]]:
     """The names of the scores that runs of a config will have; InputError for any attack."""
     if attacks:
         raise InputError(f"attacks: {', '.join(attacks)} is not allowed; expected none on a GAN")
     if config.score.protocol == "none":
         return {}
     extractor = PROTOCOLS[config.score.protocol].extractor
-    names = _measures(label(score, extractor) for score in SCORES)
+    names = _metrics(label(score, extractor) for score in SCORES)
     return {"final": names} | ({} if config.score.select == "none" else {"selected": names})
 
 
@@ -74,11 +74,11 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
         records = _records(file)
         final = records[steps]
         distance = next(name for name in final["scores"] if name.split()[0] in ("FD", "FID"))
-        curve = [
+        curve = tuple(
             # A step between two log lines is as far in time as in steps.
-            (step, float(np.interp(step, [0, *log], [0.0, *times])), record["scores"][distance])
-            for step, record in records.items()
-        ]
+            CurvePoint(step, float(np.interp(step, [0, *log], [0.0, *times])), value)
+            for step, value in ((s, record["scores"][distance]) for s, record in records.items())
+        )
         protocol, floor, versions = _protocol(final), _scores(final["floor"]), final["versions"]
         versions = {"commit": commit or "unknown", **versions}
         scores, selected = {"final": _scores(final["scores"])}, None
@@ -87,7 +87,7 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
             scores["selected"] = _scores(records[selected]["scores"])
     pictures = sorted((run_dir / "samples").glob("*.png"))
     return Result(
-        measures=_measures(scores["final"]),
+        metrics=_metrics(scores["final"]),
         scores=scores,
         selected_step=selected,
         curve_name=distance,
@@ -96,7 +96,7 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
         protocol=protocol,
         floor=floor,
         cost=cost,
-        hardware=on(hardware, summary["world_size"]),
+        hardware=hardware_of(hardware, summary["world_size"]),
         versions=versions,
         picture=pictures[-1] if pictures else None,
     )
@@ -145,18 +145,18 @@ def _better(name: str) -> str | None:
     return "lower" if score in LOWER else "higher" if score in HIGHER else None
 
 
-def _measures(names: Iterable[str]) -> dict[str, Measure]:
+def _metrics(names: Iterable[str]) -> dict[str, Metric]:
     """Name -> how its values compare, of those names that are scores."""
-    return {name: Measure(better) for name in names if (better := _better(name)) is not None}
+    return {name: Metric(better) for name in names if (better := _better(name)) is not None}
 
 
 GAN = Pipeline(
     name="gan",
     config=GanConfig,
     script="train_gan.py",
-    share=share,
+    fraction_done=fraction_done,
     scores=scores_of,
     conditions=conditions,
-    measurements=lambda run_dir, attacks: [],
+    remaining_evaluations=lambda run_dir, attacks: [],
     read=read,
 )

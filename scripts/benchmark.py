@@ -102,9 +102,9 @@ def main() -> int:
         if args.print_plan:
             return 0
         execute(benchmark, where, args.processes_per_run, args.device)
-    results = gather(benchmark)
-    print(f"report: {page.write(results, benchmark.folder)}")
-    return int(any(run["state"] == "failed" for run in results["runs"]))
+    report = gather(benchmark)
+    print(f"report: {page.write(report, benchmark.folder)}")
+    return int(bool(report.failed))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How the benchmark measures and reads a classifier's run: from files, of the right weights."""
+"""How the benchmark evaluates and reads a classifier's run: from files, of the right weights."""
 
 import json
 import shutil
@@ -15,6 +15,7 @@ from classification.benchmark import CLASSIFICATION
 from classification.config import ClassifierConfig
 from classification.named_attacks import Budget, attack_named
 from convnorm.experiment.errors import InputError
+from convnorm.experiment.records import CurvePoint, NormPoint
 
 ATTACKS = ("fgsm", "pgd2x2", "corruptions")
 # Six epochs of six steps, the best after five; log lines between them, norms after three and six.
@@ -40,7 +41,7 @@ def edit(file: Path, **changes: Any) -> None:
 
 def measure(run_dir: Path, attacks: tuple[str, ...], *options: str) -> list[str]:
     """Carry out what a run still needs, and return of which checkpoints that was."""
-    commands = CLASSIFICATION.measurements(run_dir, attacks)
+    commands = CLASSIFICATION.remaining_evaluations(run_dir, attacks)
     for command in commands:
         with pytest.MonkeyPatch.context() as patch:
             few = {name: corruptions.CORRUPTIONS[name] for name in ("contrast", "brightness")}
@@ -116,11 +117,12 @@ def test_curve_is_the_selection_metric_at_seconds_of_training(made):
     looks = lines_of(made, "metrics.jsonl")
     assert result.curve_name == "validation accuracy"
     seconds = {line["step"]: line["seconds"] for line in lines_of(made, "log.jsonl")}
-    assert result.curve == [
-        (look["step"], seconds[look["step"]], look["scores"]["accuracy"]) for look in looks
-    ]
-    assert [step for step, *_ in result.curve] == [6, 12, 18, 24, 30, 36]
-    times = [time for _, time, _ in result.curve]
+    assert result.curve == tuple(
+        CurvePoint(look["step"], seconds[look["step"]], look["scores"]["accuracy"])
+        for look in looks
+    )
+    assert [point.step for point in result.curve] == [6, 12, 18, 24, 30, 36]
+    times = [point.seconds for point in result.curve]
     assert 0 < times[0] < times[-1]
     assert times == sorted(times)
 
@@ -133,7 +135,9 @@ def test_norms_are_of_every_layer_at_every_look(made):
         assert len(layers) == 4
         for layer, values in layers.items():
             looked = [line for line in log if line["step"] in (18, 36)]
-            assert values == [(line["step"], line[f"{keys[norm]}/{layer}"]) for line in looked]
+            assert values == tuple(
+                NormPoint(line["step"], line[f"{keys[norm]}/{layer}"]) for line in looked
+            )
 
 
 def test_costs_and_versions_are_the_runs(made):
@@ -175,7 +179,7 @@ def test_protocol_holds_every_setting_and_nothing_of_the_training_or_the_result(
 
 def test_attacks_that_are_not_asked_for_change_nothing(made):
     """A record with more in it is as good as one with less."""
-    assert CLASSIFICATION.measurements(made, ["fgsm"]) == []
+    assert CLASSIFICATION.remaining_evaluations(made, ["fgsm"]) == []
     result = read(made, ("fgsm",))
     assert result.protocol["attacks"].keys() == {"fgsm"}
     assert "corruptions" not in result.protocol
@@ -189,7 +193,7 @@ def test_a_run_that_held_nothing_out_has_no_curve_and_no_selected_scores(tmp_pat
     result = read(tmp_path / "run", ())
     assert result.scores.keys() == result.right.keys() == {"final"}
     assert result.scores["final"].keys() == {"clean"}
-    assert (result.selected_step, result.curve, result.norms, result.floor) == (None, [], {}, {})
+    assert (result.selected_step, result.curve, result.norms, result.floor) == (None, (), {}, {})
 
 
 # -------------------------------------------------------------------- measuring what is missing
@@ -197,9 +201,9 @@ def test_a_run_that_held_nothing_out_has_no_curve_and_no_selected_scores(tmp_pat
 
 def test_what_is_measured_is_not_measured_again_and_the_rest_is(run_dir):
     """Catches an evaluation for every start, and one that is never repeated."""
-    assert CLASSIFICATION.measurements(run_dir, ATTACKS) == []
+    assert CLASSIFICATION.remaining_evaluations(run_dir, ATTACKS) == []
     command = ["evaluate_cls.py", str(run_dir), "--checkpoint"]
-    assert CLASSIFICATION.measurements(run_dir, ["fgsm", "pgd3"]) == [
+    assert CLASSIFICATION.remaining_evaluations(run_dir, ["fgsm", "pgd3"]) == [
         [*command, "last", "--attacks", "fgsm", "pgd3"],
         [*command, "best", "--attacks", "fgsm", "pgd3"],
     ]
@@ -290,22 +294,22 @@ def test_an_attack_that_was_not_run_is_named(made):
         read(made, ("fgsm", "pgd20", "simba_dct"))
 
 
-# ------------------------------------------------------------------------------------ measures
+# -------------------------------------------------------------------------------------- scores
 
 
-def test_which_way_a_measure_is_better():
-    """A sign the wrong way round makes the worst classifier the winner; a sweep is no measure."""
+def test_which_way_a_score_is_better():
+    """A sign the wrong way round makes the worst classifier the winner; a sweep is no score."""
     attacks = ("fgsm", "pgd50x10_l2", "sweep", "corruptions")
     scores = CLASSIFICATION.scores(tiny_classifier({"noise.kind": "pair"}), attacks)["final"]
     better = dict.fromkeys(("clean", "fgsm", "pgd50x10_l2", "corruptions", "recovered"), "higher")
-    assert {name: measure.better for name, measure in scores.items()} == {
+    assert {name: metric.better for name, metric in scores.items()} == {
         **better,
         "memorized": "lower",
     }
-    assert all(measure.percent for measure in scores.values())
+    assert all(metric.percent for metric in scores.values())
 
 
-def test_share_counts_epochs():
+def test_the_fraction_that_is_done_counts_epochs():
     config = tiny_classifier({"train.epochs": 8})
-    assert CLASSIFICATION.share(config, {"step": 99, "epoch": 2.0}) == 0.25
+    assert CLASSIFICATION.fraction_done(config, {"step": 99, "epoch": 2.0}) == 0.25
     assert CLASSIFICATION.config is ClassifierConfig

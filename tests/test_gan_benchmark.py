@@ -60,8 +60,8 @@ def test_a_run_is_read(run_dir):
     assert all(record["scores"][name] == v for name, v in result.scores["final"].items())
     assert all(record["floor"][name] == value for name, value in result.floor.items())
     assert result.curve_name == "FD (digits)"
-    assert [point[0] for point in result.curve] == [1, 2, 3, 4]
-    assert result.curve[-1][2] == result.scores["final"]["FD (digits)"]
+    assert [point.step for point in result.curve] == [1, 2, 3, 4]
+    assert result.curve[-1].value == result.scores["final"]["FD (digits)"]
     assert asdict(result.cost) == {
         "network": "discriminator",
         "parameters": summary["parameters"]["discriminator"],
@@ -83,8 +83,8 @@ def test_norms_are_read_by_layer(run_dir):
     for kind, layers in norms.items():
         assert len(layers) == 2
         for layer, points in layers.items():
-            assert [step for step, _ in points] == [2, 4]
-            assert points[-1][1] == last[f"{names[kind]}/{layer}"]
+            assert [point.step for point in points] == [2, 4]
+            assert points[-1].value == last[f"{names[kind]}/{layer}"]
 
 
 def test_time_between_two_log_lines_is_shared_by_their_steps(run_dir):
@@ -92,7 +92,7 @@ def test_time_between_two_log_lines_is_shared_by_their_steps(run_dir):
         line["seconds"] = {2: 10.0, 4: 40.0}[line["step"]]
 
     rewrite(run_dir / "log.jsonl", slow)
-    assert [point[1] for point in read(run_dir).curve] == [5.0, 10.0, 25.0, 40.0]
+    assert [point.seconds for point in read(run_dir).curve] == [5.0, 10.0, 25.0, 40.0]
 
 
 @pytest.mark.parametrize(
@@ -199,15 +199,15 @@ def test_a_run_that_lacks_something_is_one_line(run_dir, damage, message):
         ("fid50k_train", ["FID", "KID", "precision", "recall"]),
     ],
 )
-def test_measures_know_what_is_better(protocol, names):
+def test_metrics_know_what_is_better(protocol, names):
     """A sign the wrong way round makes the worst GAN the winner."""
     scores = GAN.scores(tiny({"score.protocol": protocol}), [])["final"]
-    lower = {name: measure.better == "lower" for name, measure in scores.items()}
+    lower = {name: metric.better == "lower" for name, metric in scores.items()}
     score = "CS (digits)" if protocol == "digits" else "IS"
     assert lower == dict(zip(names, [True, True, False, False], strict=True)) | {score: False}
-    assert not any(measure.percent for measure in scores.values())
+    assert not any(metric.percent for metric in scores.values())
 
 
-def test_a_run_needs_no_measurement_and_tells_how_far_it_is(tmp_path):
-    assert GAN.measurements(tmp_path, []) == []
-    assert GAN.share(tiny({"steps": 8}), {"step": 2}) == 0.25
+def test_a_run_needs_no_evaluation_and_tells_how_far_it_is(tmp_path):
+    assert GAN.remaining_evaluations(tmp_path, []) == []
+    assert GAN.fraction_done(tiny({"steps": 8}), {"step": 2}) == 0.25

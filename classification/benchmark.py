@@ -10,11 +10,12 @@ import numpy as np
 
 from classification.config import ClassifierConfig
 from classification.evaluate import CORRUPTIONS
-from classification.evaluation_record import Record, settings_of
-from classification.evaluation_report import load
+from classification.evaluation_files import load
 from classification.named_attacks import Budget, attack_named
+from classification.records import Evaluation
 from convnorm.experiment.benchmark.pipeline import Pipeline, Result
 from convnorm.experiment.benchmark.run_files import finished, hardware_of, norms
+from convnorm.experiment.codec import to_json
 from convnorm.experiment.config import differences
 from convnorm.experiment.config import read as read_config
 from convnorm.experiment.errors import InputError
@@ -31,7 +32,7 @@ def fraction_done(config: ClassifierConfig, line: dict[str, Any]) -> float:
 
 
 def scores_of(config: ClassifierConfig, attacks: Sequence[str]) -> dict[When, dict[str, Metric]]:
-    """The names of the scores that runs of a config will have, measured under `attacks`.
+    """The names of the scores that runs of a config have after an evaluation under `attacks`.
 
     Raises:
         InputError: A name is not that of an attack.
@@ -46,7 +47,10 @@ def scores_of(config: ClassifierConfig, attacks: Sequence[str]) -> dict[When, di
 
 
 def conditions(config: ClassifierConfig, attacks: Sequence[str]) -> dict[str, Any]:
-    """What of a config decides how its runs are measured: attacks are as strong as in training."""
+    """The part of a config that decides how its runs are evaluated.
+
+    The eps of the training is among it: attacks are as strong.
+    """
     eps = {"adversary.eps": config.adversary.eps} if attacks else {}
     return {"data": asdict(config.data), "select.metric": config.select.metric, **eps}
 
@@ -67,11 +71,11 @@ def remaining_evaluations(run_dir: Path, attacks: Sequence[str]) -> list[list[st
 
 
 def read(run_dir: Path, attacks: Sequence[str]) -> Result:
-    """Read a trained and measured run from its files alone.
+    """Read a trained and evaluated run from its files alone.
 
-    Scores are of the test images: "clean", and by the names of attacks. Beside them, where there
-    are wrong labels: "memorized" and "recovered", the shares of the images with one for which that
-    label, or the clean one, is predicted.
+    Scores are accuracies on test images, "clean" and by the names of attacks. Where there are wrong
+    labels, "memorized" and "recovered" are the fractions of the training images with one for which
+    the network predicts that label, or the right one.
 
     Raises:
         InputError: A file is missing, lacks something, or is not of the run's weights.
@@ -105,9 +109,9 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
         right[when] = {key: per_image[key] for key in ("clean", *attacks) if key in per_image}
         protocols.append(_protocol(record, attacks))
         doubts += [
-            f"{when} weights, {check['check']}: {check['detail']}"
-            for check in record["checks"]
-            if not check["passed"]
+            f"{when} weights, {check.name}: {check.detail}"
+            for check in record.checks
+            if not check.passed
         ]
     if differing := differences(protocols[0], protocols[-1]):
         raise InputError(
@@ -131,11 +135,11 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
     )
 
 
-def _evaluation(file: Path, attacks: Sequence[str]) -> tuple[Record, dict[str, np.ndarray]]:
-    """What was measured of a checkpoint; InputError if that is not all of `attacks`."""
+def _evaluation(file: Path, attacks: Sequence[str]) -> tuple[Evaluation, dict[str, np.ndarray]]:
+    """Read the evaluation of a checkpoint; InputError if it does not have all of `attacks`."""
     record, per_image = load(file)
-    there = {attack["name"] for attack in record["attacks"]}
-    there |= {CORRUPTIONS} if record["corruptions"] else set()
+    there = {attack.name for attack in record.attacks}
+    there |= {CORRUPTIONS} if record.corruptions else set()
     if lacking := [name for name in attacks if name not in there]:
         raise InputError(
             f"{file}: not evaluated with {', '.join(lacking)}; expected evaluate_cls.py "
@@ -144,51 +148,60 @@ def _evaluation(file: Path, attacks: Sequence[str]) -> tuple[Record, dict[str, n
     return record, per_image
 
 
-def _check_step(file: Path, record: Record, step: int) -> None:
+def _check_step(file: Path, record: Evaluation, step: int) -> None:
     """A run that was killed and went on elsewhere can differ from what it wrote before."""
-    found = record["checkpoint"]["step"]
+    found = record.checkpoint.step
     if found != step:
         raise InputError(f"{file}: is of step {found}; expected that of summary.json, {step}")
 
 
-def _scores(record: Record, attacks: Sequence[str]) -> dict[str, float]:
-    found = {"clean": record["clean"]["top1"]}
-    found |= {attack["name"]: attack for attack in record["attacks"]}
-    if record["corruptions"]:
-        found[CORRUPTIONS] = record["corruptions"]["mean"]
-    names = ("clean", *attacks)
-    return {name: found[name]["accuracy"] for name in names if "accuracy" in found[name]}
+def _scores(record: Evaluation, attacks: Sequence[str]) -> dict[str, float]:
+    found = {"clean": record.clean.top1}
+    found |= {attack.name: attack.accuracy for attack in record.attacks if attack.accuracy}
+    if record.corruptions:
+        found[CORRUPTIONS] = record.corruptions.mean
+    return {name: found[name].value for name in ("clean", *attacks) if name in found}
 
 
 def _of_noise(look: dict[str, float]) -> dict[str, float]:
     return {key: look[key] for key in ("memorized", "recovered") if key in look}
 
 
-def _protocol(record: Record, attacks: Sequence[str]) -> dict[str, Any]:
+def _protocol(record: Evaluation, attacks: Sequence[str]) -> dict[str, Any]:
     """All that two accuracies have to share beside the training that they compare."""
-    protocol = {key: record[key] for key in ("data", "chance", "batch_size", "seed")}
-    protocol["attacks"] = {
-        attack["name"]: settings_of(attack)
-        for attack in record["attacks"]
-        if attack["name"] in attacks
+    protocol = {
+        "data": to_json(record.data),
+        "chance": record.chance,
+        "batch_size": record.batch_size,
+        "seed": record.seed,
+        "attacks": {
+            attack.name: _given(attack.settings)
+            for attack in record.attacks
+            if attack.name in attacks
+        },
     }
     if CORRUPTIONS in attacks:
-        corruptions = record["corruptions"]
+        corruptions = record.corruptions
         protocol[CORRUPTIONS] = {
-            "mean_over": corruptions["mean_over"],
-            "severities": corruptions["severities"],
-            "sources": {source["name"]: source for source in corruptions["sources"]},
+            "mean_over": list(corruptions.mean_over),
+            "severities": list(corruptions.severities),
+            "sources": {source.name: _given(source) for source in corruptions.sources},
         }
     return protocol
 
 
+def _given(settings: Any) -> dict[str, Any]:
+    """The fields of a record that are not None, as JSON."""
+    return {key: value for key, value in to_json(settings).items() if value is not None}
+
+
 def _metrics(names: Iterable[str]) -> dict[str, Metric]:
-    """Name -> how its values compare: accuracies but for one, the share of wrong labels learned."""
+    """Name -> how its values compare: all are accuracies but "memorized", which is better low."""
     return {n: Metric("lower" if n == "memorized" else "higher", percent=True) for n in names}
 
 
 def _has_accuracy(attack: str) -> bool:
-    """Whether an attack has one accuracy: a sweep has many."""
+    """Whether an attack has one accuracy; a sweep has many."""
     return not isinstance(attack_named(attack, Budget()).settings["eps"], list)
 
 

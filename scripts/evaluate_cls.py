@@ -15,7 +15,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from classification.evaluate import Options, checkpoint_of, evaluate
-from classification.evaluation_report import save, table
+from classification.evaluation_files import save
+from classification.evaluation_report import table
 from classification.models import load_classifier
 from classification.named_attacks import NAMES, Budget
 from convnorm.experiment.errors import Stopped, exit_code

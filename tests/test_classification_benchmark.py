@@ -90,9 +90,10 @@ def test_scores_are_those_of_the_evaluations_and_of_the_look_at_their_step(made)
         record, scores = record_of(made, stem), result.scores[when]
         assert scores.keys() == {"clean", *ATTACKS, "memorized", "recovered"}
         assert set(CLASSIFICATION.scores(tiny_classifier(CHANGES), ATTACKS)[when]) == set(scores)
-        assert scores["clean"] == record["clean"]["top1"]["accuracy"]
-        assert [scores["fgsm"], scores["pgd2x2"]] == [a["accuracy"] for a in record["attacks"]]
-        assert scores["corruptions"] == record["corruptions"]["mean"]["accuracy"]
+        assert scores["clean"] == record["clean"]["top1"]["value"]
+        values = [attack["accuracy"]["value"] for attack in record["attacks"]]
+        assert [scores["fgsm"], scores["pgd2x2"]] == values
+        assert scores["corruptions"] == record["corruptions"]["mean"]["value"]
         for name in ("memorized", "recovered"):
             assert scores[name] == looks[step][name]
 
@@ -158,7 +159,7 @@ def test_costs_and_versions_are_the_runs(made):
 
 def test_a_check_that_failed_is_told(run_dir):
     file = run_dir / "evaluation" / "best.json"
-    failed = {"check": "pgd2x2 is not beaten by fgsm", "passed": False, "detail": "9 % against 8 %"}
+    failed = {"name": "pgd2x2 is not beaten by fgsm", "passed": False, "detail": "9 % against 8 %"}
     edit(file, checks=[failed, failed | {"passed": True}])
     (doubt,) = [d for d in read(run_dir).doubts if d.startswith("selected")]
     assert doubt == "selected weights, pgd2x2 is not beaten by fgsm: 9 % against 8 %"
@@ -273,7 +274,8 @@ def test_a_best_that_is_not_the_one_of_the_summary_is_refused(run_dir):
         ("best.pt", None, "best.pt: No such file"),
         ("evaluation/last.json", None, "last.json: No such file"),
         ("evaluation/best.npz", None, "best.npz: No such file"),
-        ("evaluation/best.json", ("pgd2x2", "pgd4x2"), "best.json: damaged"),
+        ("evaluation/best.json", ("pgd2x2", "pgd4x2"), "best.npz: lacks pgd4x2"),
+        ("evaluation/best.json", ("attacked", "attack"), "attacks.0.attack: no such key"),
     ],
 )
 def test_what_a_folder_lacks_is_told_in_one_line_that_names_the_file(

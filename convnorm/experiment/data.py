@@ -36,8 +36,7 @@ class DataConfig:
     """Which real images, and how large.
 
     Args:
-        name: digits (part of scikit-learn), cifar10 or cifar100 (downloaded once), folder or npz
-            (your own images).
+        name: digits (of scikit-learn), cifar10, cifar100 (downloaded once), folder or npz (yours).
         root: The folder for the CIFAR archives; for folder and npz the folder or file itself.
         image_size: Height and width in pixels; images of another size are resized to it.
     """

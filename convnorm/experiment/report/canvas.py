@@ -38,9 +38,9 @@ def as_png(figure: Figure) -> bytes:
     return file.getvalue()
 
 
-def with_panels(n: int, height: float, most: int = 3) -> tuple[Figure, list[Axes]]:
-    """A figure of `n` panels, at most `most` a row, each row `height` inches high."""
-    columns = min(most, n)
+def with_panels(n: int, height: float, columns: int = 3) -> tuple[Figure, list[Axes]]:
+    """A figure of `n` panels, at most `columns` a row, each row `height` inches high."""
+    columns = min(columns, n)
     rows = ceil(n / columns)
     figure = Figure(figsize=(WIDTH, height * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).flatten().tolist()

@@ -87,37 +87,26 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
         if summary["best"] is not None:
             steps["selected"] = summary["best"]["step"]
         size = {key: summary[key] for key in ("parameters", "macs", "steps")}
-        hardware, looked = summary["hardware"], summary["metrics"] is not None
+        hardware, is_validated = summary["hardware"], summary["metrics"] is not None
         versions = {"commit": summary["commit"] or "unknown", "torch": summary["torch"]}
     with finished(run_dir / "metrics.jsonl") as file:
-        looks = {line["step"]: line["scores"] for line in read_lines(file)}
-        noise = {when: _of_noise(looks[step]) for when, step in steps.items() if looked}
+        validated = {line["step"]: line["scores"] for line in read_lines(file)}
+        noise = {when: _of_noise(validated[step]) for when, step in steps.items() if is_validated}
     with finished(run_dir / "log.jsonl") as file:
         log = {line["step"]: line for line in read_lines(file)}
         last = log[steps["final"]]
         cost = Cost("classifier", **size, **{key: last[key] for key in ("seconds", "peak_memory")})
         curve = tuple(
             CurvePoint(step, log[step]["seconds"], found[metric])
-            for step, found in looks.items()
+            for step, found in validated.items()
             if metric in found
         )
-    scores, right, protocols, doubts = {}, {}, [], []
-    for when, step in steps.items():
-        record, per_image = _evaluation(run_dir / CHECKPOINTS[when], attacks)
-        _check_step(run_dir / CHECKPOINTS[when], record, step)
-        scores[when] = _scores(record, attacks) | noise.get(when, {})
-        right[when] = {key: per_image[key] for key in ("clean", *attacks) if key in per_image}
-        protocols.append(_protocol(record, attacks))
-        doubts += [
-            f"{when} weights, {check.name}: {check.detail}"
-            for check in record.checks
-            if not check.passed
-        ]
-    if differing := differences(protocols[0], protocols[-1]):
-        raise InputError(
-            f"{run_dir}: its last.pt and best.pt were evaluated differently "
-            f"({'; '.join(differing)}); expected the same options of evaluate_cls.py"
-        )
+    evaluations = {
+        when: _evaluation_at(step, run_dir / CHECKPOINTS[when], attacks)
+        for when, step in steps.items()
+    }
+    records = {when: record for when, (record, _) in evaluations.items()}
+    scores = {when: _scores(records[when], attacks) | noise.get(when, {}) for when in steps}
     return Result(
         metrics=_metrics([*scores["final"], f"validation {metric}"]),
         scores=scores,
@@ -125,13 +114,21 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
         curve_name=f"validation {metric}",
         curve=curve,
         norms=norms(log),
-        protocol=protocols[0],
+        protocol=_common_protocol(run_dir, records, attacks),
         floor={},
         cost=cost,
         hardware=hardware_of(hardware, summary["world_size"]),
         versions=versions,
-        right=right,
-        doubts=tuple(doubts),
+        right={
+            when: {name: per_image[name] for name in ("clean", *attacks) if name in per_image}
+            for when, (_, per_image) in evaluations.items()
+        },
+        doubts=tuple(
+            f"{when} weights, {check.name}: {check.detail}"
+            for when, record in records.items()
+            for check in record.checks
+            if not check.passed
+        ),
     )
 
 
@@ -148,11 +145,18 @@ def _evaluation(file: Path, attacks: Sequence[str]) -> tuple[Evaluation, dict[st
     return record, per_image
 
 
-def _check_step(file: Path, record: Evaluation, step: int) -> None:
-    """A run that was killed and went on elsewhere can differ from what it wrote before."""
+def _evaluation_at(
+    step: int, file: Path, attacks: Sequence[str]
+) -> tuple[Evaluation, dict[str, np.ndarray]]:
+    """The same; InputError if the checkpoint is not of this step.
+
+    A run that was killed and went on elsewhere can differ from what it wrote before.
+    """
+    record, per_image = _evaluation(file, attacks)
     found = record.checkpoint.step
     if found != step:
         raise InputError(f"{file}: is of step {found}; expected that of summary.json, {step}")
+    return record, per_image
 
 
 def _scores(record: Evaluation, attacks: Sequence[str]) -> dict[str, float]:
@@ -163,12 +167,12 @@ def _scores(record: Evaluation, attacks: Sequence[str]) -> dict[str, float]:
     return {name: found[name].value for name in ("clean", *attacks) if name in found}
 
 
-def _of_noise(look: dict[str, float]) -> dict[str, float]:
-    return {key: look[key] for key in ("memorized", "recovered") if key in look}
+def _of_noise(scores: dict[str, float]) -> dict[str, float]:
+    return {key: scores[key] for key in ("memorized", "recovered") if key in scores}
 
 
 def _protocol(record: Evaluation, attacks: Sequence[str]) -> dict[str, Any]:
-    """All that two accuracies have to share beside the training that they compare."""
+    """All that two accuracies must have in common, beside the training that they compare."""
     protocol = {
         "data": to_json(record.data),
         "chance": record.chance,
@@ -188,6 +192,20 @@ def _protocol(record: Evaluation, attacks: Sequence[str]) -> dict[str, Any]:
             "sources": {source.name: _given(source) for source in corruptions.sources},
         }
     return protocol
+
+
+def _common_protocol(
+    run_dir: Path, records: dict[When, Evaluation], attacks: Sequence[str]
+) -> dict[str, Any]:
+    """The protocol of all evaluations of a run; InputError if they have two."""
+    first, *others = (_protocol(record, attacks) for record in records.values())
+    for other in others:
+        if differing := differences(first, other):
+            raise InputError(
+                f"{run_dir}: its last.pt and best.pt were evaluated differently "
+                f"({'; '.join(differing)}); expected the same options of evaluate_cls.py"
+            )
+    return first
 
 
 def _given(settings: Any) -> dict[str, Any]:

@@ -128,7 +128,7 @@ def _selection(record: Record, distance: str) -> float:
 
 
 def _protocol(record: Record) -> dict[str, Any]:
-    """All that two scores have to share beside the training that they compare."""
+    """All that two scores must have in common, beside the training that they compare."""
     return {
         **record["protocol"],
         "weights_sha256": record["extractor"]["weights_sha256"],

@@ -212,7 +212,7 @@ def test_workers_divide_the_cores(monkeypatch):
 def test_workers_divide_the_gpus(monkeypatch):
     monkeypatch.setattr(execution, "available_cores", lambda: 8)
     monkeypatch.setattr(execution, "available_gpus", lambda: ["4", "5", "6", "7"])
-    found = [share["CUDA_VISIBLE_DEVICES"] for share in divided_machine(2, 2, "auto")]
+    found = [part["CUDA_VISIBLE_DEVICES"] for part in divided_machine(2, 2, "auto")]
     assert found == ["4,5", "6,7"]
     assert "CUDA_VISIBLE_DEVICES" not in divided_machine(1, 1, "cpu")[0]
 

@@ -99,7 +99,7 @@ def _execute(benchmark: Benchmark, executor: Executor, attempts: list[Attempt]) 
             raise
     if stopping:
         code = 128 + (interrupts.signal or 15)
-        raise Stopped("stopped, with all runs saved; the same command again goes on", code)
+        raise Stopped("stopped; the same command again goes on", code)
 
 
 def _bar(total: int) -> tqdm:
@@ -112,7 +112,7 @@ def _record(attempt: Attempt, job: Job, stopping: bool) -> AttemptRecord:
     try:
         return job.result()
     except Exception as error:  # submitit's: the job was killed, or its result cannot be read
-        said = [*str(error).strip().splitlines()] or [repr(error)]
+        said = str(error).strip().splitlines() or [repr(error)]
         outcome, reason = ("stopped", "") if stopping else ("failed", said[-1])
         return AttemptRecord(attempt.run.name, outcome, reason, 0.0, 0.0, 0.0, 0.0)
 

@@ -15,7 +15,7 @@ from convnorm.experiment.report.formats import number
 from convnorm.experiment.report.palette import REFERENCE
 
 WIDTH = 6.5  # inches
-FAR = 2.5  # how much wider an axis may become for what is far away from the rest
+FAR = 2.5  # times: an axis grows at most so much wider for values far from the rest
 
 
 def theme(ink: str, paper: str) -> dict[str, Any]:

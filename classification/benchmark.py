@@ -1,4 +1,4 @@
-"""How the benchmark measures and reads the runs of classifiers."""
+"""How the benchmark evaluates and reads the runs of classifiers."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -10,28 +10,29 @@ import numpy as np
 
 from classification.config import ClassifierConfig
 from classification.evaluate import CORRUPTIONS
-from classification.evaluation_record import Record, settings_of
-from classification.evaluation_report import load
+from classification.evaluation_files import load
 from classification.named_attacks import Budget, attack_named
+from classification.records import Evaluation
 from convnorm.experiment.benchmark.pipeline import Pipeline, Result
-from convnorm.experiment.benchmark.reading import finished, norms, on
+from convnorm.experiment.benchmark.run_files import finished, hardware_of, norms
+from convnorm.experiment.codec import to_json
 from convnorm.experiment.config import differences
 from convnorm.experiment.config import read as read_config
 from convnorm.experiment.errors import InputError
-from convnorm.experiment.records import Cost, Measure, When
+from convnorm.experiment.records import Cost, CurvePoint, Metric, When
 from convnorm.experiment.run.checkpoint import BEST, CHECKPOINT
 from convnorm.experiment.run.tracking import read_lines
 
 CHECKPOINTS: dict[When, str] = {"final": CHECKPOINT, "selected": BEST}
 
 
-def share(config: ClassifierConfig, line: dict[str, Any]) -> float:
-    """How much of the training is done at a line of log.jsonl, in [0, 1]."""
+def fraction_done(config: ClassifierConfig, line: dict[str, Any]) -> float:
+    """The fraction of the training that is done at a line of log.jsonl, in [0, 1]."""
     return line["epoch"] / config.train.epochs
 
 
-def scores_of(config: ClassifierConfig, attacks: Sequence[str]) -> dict[When, dict[str, Measure]]:
-    """The names of the scores that runs of a config will have, measured under `attacks`.
+def scores_of(config: ClassifierConfig, attacks: Sequence[str]) -> dict[When, dict[str, Metric]]:
+    """The names of the scores that runs of a config have after an evaluation under `attacks`.
 
     Raises:
         InputError: A name is not that of an attack.
@@ -41,17 +42,20 @@ def scores_of(config: ClassifierConfig, attacks: Sequence[str]) -> dict[When, di
             attack_named(name, Budget())
     names = ["clean", *(name for name in attacks if name == CORRUPTIONS or _has_accuracy(name))]
     names += [] if config.noise.kind == "none" else ["memorized", "recovered"]
-    measures = _measures(names)
-    return {"final": measures} | ({"selected": measures} if config.split.validation > 0 else {})
+    metrics = _metrics(names)
+    return {"final": metrics} | ({"selected": metrics} if config.split.validation > 0 else {})
 
 
 def conditions(config: ClassifierConfig, attacks: Sequence[str]) -> dict[str, Any]:
-    """What of a config decides how its runs are measured: attacks are as strong as in training."""
+    """The part of a config that decides how its runs are evaluated.
+
+    The eps of the training is among it: attacks are as strong.
+    """
     eps = {"adversary.eps": config.adversary.eps} if attacks else {}
     return {"data": asdict(config.data), "select.metric": config.select.metric, **eps}
 
 
-def measurements(run_dir: Path, attacks: Sequence[str]) -> list[list[str]]:
+def remaining_evaluations(run_dir: Path, attacks: Sequence[str]) -> list[list[str]]:
     """The commands without which `read` would refuse a trained run."""
     commands = []
     for name in CHECKPOINTS.values():
@@ -67,11 +71,11 @@ def measurements(run_dir: Path, attacks: Sequence[str]) -> list[list[str]]:
 
 
 def read(run_dir: Path, attacks: Sequence[str]) -> Result:
-    """Read a trained and measured run from its files alone.
+    """Read a trained and evaluated run from its files alone.
 
-    Scores are of the test images: "clean", and by the names of attacks. Beside them, where there
-    are wrong labels: "memorized" and "recovered", the shares of the images with one for which that
-    label, or the clean one, is predicted.
+    Scores are accuracies on test images, "clean" and by the names of attacks. Where there are wrong
+    labels, "memorized" and "recovered" are the fractions of the training images with one for which
+    the network predicts that label, or the right one.
 
     Raises:
         InputError: A file is missing, lacks something, or is not of the run's weights.
@@ -83,55 +87,56 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
         if summary["best"] is not None:
             steps["selected"] = summary["best"]["step"]
         size = {key: summary[key] for key in ("parameters", "macs", "steps")}
-        hardware, looked = summary["hardware"], summary["metrics"] is not None
+        hardware, is_validated = summary["hardware"], summary["metrics"] is not None
         versions = {"commit": summary["commit"] or "unknown", "torch": summary["torch"]}
     with finished(run_dir / "metrics.jsonl") as file:
-        looks = {line["step"]: line["scores"] for line in read_lines(file)}
-        noise = {when: _of_noise(looks[step]) for when, step in steps.items() if looked}
+        validated = {line["step"]: line["scores"] for line in read_lines(file)}
+        noise = {when: _of_noise(validated[step]) for when, step in steps.items() if is_validated}
     with finished(run_dir / "log.jsonl") as file:
         log = {line["step"]: line for line in read_lines(file)}
         last = log[steps["final"]]
         cost = Cost("classifier", **size, **{key: last[key] for key in ("seconds", "peak_memory")})
-        curve = [(k, log[k]["seconds"], at[metric]) for k, at in looks.items() if metric in at]
-    scores, right, protocols, doubts = {}, {}, [], []
-    for when, step in steps.items():
-        record, per_image = _evaluation(run_dir / CHECKPOINTS[when], attacks)
-        _check_step(run_dir / CHECKPOINTS[when], record, step)
-        scores[when] = _scores(record, attacks) | noise.get(when, {})
-        right[when] = {key: per_image[key] for key in ("clean", *attacks) if key in per_image}
-        protocols.append(_protocol(record, attacks))
-        doubts += [
-            f"{when} weights, {check['check']}: {check['detail']}"
-            for check in record["checks"]
-            if not check["passed"]
-        ]
-    if differing := differences(protocols[0], protocols[-1]):
-        raise InputError(
-            f"{run_dir}: its last.pt and best.pt were evaluated differently "
-            f"({'; '.join(differing)}); expected the same options of evaluate_cls.py"
+        curve = tuple(
+            CurvePoint(step, log[step]["seconds"], found[metric])
+            for step, found in validated.items()
+            if metric in found
         )
+    evaluations = {
+        when: _evaluation_at(step, run_dir / CHECKPOINTS[when], attacks)
+        for when, step in steps.items()
+    }
+    records = {when: record for when, (record, _) in evaluations.items()}
+    scores = {when: _scores(records[when], attacks) | noise.get(when, {}) for when in steps}
     return Result(
-        measures=_measures([*scores["final"], f"validation {metric}"]),
+        metrics=_metrics([*scores["final"], f"validation {metric}"]),
         scores=scores,
         selected_step=steps.get("selected"),
         curve_name=f"validation {metric}",
         curve=curve,
         norms=norms(log),
-        protocol=protocols[0],
+        protocol=_common_protocol(run_dir, records, attacks),
         floor={},
         cost=cost,
-        hardware=on(hardware, summary["world_size"]),
+        hardware=hardware_of(hardware, summary["world_size"]),
         versions=versions,
-        right=right,
-        doubts=tuple(doubts),
+        right={
+            when: {name: per_image[name] for name in ("clean", *attacks) if name in per_image}
+            for when, (_, per_image) in evaluations.items()
+        },
+        doubts=tuple(
+            f"{when} weights, {check.name}: {check.detail}"
+            for when, record in records.items()
+            for check in record.checks
+            if not check.passed
+        ),
     )
 
 
-def _evaluation(file: Path, attacks: Sequence[str]) -> tuple[Record, dict[str, np.ndarray]]:
-    """What was measured of a checkpoint; InputError if that is not all of `attacks`."""
+def _evaluation(file: Path, attacks: Sequence[str]) -> tuple[Evaluation, dict[str, np.ndarray]]:
+    """Read the evaluation of a checkpoint; InputError if it does not have all of `attacks`."""
     record, per_image = load(file)
-    there = {attack["name"] for attack in record["attacks"]}
-    there |= {CORRUPTIONS} if record["corruptions"] else set()
+    there = {attack.name for attack in record.attacks}
+    there |= {CORRUPTIONS} if record.corruptions else set()
     if lacking := [name for name in attacks if name not in there]:
         raise InputError(
             f"{file}: not evaluated with {', '.join(lacking)}; expected evaluate_cls.py "
@@ -140,51 +145,81 @@ def _evaluation(file: Path, attacks: Sequence[str]) -> tuple[Record, dict[str, n
     return record, per_image
 
 
-def _check_step(file: Path, record: Record, step: int) -> None:
-    """A run that was killed and went on elsewhere can differ from what it wrote before."""
-    found = record["checkpoint"]["step"]
+def _evaluation_at(
+    step: int, file: Path, attacks: Sequence[str]
+) -> tuple[Evaluation, dict[str, np.ndarray]]:
+    """The same; InputError if the checkpoint is not of this step.
+
+    A run that was killed and went on elsewhere can differ from what it wrote before.
+    """
+    record, per_image = _evaluation(file, attacks)
+    found = record.checkpoint.step
     if found != step:
         raise InputError(f"{file}: is of step {found}; expected that of summary.json, {step}")
+    return record, per_image
 
 
-def _scores(record: Record, attacks: Sequence[str]) -> dict[str, float]:
-    found = {"clean": record["clean"]["top1"]}
-    found |= {attack["name"]: attack for attack in record["attacks"]}
-    if record["corruptions"]:
-        found[CORRUPTIONS] = record["corruptions"]["mean"]
-    names = ("clean", *attacks)
-    return {name: found[name]["accuracy"] for name in names if "accuracy" in found[name]}
+def _scores(record: Evaluation, attacks: Sequence[str]) -> dict[str, float]:
+    found = {"clean": record.clean.top1}
+    found |= {attack.name: attack.accuracy for attack in record.attacks if attack.accuracy}
+    if record.corruptions:
+        found[CORRUPTIONS] = record.corruptions.mean
+    return {name: found[name].value for name in ("clean", *attacks) if name in found}
 
 
-def _of_noise(look: dict[str, float]) -> dict[str, float]:
-    return {key: look[key] for key in ("memorized", "recovered") if key in look}
+def _of_noise(scores: dict[str, float]) -> dict[str, float]:
+    return {key: scores[key] for key in ("memorized", "recovered") if key in scores}
 
 
-def _protocol(record: Record, attacks: Sequence[str]) -> dict[str, Any]:
-    """All that two accuracies have to share beside the training that they compare."""
-    protocol = {key: record[key] for key in ("data", "chance", "batch_size", "seed")}
-    protocol["attacks"] = {
-        attack["name"]: settings_of(attack)
-        for attack in record["attacks"]
-        if attack["name"] in attacks
+def _protocol(record: Evaluation, attacks: Sequence[str]) -> dict[str, Any]:
+    """All that two accuracies must have in common, beside the training that they compare."""
+    protocol = {
+        "data": to_json(record.data),
+        "chance": record.chance,
+        "batch_size": record.batch_size,
+        "seed": record.seed,
+        "attacks": {
+            attack.name: _given(attack.settings)
+            for attack in record.attacks
+            if attack.name in attacks
+        },
     }
     if CORRUPTIONS in attacks:
-        corruptions = record["corruptions"]
+        corruptions = record.corruptions
         protocol[CORRUPTIONS] = {
-            "mean_over": corruptions["mean_over"],
-            "severities": corruptions["severities"],
-            "sources": {source["name"]: source for source in corruptions["sources"]},
+            "mean_over": list(corruptions.mean_over),
+            "severities": list(corruptions.severities),
+            "sources": {source.name: _given(source) for source in corruptions.sources},
         }
     return protocol
 
 
-def _measures(names: Iterable[str]) -> dict[str, Measure]:
-    """Name -> how its values compare: accuracies but for one, the share of wrong labels learned."""
-    return {n: Measure("lower" if n == "memorized" else "higher", percent=True) for n in names}
+def _common_protocol(
+    run_dir: Path, records: dict[When, Evaluation], attacks: Sequence[str]
+) -> dict[str, Any]:
+    """The protocol of all evaluations of a run; InputError if they have two."""
+    first, *others = (_protocol(record, attacks) for record in records.values())
+    for other in others:
+        if differing := differences(first, other):
+            raise InputError(
+                f"{run_dir}: its last.pt and best.pt were evaluated differently "
+                f"({'; '.join(differing)}); expected the same options of evaluate_cls.py"
+            )
+    return first
+
+
+def _given(settings: Any) -> dict[str, Any]:
+    """The fields of a record that are not None, as JSON."""
+    return {key: value for key, value in to_json(settings).items() if value is not None}
+
+
+def _metrics(names: Iterable[str]) -> dict[str, Metric]:
+    """Name -> how its values compare: all are accuracies but "memorized", which is better low."""
+    return {n: Metric("lower" if n == "memorized" else "higher", percent=True) for n in names}
 
 
 def _has_accuracy(attack: str) -> bool:
-    """Whether an attack has one accuracy: a sweep has many."""
+    """Whether an attack has one accuracy; a sweep has many."""
     return not isinstance(attack_named(attack, Budget()).settings["eps"], list)
 
 
@@ -194,7 +229,7 @@ CLASSIFICATION = Pipeline(
     script="train_cls.py",
     scores=scores_of,
     conditions=conditions,
-    share=share,
-    measurements=measurements,
+    fraction_done=fraction_done,
+    remaining_evaluations=remaining_evaluations,
     read=read,
 )

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from classification.evaluation_record import (
 from classification.models import LoadedClassifier
 from classification.named_attacks import Attack, Budget, attack_named
 from classification.per_image import Rows, Subject, sha256_of
+from classification.records import Checkpoint, EvaluatedData, Evaluation
 from classification.splits import split
 from classification.training_data import sha256_of as sha256_of_file
 from convnorm.experiment.config import require
@@ -80,11 +81,11 @@ def checkpoint_of(run: Path, which: Literal["best", "last"]) -> Path:
 
 def evaluate(
     loaded: LoadedClassifier, options: Options, device: torch.device
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Measure a classifier that is on `device`; return a record and what it counts, per image.
+) -> tuple[Evaluation, dict[str, Tensor]]:
+    """Metric a classifier that is on `device`; return a record and what it counts, per image.
 
-    The record is JSON-able and without any time. Per image: `positions` (N,) int64 in the split's
-    file, and what `evaluation_record.right_about` returns.
+    The record does not depend on when or how fast it was made. Per image: `positions` (N,) int64 in
+    the split's file, and what `evaluation_record.right_about` returns.
 
     Images that the network gets wrong as they are count as wrong under every attack and are not
     attacked. Everything is computed in float32, without TF32. The folder `evaluation` beside the
@@ -106,46 +107,43 @@ def evaluate(
         found = [(attack, _attack(subject, attack, queue)) for attack in attacks]
         right = {source.name: _corruption(subject, source) for source in sources}
     n = len(subject.positions)
-    record = {
-        **_header(loaded, options, subject),
-        "clean": clean_record(clean),
-        "attacks": [attack_record(attack, rows, n) for attack, rows in found],
-        "worst_case": worst_cases(found, n),
-        "corruptions": None,
-    }
-    if sources:
-        settings = [{"name": source.name, **source.settings} for source in sources]
-        record["corruptions"] = corruption_record(right) | {"sources": settings}
-    per_image = {"positions": subject.positions, **right_about(clean, found)}
-    return record | {"checks": checks(record)}, per_image
+    attack_records = tuple(attack_record(attack, rows, n) for attack, rows in found)
+    chance = 1 / len(loaded.classes)
+    record = Evaluation(
+        checkpoint=_checkpoint(loaded),
+        data=EvaluatedData(
+            name=loaded.config.data.name,
+            split=options.split,
+            n=n,
+            images_sha256=subject.facts["images_sha256"],
+            positions_sha256=sha256_of(subject.positions),
+        ),
+        chance=chance,
+        batch_size=options.batch_size,
+        seed=options.budget.seed,
+        torch=str(torch.__version__),
+        hardware=tuple(sorted(subject.hardware)),
+        clean=clean_record(clean),
+        attacks=attack_records,
+        worst_cases=worst_cases(found, n),
+        corruptions=corruption_record(right, sources) if sources else None,
+        checks=checks(attack_records, chance),
+    )
+    return record, {"positions": subject.positions, **right_about(clean, found)}
 
 
-def _header(loaded: LoadedClassifier, options: Options, subject: Subject) -> dict[str, Any]:
+def _checkpoint(loaded: LoadedClassifier) -> Checkpoint:
     config = loaded.config
-    return {
-        "checkpoint": {
-            "file": loaded.file.name,
-            "sha256": loaded.sha256,
-            "step": loaded.step,
-            "epoch": loaded.epoch,
-            "arch": config.model.arch,
-            "normalizer": config.normalizer.kind,
-            "adversary": config.adversary.kind,
-            "seed": config.seed,
-        },
-        "data": {
-            "name": config.data.name,
-            "split": options.split,
-            "n": len(subject.positions),
-            "images_sha256": subject.facts["images_sha256"],
-            "positions_sha256": sha256_of(subject.positions),
-        },
-        "chance": 1 / len(loaded.classes),
-        "batch_size": options.batch_size,
-        "seed": options.budget.seed,
-        "torch": str(torch.__version__),
-        "hardware": sorted(subject.hardware),
-    }
+    return Checkpoint(
+        file=loaded.file.name,
+        sha256=loaded.sha256,
+        step=loaded.step,
+        epoch=loaded.epoch,
+        arch=config.model.arch,
+        normalizer=config.normalizer.kind,
+        adversary=config.adversary.kind,
+        seed=config.seed,
+    )
 
 
 @contextmanager

@@ -1,86 +1,87 @@
-"""From results of single images to numbers with intervals, and to doubts about them."""
+"""From results of single images to accuracies with intervals, and to doubts about them."""
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from classification.autoattack import STAGES
+from classification.corruption_sources import Corruption
 from classification.corruptions import SEVERITIES
 from classification.named_attacks import Attack
 from classification.per_image import Rows
+from classification.records import (
+    Accuracy,
+    AttackRecord,
+    AttackSettings,
+    Check,
+    Clean,
+    Corruptions,
+    CorruptionSource,
+    Queries,
+    SweepPoint,
+    WorstCase,
+)
+from convnorm.experiment.report import formats
 from convnorm.experiment.statistics import wilson_interval
 
 # Those of CIFAR-10-C that its mean leaves out.
 EXTRA = ("gaussian_blur", "saturate", "spatter", "speckle_noise")
 
-Record = dict[str, Any]  # JSON-able
 Found = Sequence[tuple[Attack, Rows]]
 
 
-def accuracy(correct: int, n: int) -> Record:
+def accuracy(correct: int, n: int) -> Accuracy:
     """Of `n` images, with its 95 % Wilson interval."""
-    return {
-        "correct": correct,
-        "n": n,
-        "accuracy": correct / n,
-        "interval": list(wilson_interval(correct, n)),
-    }
+    return Accuracy(correct / n, wilson_interval(correct, n), correct, n)
 
 
-def clean_record(rows: Rows) -> Record:
-    """top5 is None where a network has no more than 5 classes."""
+def clean_record(rows: Rows) -> Clean:
+    """Of the images as they are."""
     n = len(rows["right"])
-    counts = {f"top{k}": rows.get(name) for k, name in ((1, "right"), (5, "right5"))}
-    return {
-        name: None if right is None else accuracy(int(right.sum()), n)
-        for name, right in counts.items()
-    }
+    top1, top5 = (
+        None if right is None else accuracy(int(right.sum()), n)
+        for right in (rows["right"], rows.get("right5"))
+    )
+    return Clean(top1, top5)
 
 
-def attack_record(attack: Attack, rows: Rows, n: int) -> Record:
-    """One attack with all its settings.
+def settings_of(attack: Attack) -> AttackSettings:
+    eps = attack.settings["eps"]
+    return AttackSettings(**attack.settings | {"eps": tuple(eps) if _is_sweep(attack) else eps})
 
-    attacked: images of the `n` that were right before; the others count as wrong. points: of a
-    sweep, one accuracy for each eps. stages: of AutoAttack, the accuracy after each.
-    queries: of SimBA, to those images that it fooled.
-    """
-    fooled_at = rows["fooled_at"]
-    record = {"name": attack.name, **attack.settings, "attacked": len(fooled_at)}
-    if isinstance(attack.settings["eps"], list):
-        points = [
-            {"eps": eps, **accuracy(_survivors(fooled_at, eps), n)}
-            for eps in attack.settings["eps"]
-        ]
-        return record | {"points": points}
-    record |= accuracy(_survivors(fooled_at, attack.settings["eps"]), n)
-    fooled = fooled_at.isfinite()
+
+def _is_sweep(attack: Attack) -> bool:
+    return isinstance(attack.settings["eps"], list)
+
+
+def attack_record(attack: Attack, rows: Rows, n: int) -> AttackRecord:
+    """One attack on the images among `n` that were right before: `rows` are of these alone."""
+    fooled_at, eps = rows["fooled_at"], attack.settings["eps"]
+    record = AttackRecord(attack.name, settings_of(attack), len(fooled_at), None, (), {}, None)
+    if _is_sweep(attack):
+        points = (SweepPoint(each, accuracy(_survivors(fooled_at, each), n)) for each in eps)
+        return replace(record, points=tuple(points))
+    fooled, stages, queries = fooled_at.isfinite(), {}, None
     if "stage" in rows:
-        left = {name: rows["stage"] > k for k, name in enumerate(STAGES)}
-        record["stages"] = {
-            name: accuracy(int((later | ~fooled).sum()), n) for name, later in left.items()
-        }
+        later = {name: rows["stage"] > k for k, name in enumerate(STAGES)}
+        stages = {name: accuracy(int((left | ~fooled).sum()), n) for name, left in later.items()}
     if "queries" in rows:
-        record["queries"] = _queries(rows["queries"][fooled])
-    return record
+        queries = _queries(rows["queries"][fooled])
+    survived = accuracy(_survivors(fooled_at, eps), n)
+    return replace(record, accuracy=survived, stages=stages, queries=queries)
 
 
 def _survivors(fooled_at: Tensor, eps: float) -> int:
     return int((fooled_at > eps).sum())
 
 
-def _queries(queries: Tensor) -> Record:
+def _queries(queries: Tensor) -> Queries:
     n = len(queries)
     mean = queries.double().mean().item() if n else None
     median = queries.double().quantile(0.5).item() if n else None
-    return {"n": n, "mean": mean, "median": median}
-
-
-def settings_of(record: Record) -> Record:
-    """The settings in the record of an attack: what has to agree before two are compared."""
-    others = {"name", "attacked", "points", "stages", "queries", *accuracy(0, 1)}
-    return {key: value for key, value in record.items() if key not in others}
+    return Queries(n, mean, median)
 
 
 def right_about(clean: Rows, found: Found) -> dict[str, Tensor]:
@@ -90,104 +91,101 @@ def right_about(clean: Rows, found: Found) -> dict[str, Tensor]:
     """
     right = {"clean": clean["right"]}
     for attack, rows in found:
-        eps = attack.settings["eps"]
-        if not isinstance(eps, list):
+        if not _is_sweep(attack):
             withstood = clean["right"].clone()
-            withstood[clean["right"]] = rows["fooled_at"] > eps
+            withstood[clean["right"]] = rows["fooled_at"] > attack.settings["eps"]
             right[attack.name] = withstood
     return right
 
 
-def worst_cases(found: Found, n: int) -> list[Record]:
+def worst_cases(found: Found, n: int) -> tuple[WorstCase, ...]:
     """The images that withstood every attack, for each budget that an attack was run with."""
     budgets = {
         (attack.settings["norm"], attack.settings["eps"])
         for attack, _ in found
-        if not isinstance(attack.settings["eps"], list)
+        if not _is_sweep(attack)
     }
-    records = []
+    cases = []
     for norm, eps in sorted(budgets):
         within = [(attack, rows) for attack, rows in found if attack.settings["norm"] == norm]
         withstood = torch.stack([rows["fooled_at"] > eps for _, rows in within]).all(0)
-        names = [attack.name for attack, _ in within]
-        records.append(
-            {"norm": norm, "eps": eps, "attacks": names, **accuracy(int(withstood.sum()), n)}
-        )
-    return records
+        names = tuple(attack.name for attack, _ in within)
+        cases.append(WorstCase(norm, eps, names, accuracy(int(withstood.sum()), n)))
+    return tuple(cases)
 
 
-def corruption_record(right: dict[str, Tensor]) -> Record:
+def corruption_record(right: dict[str, Tensor], sources: Sequence[Corruption]) -> Corruptions:
     """Accuracies by corruption and severity, and their means.
 
-    right: name -> (N, severities) bool. A mean is over `mean_over`, without the four that
-    CIFAR-10-C calls extra. It is about N images and not about N times so many independent ones:
-    its interval is that of one look at each image, which is not too narrow.
+    right: name -> (N, severities) bool. A mean is without the four corruptions that CIFAR-10-C
+    calls extra. It is about N images and not about N times so many independent ones: its interval
+    is that of one look at each image, which is not too narrow.
     """
     averaged = [name for name in right if name not in EXTRA] or list(right)
     each = torch.stack([right[name] for name in averaged]).double().mean(0)  # (N, severities)
     n = len(each)
-    return {
-        "severities": list(SEVERITIES),
-        "accuracies": {
-            name: [accuracy(count, n) for count in flags.sum(0).tolist()]
+    return Corruptions(
+        severities=tuple(SEVERITIES),
+        accuracies={
+            name: tuple(accuracy(count, n) for count in flags.sum(0).tolist())
             for name, flags in right.items()
         },
-        "mean_by_corruption": {
-            name: _mean(flags.double().mean(1)) for name, flags in right.items()
-        },
-        "mean_over": averaged,
-        "mean_by_severity": [_mean(values) for values in each.T],
-        "mean": _mean(each.mean(1)),
-    }
-
-
-def _mean(values: Tensor) -> Record:
-    """Of values in [0, 1], whose variance is at most that of flags with the same mean."""
-    n, mean = len(values), values.mean().item()
-    return {"n": n, "accuracy": mean, "interval": list(wilson_interval(round(mean * n), n))}
-
-
-def checks(record: Record) -> list[Record]:
-    """What robustness that is real would pass, as far as the attacks of a record can tell.
-
-    Masked gradients look like robustness to attacks that follow them; the signs are from
-    Athalye et al. (2018): a large eps does not fool every image, many small steps fool fewer than
-    one large one, a search without gradients fools more.
-    """
-    attacks = {attack["name"]: attack for attack in record["attacks"]}
-    found = []
-    if sweep := attacks.get("sweep"):
-        last, chance = sweep["points"][-1], record["chance"]
-        detail = f"{last['accuracy']:.2%} at eps {255 * last['eps']:g}/255, chance is {chance:.2%}"
-        found.append(_check("sweep ends at chance", last["accuracy"] <= chance, detail))
-    one_step = {name: attack for name, attack in attacks.items() if name == "fgsm"}
-    many_steps = {
-        name: attack
-        for name, attack in attacks.items()
-        if name.startswith("pgd")
-        and attack["norm"] == "linf"
-        and attack["steps"] * attack["step_size"] >= 2 * attack["eps"]  # can cross the ball
-    }
-    black_box = {name: attack for name, attack in attacks.items() if name.startswith("simba")}
-    pairs = [(pgd, fgsm) for pgd in many_steps.items() for fgsm in one_step.items()]
-    if gradient := one_step | many_steps:
-        strongest = min(gradient.items(), key=lambda item: item[1]["accuracy"])
-        pairs += [(strongest, search) for search in black_box.items()]
-    for name, attack in attacks.items():
-        if stages := attack.get("stages"):
-            fab, square = ((f"{name}'s {stage}", stages[stage]) for stage in STAGES[-2:])
-            pairs.append((fab, square))
-    return found + [_not_beaten(*stronger, *weaker) for stronger, weaker in pairs]
-
-
-def _not_beaten(stronger: str, strong: Record, weaker: str, weak: Record) -> Record:
-    low = strong["interval"][0]
-    return _check(
-        f"{stronger} is not beaten by {weaker}",
-        weak["accuracy"] >= low,
-        f"{strong['accuracy']:.2%} (interval from {low:.2%}) against {weak['accuracy']:.2%}",
+        mean_by_corruption={name: _mean(flags.double().mean(1)) for name, flags in right.items()},
+        mean_over=tuple(averaged),
+        mean_by_severity=tuple(_mean(values) for values in each.T),
+        mean=_mean(each.mean(1)),
+        sources=tuple(CorruptionSource(source.name, **source.settings) for source in sources),
     )
 
 
-def _check(name: str, passed: bool, detail: str) -> Record:
-    return {"check": name, "passed": passed, "detail": detail}
+def _mean(values: Tensor) -> Accuracy:
+    """Of values in [0, 1], whose variance is at most that of flags with the same mean."""
+    n, mean = len(values), values.mean().item()
+    return Accuracy(mean, wilson_interval(round(mean * n), n), None, n)
+
+
+def checks(attacks: Sequence[AttackRecord], chance: float) -> tuple[Check, ...]:
+    """What robustness that is real would pass, as far as attacks can tell.
+
+    Masked gradients look like robustness to attacks that follow them. Athalye et al. (2018) name
+    their signs: a large eps does not fool every image, many small steps fool fewer images than one
+    large step, a search without gradients fools more.
+    """
+    found = []
+    for attack in attacks:
+        if attack.points:
+            last = attack.points[-1]
+            detail = (
+                f"{formats.accuracy(last.accuracy.value)} at eps {255 * last.eps:g}/255, "
+                f"chance is {formats.accuracy(chance)}"
+            )
+            found.append(Check("sweep ends at chance", last.accuracy.value <= chance, detail))
+    one_step = [attack for attack in attacks if attack.name == "fgsm"]
+    many_steps = [attack for attack in attacks if _can_cross_the_ball(attack)]
+    searches = [attack for attack in attacks if attack.name.startswith("simba")]
+    pairs = [(pgd, fgsm) for pgd in many_steps for fgsm in one_step]
+    if gradient := one_step + many_steps:
+        strongest = min(gradient, key=lambda attack: attack.accuracy.value)
+        pairs += [(strongest, search) for search in searches]
+    accuracies = [((one.name, one.accuracy), (two.name, two.accuracy)) for one, two in pairs]
+    for attack in attacks:
+        if attack.stages:
+            fab, square = ((f"{attack.name}'s {it}", attack.stages[it]) for it in STAGES[-2:])
+            accuracies.append((fab, square))
+    return (*found, *(_not_beaten(*stronger, *weaker) for stronger, weaker in accuracies))
+
+
+def _can_cross_the_ball(attack: AttackRecord) -> bool:
+    """Whether it is a PGD under linf whose steps reach from one side of the ball to the other."""
+    given = attack.settings
+    is_pgd = attack.name.startswith("pgd") and given.norm == "linf"
+    return is_pgd and given.steps * given.step_size >= 2 * given.eps
+
+
+def _not_beaten(stronger: str, strong: Accuracy, weaker: str, weak: Accuracy) -> Check:
+    low = strong.interval[0]
+    detail = (
+        f"{formats.accuracy(strong.value)} (interval from {formats.accuracy(low)}) against "
+        f"{formats.accuracy(weak.value)}"
+    )
+    return Check(f"{stronger} is not beaten by {weaker}", weak.value >= low, detail)

@@ -3,39 +3,31 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from convnorm.experiment.benchmark.pipeline import Pipeline, Result
-from convnorm.experiment.benchmark.reading import finished, norms, on
+from convnorm.experiment.benchmark.run_files import finished, hardware_of, norms
+from convnorm.experiment.codec import from_json
 from convnorm.experiment.config import differences
 from convnorm.experiment.errors import InputError
-from convnorm.experiment.records import (
-    Cost,
-    ExtractorFacts,
-    Floor,
-    Measure,
-    Origin,
-    ScoreRecord,
-    When,
-)
+from convnorm.experiment.records import Cost, CurvePoint, Metric, When
 from convnorm.experiment.run.tracking import read_lines
 from gan.config import GanConfig
 from gan.extractors import EXTRACTORS, metrics
 from gan.protocols import PROTOCOLS
+from gan.records import ScoreRecord
 
-T = TypeVar("T")
 
-
-def share(config: GanConfig, line: dict[str, Any]) -> float:
-    """How much of the training is done at a line of log.jsonl, in [0, 1]."""
+def fraction_done(config: GanConfig, line: dict[str, Any]) -> float:
+    """The fraction of the training that is done at a line of log.jsonl, in [0, 1]."""
     return line["step"] / config.steps
 
 
-def scores_of(config: GanConfig, attacks: Sequence[str]) -> dict[When, dict[str, Measure]]:
+def scores_of(config: GanConfig, attacks: Sequence[str]) -> dict[When, dict[str, Metric]]:
     """The names of the scores that runs of a config will have; InputError for any attack."""
     if attacks:
         raise InputError(f"attacks: {', '.join(attacks)} is not allowed; expected none on a GAN")
@@ -77,27 +69,27 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
     with finished(run_dir / "metrics.jsonl") as file:
         records = _records(file)
         final = records[steps]
-        curve = [
+        curve = tuple(
             # A step between two log lines is as far in time as in steps.
-            (step, float(np.interp(step, [0, *log], [0.0, *times])), record.scores[final.distance])
-            for step, record in records.items()
-        ]
-        scores, selected = {"final": final.scores}, None
+            CurvePoint(step, float(np.interp(step, [0, *log], [0.0, *times])), value)
+            for step, value in ((s, _scores(it)[final.distance]) for s, it in records.items())
+        )
+        scores, selected = {"final": _scores(final)}, None
         if final.selection is not None:
             selected = min(records, key=lambda step: _selection(records[step]))
-            scores["selected"] = records[selected].scores
+            scores["selected"] = _scores(records[selected])
     pictures = sorted((run_dir / "samples").glob("*.png"))
     return Result(
-        measures=final.metrics,
+        metrics=final.metrics,
         scores=scores,
         selected_step=selected,
         curve_name=final.distance,
         curve=curve,
         norms=norms(log),
         protocol=_protocol(final),
-        floor=final.floor.scores,
+        floor={name: it for name, it in final.floor.scores.items() if it is not None},
         cost=cost,
-        hardware=on(hardware, summary["world_size"]),
+        hardware=hardware_of(hardware, summary["world_size"]),
         versions={"commit": commit or "unknown", **final.versions},
         picture=pictures[-1] if pictures else None,
     )
@@ -105,7 +97,8 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
 
 def _records(file: Path) -> dict[int, ScoreRecord]:
     """Step -> record; InputError if there is none, or they are not all of one protocol."""
-    records = {line.pop("step"): _record(line) for line in read_lines(file)}
+    lines = {line.pop("step"): line for line in read_lines(file)}
+    records = {step: from_json(ScoreRecord, line, file) for step, line in lines.items()}
     if not records:
         raise InputError(f"{file}: holds no score; expected a run whose score.protocol is not none")
     last = list(records.values())[-1]
@@ -118,30 +111,18 @@ def _records(file: Path) -> dict[int, ScoreRecord]:
     return records
 
 
-def _record(content: dict[str, Any]) -> ScoreRecord:
-    """Read the JSON form of a record; KeyError, TypeError or ValueError for another form."""
-
-    def read_as(cls: type[T], content: dict[str, Any]) -> T:
-        return cls(**{field.name: content[field.name] for field in fields(cls)})
-
-    parts = {
-        "extractor": read_as(ExtractorFacts, content["extractor"]),
-        "metrics": {name: read_as(Measure, value) for name, value in content["metrics"].items()},
-        "floor": read_as(Floor, content["floor"]),
-        "fake": read_as(Origin, content["fake"]),
-        "real": read_as(Origin, content["real"]),
-        "selection": content["selection"] and _record(content["selection"]),
-    }
-    return read_as(ScoreRecord, content | parts)
+def _scores(record: ScoreRecord) -> dict[str, float]:
+    """The scores with NaN for what is no number, which the benchmark refuses with its name."""
+    return {name: math.nan if it is None else it for name, it in record.scores.items()}
 
 
 def _selection(record: ScoreRecord) -> float:
     value = record.selection.scores[record.selection.distance]
-    return math.inf if math.isnan(value) else value
+    return math.inf if value is None else value
 
 
 def _protocol(record: ScoreRecord) -> dict[str, Any]:
-    """All that two scores have to share beside the training that they compare."""
+    """All that two scores must have in common, beside the training that they compare."""
     return {
         **record.protocol,
         "weights_sha256": record.extractor.weights_sha256,
@@ -155,9 +136,9 @@ GAN = Pipeline(
     name="gan",
     config=GanConfig,
     script="train_gan.py",
-    share=share,
+    fraction_done=fraction_done,
     scores=scores_of,
     conditions=conditions,
-    measurements=lambda run_dir, attacks: [],
+    remaining_evaluations=lambda run_dir, attacks: [],
     read=read,
 )

@@ -18,9 +18,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from convnorm.experiment.errors import InputError
-from convnorm.experiment.records import ExtractorFacts, Measure
+from convnorm.experiment.records import Metric
 from gan import fidelity
 from gan.digits_network import DIGITS_SHA256, DIGITS_WEIGHTS, DigitsNet, digits_input
+from gan.records import ExtractorFacts
 
 # (N, C, H, W) uint8 -> features (N, D) and logits (N, K); None from a network without logits.
 Forward = Callable[[Tensor], tuple[Tensor, Tensor | None]]
@@ -51,12 +52,12 @@ class ScoreName:
     """
 
     name: str
-    metric: Measure | None
+    metric: Metric | None
 
 
 Scores = dict[Number, ScoreName]
 
-LOWER, HIGHER = Measure("lower"), Measure("higher")
+LOWER, HIGHER = Metric("lower"), Metric("higher")
 FROM_FEATURES: Scores = {
     "frechet": ScoreName("FD", LOWER),
     "kernel": ScoreName("KID", LOWER),
@@ -77,7 +78,7 @@ def renamed(pattern: str, scores: Scores) -> Scores:
     }
 
 
-def metrics(scores: Scores) -> dict[str, Measure]:
+def metrics(scores: Scores) -> dict[str, Metric]:
     """Return name -> how its values compare, without the spreads."""
     return {score.name: score.metric for score in scores.values() if score.metric is not None}
 

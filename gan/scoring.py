@@ -4,6 +4,7 @@
 for many of them. Nothing here draws from the global random state.
 """
 
+import math
 import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -13,12 +14,12 @@ import torch
 from torch import Tensor
 
 from convnorm.experiment.data import DataConfig, load_images
-from convnorm.experiment.records import Floor, Origin, ScoreRecord
 from convnorm.experiment.streams import generator
 from gan import fidelity
 from gan.extractors import Extractor, Features, Number, Scores, load_extractor, metrics
 from gan.feature_cache import cached_features, sha256_of
 from gan.protocols import Protocol, protocol_named
+from gan.records import Floor, Origin, ScoreRecord
 
 Sample = Callable[[int, int], Tensor]  # (num, seed) -> (num, C, H, W) uint8
 
@@ -108,14 +109,16 @@ def _classifier_score(images: Features, protocol: Protocol) -> dict[Number, floa
 
 def _named(
     computed: dict[Number, float], scores: Scores
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Return the scores and the spreads under the names that the extractor gives them."""
-    named = {score.name: computed[number] for number, score in scores.items()}
-    spreads = {score.name for score in scores.values() if score.metric is None}
-    return (
-        {name: value for name, value in named.items() if name not in spreads},
-        {name: value for name, value in named.items() if name in spreads},
-    )
+) -> tuple[dict[str, float | None], dict[str, float | None]]:
+    """Return the scores and the spreads, under the names that the extractor gives them.
+
+    What is not finite, as many a score of equal images is, becomes None.
+    """
+    found: tuple[dict, dict] = {}, {}
+    for number, score in scores.items():
+        value = computed[number]
+        found[score.metric is None][score.name] = value if math.isfinite(value) else None
+    return found
 
 
 def reference_of(

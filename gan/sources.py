@@ -11,8 +11,8 @@ from torch import Tensor
 
 from convnorm.experiment.data import IMAGE_SUFFIXES, DataConfig, load_images, resize
 from convnorm.experiment.errors import InputError
-from convnorm.experiment.records import Origin
 from gan.models import load_generator
+from gan.records import Origin
 from gan.scoring import Sample
 
 NATIVE_SIZES = {"digits": 8, "cifar10": 32, "cifar100": 32}

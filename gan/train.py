@@ -2,7 +2,7 @@
 
 import sys
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from convnorm.experiment import files
+from convnorm.experiment.codec import to_json
 from convnorm.experiment.config import RunOptions, to_yaml
 from convnorm.experiment.data import load_images
-from convnorm.experiment.records import ScoreRecord
 from convnorm.experiment.run import checkpoint, loop
 from convnorm.experiment.run.cost import macs
 from convnorm.experiment.run.distributed import Process
@@ -22,6 +22,7 @@ from convnorm.experiment.run.tracking import Tracker, read_lines
 from convnorm.spectrum import layer_norms
 from gan.config import GanConfig
 from gan.models import FORMAT, Prior, generate, sample
+from gan.records import ScoreRecord
 from gan.scoring import Scorer
 from gan.trainer import Trainer
 
@@ -88,7 +89,7 @@ class Journal:
         if is_due(step, config.log.samples_every, config.steps):
             self.tracker.images(step, generate(generator, self.grid))
         if self.scorer is not None and is_due(step, config.score.every, config.steps):
-            self.tracker.score(step, asdict(self._score()))
+            self.tracker.score(step, to_json(self._score()))
 
     def _score(self) -> ScoreRecord:
         """The score that is reported and, within it, the one by which a step can be selected."""

@@ -1,4 +1,4 @@
-"""Compare normalizers: train a grid of runs, and report what they allow to say.
+"""Compare normalizers: train a grid of runs and report what can be concluded from them.
 
     python scripts/benchmark.py --cfg digits_gan
     python scripts/benchmark.py --cfg cifar10_sngan --print_plan
@@ -42,27 +42,27 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--cfg", default="digits_gan", help="a path or a name (%(default)s)")
-    parser.add_argument("--folder", type=Path, help="runs and report (runs/benchmark/NAME)")
+    parser.add_argument("--folder", type=Path, help="of runs and report (runs/benchmark/NAME)")
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--print_plan", action="store_true", help="show what is done and left")
-    action.add_argument("--report", action="store_true", help="on the runs that are done, only")
+    action.add_argument("--report", action="store_true", help="report on what is done")
     parser.add_argument(
         "--workers",
         type=workers,
         default=1,
-        help="runs side by side (%(default)s); auto: one on each GPU, or else on each core",
+        help="runs side by side (%(default)s); auto: one a GPU or, without GPUs, one a core",
     )
     parser.add_argument(
-        "--processes_per_run", type=int, default=1, help="through torchrun (%(default)s)"
+        "--processes_per_run", type=int, default=1, help="more than 1: torchrun (%(default)s)"
     )
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument(
         "--cluster",
         choices=["slurm", "local"],
-        help="a job for each run, through submitit; local is for a try",
+        help="submit a job for each run, through submitit; local is for trying it out",
     )
     parser.add_argument(
-        "--submitit", nargs="+", default=[], metavar="KEY=VALUE", help="parameters of its executor"
+        "--submitit", nargs="+", default=[], metavar="KEY=VALUE", help="parameters of submitit"
     )
     return parser.parse_args()
 
@@ -75,7 +75,10 @@ def executor(args: argparse.Namespace, benchmark: Benchmark) -> Executor:
     """Where the runs are carried out."""
     if args.cluster is not None:
         require(
-            args.workers == 1, "--workers", args.workers, "none, as a cluster has its own queue"
+            args.workers == 1,
+            "--workers",
+            args.workers,
+            "no --workers: a cluster has a queue of its own",
         )
         return Cluster(args.cluster, parameters(args.submitit), benchmark.folder / "jobs")
     require(not args.submitit, "--submitit", args.submitit, "none without --cluster")
@@ -102,9 +105,9 @@ def main() -> int:
         if args.print_plan:
             return 0
         execute(benchmark, where, args.processes_per_run, args.device)
-    results = gather(benchmark)
-    print(f"report: {page.write(results, benchmark.folder)}")
-    return int(any(run["state"] == "failed" for run in results["runs"]))
+    report = gather(benchmark)
+    print(f"report: {page.write(report, benchmark.folder)}")
+    return int(bool(report.failed))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Measure how robust a trained classifier is.
+"""Metric how robust a trained classifier is.
 
     python scripts/evaluate_cls.py runs/classification/digits_convnorm/seed0
     python scripts/evaluate_cls.py RUN --attacks pgd50x10 autoattack simba_pixel sweep corruptions
@@ -15,7 +15,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from classification.evaluate import Options, checkpoint_of, evaluate
-from classification.evaluation_report import save, table
+from classification.evaluation_files import save
+from classification.evaluation_report import table
 from classification.models import load_classifier
 from classification.named_attacks import NAMES, Budget
 from convnorm.experiment.errors import Stopped, exit_code
@@ -37,15 +38,18 @@ def parse_args() -> argparse.Namespace:
         help=f"{NAMES}; by default {' '.join(Options.attacks)}; none for the clean accuracy alone",
     )
     parser.add_argument(
-        "--checkpoint", choices=["best", "last"], default="best", help="of a folder"
+        "--checkpoint", choices=["best", "last"], default="best", help="which one of a folder"
     )
     parser.add_argument(
         "--eps",
         type=float,
-        help="linf, in grey levels of 1/255; by default the run's adversary.eps",
+        help="of attacks under linf, in grey levels of 1/255 (the run's adversary.eps)",
     )
     parser.add_argument(
-        "--eps_l2", type=float, default=Budget.eps_l2, help="l2, pixels in [0, 1] (%(default)s)"
+        "--eps_l2",
+        type=float,
+        default=Budget.eps_l2,
+        help="under l2, pixels in [0, 1] (%(default)s)",
     )
     parser.add_argument(
         "--step_size", type=float, help="of PGD under linf, in grey levels (eps / 4, as under l2)"
@@ -54,16 +58,16 @@ def parse_args() -> argparse.Namespace:
         "--max_queries", type=int, default=Budget.max_queries, help="of SimBA (%(default)s)"
     )
     parser.add_argument("--split", choices=["test", "validation"], default=Options.split)
-    parser.add_argument("--num", type=int, help="a random subset of so many images; else all")
+    parser.add_argument("--num", type=int, help="evaluate a random subset of so many images")
     parser.add_argument(
         "--batch_size",
         type=int,
         default=Options.batch_size,
-        help="images at a time; part of AutoAttack's protocol (%(default)s)",
+        help="images at a time; AutoAttack's result depends on it (%(default)s)",
     )
     parser.add_argument("--seed", type=int, default=Budget.seed, help="of all random numbers")
     parser.add_argument("--corruptions_dir", type=Path, help="official CIFAR-10-C or CIFAR-100-C")
-    parser.add_argument("--data_root", help="where the data are, if they have moved")
+    parser.add_argument("--data_root", help="where the data are, if they were moved")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     return parser.parse_args()
 

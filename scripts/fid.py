@@ -10,20 +10,24 @@ what REAL scores itself: one half of its images against the other, IS on all of 
 
 import argparse
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from convnorm.experiment.codec import to_json
 from convnorm.experiment.data import DataConfig
 from convnorm.experiment.errors import InputError, exit_code
 from convnorm.experiment.files import write_json
-from convnorm.experiment.records import ScoreRecord
 from convnorm.experiment.run.distributed import pick_device
 from gan.extractors import EXTRACTORS, load_extractor
 from gan.protocols import PROTOCOLS, protocol_named
+from gan.records import ScoreRecord
 from gan.scoring import num_available, reference_of, score
 from gan.sources import SOURCES, read_source, resized
+
+
+def _shown(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.5g}"
 
 
 def table(record: ScoreRecord) -> str:
@@ -42,7 +46,10 @@ def table(record: ScoreRecord) -> str:
     rows.append(
         f"{'score':{width}}  {'value':>10}  floor (two halves of {record.floor.num_images})"
     )
-    rows += [f"{name:{width}}  {value:10.5g}  {floor[name]:.5g}" for name, value in values.items()]
+    rows += [
+        f"{name:{width}}  {_shown(value):>10}  {_shown(floor[name])}"
+        for name, value in values.items()
+    ]
     return "\n".join(rows)
 
 
@@ -109,7 +116,7 @@ def main() -> int:
     record = score(fake.images, reference, extractor, seed=args.seed, origin=fake.origin)
     print(table(record))
     if args.json:
-        write_json(args.json, asdict(record))
+        write_json(args.json, to_json(record))
     return 0
 
 

@@ -23,7 +23,11 @@ def main() -> None:
         print(f"trained {summary['steps']} steps; the run is in {options.run_dir}")
         if summary["metrics"] is not None:
             scores = summary["metrics"]["scores"].items()
-            print(", ".join(f"{name} {value:.3g}" for name, value in scores))
+            print(
+                ", ".join(
+                    f"{name} {'not finite' if v is None else f'{v:.3g}'}" for name, v in scores
+                )
+            )
 
 
 if __name__ == "__main__":

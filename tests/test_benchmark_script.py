@@ -88,10 +88,10 @@ def test_a_benchmark_of_classifiers_measures_and_compares_image_by_image(tmp_pat
     code, output = end(start(tmp_path, "--cfg", write(tmp_path, CLASSIFIER), "--folder", "out"))
     assert code == 0, output
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert set(results["measures"]) == {"clean", "fgsm"}
+    assert set(results["metrics"]) == {"clean", "fgsm"}
     (test,) = results["mcnemar"]
     assert (test["cell"], test["against"], test["images"]) == ("batch", "convnorm", 360)
-    assert set(results["runs"][0]["scores"]) == {"final", "selected"}
+    assert set(results["runs"][0]["result"]["scores"]) == {"final", "selected"}
 
 
 def test_one_run_that_fails_is_reported_and_the_rest_is_too(tmp_path):

@@ -1,4 +1,4 @@
-"""How the benchmark measures and reads a classifier's run: from files, of the right weights."""
+"""How the benchmark evaluates and reads a classifier's run: from files, of the right weights."""
 
 import json
 import shutil
@@ -15,6 +15,7 @@ from classification.benchmark import CLASSIFICATION
 from classification.config import ClassifierConfig
 from classification.named_attacks import Budget, attack_named
 from convnorm.experiment.errors import InputError
+from convnorm.experiment.records import CurvePoint, NormPoint
 
 ATTACKS = ("fgsm", "pgd2x2", "corruptions")
 # Six epochs of six steps, the best after five; log lines between them, norms after three and six.
@@ -40,7 +41,7 @@ def edit(file: Path, **changes: Any) -> None:
 
 def measure(run_dir: Path, attacks: tuple[str, ...], *options: str) -> list[str]:
     """Carry out what a run still needs, and return of which checkpoints that was."""
-    commands = CLASSIFICATION.measurements(run_dir, attacks)
+    commands = CLASSIFICATION.remaining_evaluations(run_dir, attacks)
     for command in commands:
         with pytest.MonkeyPatch.context() as patch:
             few = {name: corruptions.CORRUPTIONS[name] for name in ("contrast", "brightness")}
@@ -89,9 +90,10 @@ def test_scores_are_those_of_the_evaluations_and_of_the_look_at_their_step(made)
         record, scores = record_of(made, stem), result.scores[when]
         assert scores.keys() == {"clean", *ATTACKS, "memorized", "recovered"}
         assert set(CLASSIFICATION.scores(tiny_classifier(CHANGES), ATTACKS)[when]) == set(scores)
-        assert scores["clean"] == record["clean"]["top1"]["accuracy"]
-        assert [scores["fgsm"], scores["pgd2x2"]] == [a["accuracy"] for a in record["attacks"]]
-        assert scores["corruptions"] == record["corruptions"]["mean"]["accuracy"]
+        assert scores["clean"] == record["clean"]["top1"]["value"]
+        values = [attack["accuracy"]["value"] for attack in record["attacks"]]
+        assert [scores["fgsm"], scores["pgd2x2"]] == values
+        assert scores["corruptions"] == record["corruptions"]["mean"]["value"]
         for name in ("memorized", "recovered"):
             assert scores[name] == looks[step][name]
 
@@ -116,11 +118,12 @@ def test_curve_is_the_selection_metric_at_seconds_of_training(made):
     looks = lines_of(made, "metrics.jsonl")
     assert result.curve_name == "validation accuracy"
     seconds = {line["step"]: line["seconds"] for line in lines_of(made, "log.jsonl")}
-    assert result.curve == [
-        (look["step"], seconds[look["step"]], look["scores"]["accuracy"]) for look in looks
-    ]
-    assert [step for step, *_ in result.curve] == [6, 12, 18, 24, 30, 36]
-    times = [time for _, time, _ in result.curve]
+    assert result.curve == tuple(
+        CurvePoint(look["step"], seconds[look["step"]], look["scores"]["accuracy"])
+        for look in looks
+    )
+    assert [point.step for point in result.curve] == [6, 12, 18, 24, 30, 36]
+    times = [point.seconds for point in result.curve]
     assert 0 < times[0] < times[-1]
     assert times == sorted(times)
 
@@ -133,7 +136,9 @@ def test_norms_are_of_every_layer_at_every_look(made):
         assert len(layers) == 4
         for layer, values in layers.items():
             looked = [line for line in log if line["step"] in (18, 36)]
-            assert values == [(line["step"], line[f"{keys[norm]}/{layer}"]) for line in looked]
+            assert values == tuple(
+                NormPoint(line["step"], line[f"{keys[norm]}/{layer}"]) for line in looked
+            )
 
 
 def test_costs_and_versions_are_the_runs(made):
@@ -154,7 +159,7 @@ def test_costs_and_versions_are_the_runs(made):
 
 def test_a_check_that_failed_is_told(run_dir):
     file = run_dir / "evaluation" / "best.json"
-    failed = {"check": "pgd2x2 is not beaten by fgsm", "passed": False, "detail": "9 % against 8 %"}
+    failed = {"name": "pgd2x2 is not beaten by fgsm", "passed": False, "detail": "9 % against 8 %"}
     edit(file, checks=[failed, failed | {"passed": True}])
     (doubt,) = [d for d in read(run_dir).doubts if d.startswith("selected")]
     assert doubt == "selected weights, pgd2x2 is not beaten by fgsm: 9 % against 8 %"
@@ -175,7 +180,7 @@ def test_protocol_holds_every_setting_and_nothing_of_the_training_or_the_result(
 
 def test_attacks_that_are_not_asked_for_change_nothing(made):
     """A record with more in it is as good as one with less."""
-    assert CLASSIFICATION.measurements(made, ["fgsm"]) == []
+    assert CLASSIFICATION.remaining_evaluations(made, ["fgsm"]) == []
     result = read(made, ("fgsm",))
     assert result.protocol["attacks"].keys() == {"fgsm"}
     assert "corruptions" not in result.protocol
@@ -189,7 +194,7 @@ def test_a_run_that_held_nothing_out_has_no_curve_and_no_selected_scores(tmp_pat
     result = read(tmp_path / "run", ())
     assert result.scores.keys() == result.right.keys() == {"final"}
     assert result.scores["final"].keys() == {"clean"}
-    assert (result.selected_step, result.curve, result.norms, result.floor) == (None, [], {}, {})
+    assert (result.selected_step, result.curve, result.norms, result.floor) == (None, (), {}, {})
 
 
 # -------------------------------------------------------------------- measuring what is missing
@@ -197,9 +202,9 @@ def test_a_run_that_held_nothing_out_has_no_curve_and_no_selected_scores(tmp_pat
 
 def test_what_is_measured_is_not_measured_again_and_the_rest_is(run_dir):
     """Catches an evaluation for every start, and one that is never repeated."""
-    assert CLASSIFICATION.measurements(run_dir, ATTACKS) == []
+    assert CLASSIFICATION.remaining_evaluations(run_dir, ATTACKS) == []
     command = ["evaluate_cls.py", str(run_dir), "--checkpoint"]
-    assert CLASSIFICATION.measurements(run_dir, ["fgsm", "pgd3"]) == [
+    assert CLASSIFICATION.remaining_evaluations(run_dir, ["fgsm", "pgd3"]) == [
         [*command, "last", "--attacks", "fgsm", "pgd3"],
         [*command, "best", "--attacks", "fgsm", "pgd3"],
     ]
@@ -269,7 +274,8 @@ def test_a_best_that_is_not_the_one_of_the_summary_is_refused(run_dir):
         ("best.pt", None, "best.pt: No such file"),
         ("evaluation/last.json", None, "last.json: No such file"),
         ("evaluation/best.npz", None, "best.npz: No such file"),
-        ("evaluation/best.json", ("pgd2x2", "pgd4x2"), "best.json: damaged"),
+        ("evaluation/best.json", ("pgd2x2", "pgd4x2"), "best.npz: lacks pgd4x2"),
+        ("evaluation/best.json", ("attacked", "attack"), "attacks.0.attack: no such key"),
     ],
 )
 def test_what_a_folder_lacks_is_told_in_one_line_that_names_the_file(
@@ -290,22 +296,22 @@ def test_an_attack_that_was_not_run_is_named(made):
         read(made, ("fgsm", "pgd20", "simba_dct"))
 
 
-# ------------------------------------------------------------------------------------ measures
+# -------------------------------------------------------------------------------------- scores
 
 
-def test_which_way_a_measure_is_better():
-    """A sign the wrong way round makes the worst classifier the winner; a sweep is no measure."""
+def test_which_way_a_score_is_better():
+    """A sign the wrong way round makes the worst classifier the winner; a sweep is no score."""
     attacks = ("fgsm", "pgd50x10_l2", "sweep", "corruptions")
     scores = CLASSIFICATION.scores(tiny_classifier({"noise.kind": "pair"}), attacks)["final"]
     better = dict.fromkeys(("clean", "fgsm", "pgd50x10_l2", "corruptions", "recovered"), "higher")
-    assert {name: measure.better for name, measure in scores.items()} == {
+    assert {name: metric.better for name, metric in scores.items()} == {
         **better,
         "memorized": "lower",
     }
-    assert all(measure.percent for measure in scores.values())
+    assert all(metric.percent for metric in scores.values())
 
 
-def test_share_counts_epochs():
+def test_the_fraction_that_is_done_counts_epochs():
     config = tiny_classifier({"train.epochs": 8})
-    assert CLASSIFICATION.share(config, {"step": 99, "epoch": 2.0}) == 0.25
+    assert CLASSIFICATION.fraction_done(config, {"step": 99, "epoch": 2.0}) == 0.25
     assert CLASSIFICATION.config is ClassifierConfig

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from classification import corruptions, named_attacks
 from classification.attacks import fgsm, pgd
+from classification.corruption_sources import Corruption
 from classification.evaluate import Options, evaluate
+from classification.evaluation_files import load, save
 from classification.evaluation_record import (
     accuracy,
     attack_record,
@@ -24,12 +26,14 @@ from classification.evaluation_record import (
     settings_of,
     worst_cases,
 )
-from classification.evaluation_report import load, save, table
+from classification.evaluation_report import table
 from classification.models import LoadedClassifier, build
 from classification.named_attacks import Attack, Budget, attack_named
 from classification.per_image import Subject
+from classification.records import AttackRecord, AttackSettings, Evaluation
 from classification.splits import SplitConfig, split
 from classification.training_data import sha256_of
+from convnorm.experiment.codec import from_json, to_json
 from convnorm.experiment.data import DataConfig, load_images
 from convnorm.experiment.errors import InputError
 
@@ -79,22 +83,26 @@ def loaded(tmp_path) -> LoadedClassifier:
     )
 
 
-def run(loaded: LoadedClassifier, *attacks: str, **changes) -> dict:
+def run(loaded: LoadedClassifier, *attacks: str, **changes) -> Evaluation:
     """Evaluate 60 images in batches of 25; return the record."""
     return evaluated(loaded, *attacks, **changes)[0]
 
 
-def evaluated(loaded: LoadedClassifier, *attacks: str, **changes) -> tuple[dict, dict]:
+def evaluated(loaded: LoadedClassifier, *attacks: str, **changes) -> tuple[Evaluation, dict]:
     """The same, and what is known of single images."""
     return evaluate(loaded, Options(attacks, **{"num": 60, "batch_size": 25, **changes}), CPU)
 
 
-def attack_of(record: dict, name: str) -> dict:
-    return next(attack for attack in record["attacks"] if attack["name"] == name)
+def attack_of(record: Evaluation, name: str) -> AttackRecord:
+    return next(attack for attack in record.attacks if attack.name == name)
 
 
-def text(record: dict) -> str:
-    return json.dumps(record, indent=2)
+def correct(record: Evaluation, name: str) -> int:
+    return attack_of(record, name).accuracy.correct
+
+
+def text(record: Evaluation) -> str:
+    return json.dumps(to_json(record), indent=2)
 
 
 # ----------------------------------------------------------------------------------- numbers
@@ -109,18 +117,19 @@ def test_accuracies_are_those_of_the_attacks_called_by_hand(loaded):
     settings = {"steps": 5, "seed": 0}
     linf = {**settings, "norm": "linf", "eps": EPS, "step_size": EPS / 4, "restarts": 2}
     l2 = {**settings, "norm": "l2", "eps": 0.5, "step_size": 0.125}
-    assert record["clean"]["top1"]["correct"] == right.sum()
+    assert record.clean.top1.correct == right.sum()
     top5 = (network(x).topk(5).indices == y[:, None]).any(1).sum()
-    assert record["clean"]["top5"]["correct"] == top5
+    assert record.clean.top5.correct == top5
     for attack, x_adv in zip(
-        record["attacks"],
+        record.attacks,
         (fgsm(network, x, y, eps=EPS), pgd(network, x, y, **linf), pgd(network, x, y, **l2)),
         strict=True,
     ):
-        assert attack["correct"] == (right & (network(x_adv).argmax(1) == y)).sum()
-        assert attack["n"] == 360
-        assert attack["attacked"] == right.sum()
-        assert attack["interval"][0] < attack["accuracy"] < attack["interval"][1]
+        found = attack.accuracy
+        assert found.correct == (right & (network(x_adv).argmax(1) == y)).sum()
+        assert found.n == 360
+        assert attack.attacked == right.sum()
+        assert found.interval[0] < found.value < found.interval[1]
 
 
 def test_each_image_is_right_or_wrong_as_it_is_by_hand(loaded):
@@ -136,15 +145,16 @@ def test_each_image_is_right_or_wrong_as_it_is_by_hand(loaded):
     withstood = right & (network(fgsm(network, x, y, eps=EPS)).argmax(1) == y)
     assert torch.equal(per_image["fgsm"], withstood)
     assert not torch.equal(withstood, right)
-    assert per_image["pgd3_l2"].sum() == attack_of(record, "pgd3_l2")["correct"]
+    assert per_image["pgd3_l2"].sum() == correct(record, "pgd3_l2")
 
 
-def test_an_attacks_record_gives_its_settings_back(loaded):
-    """A result among them would part two classifiers that were measured alike."""
+def test_an_attacks_record_has_all_of_its_settings(loaded):
+    """A setting that is lost would put two classifiers that were measured unlike in a column."""
     names, budget = ("fgsm", "pgd3x2", "pgd3_l2", "sweep", "simba_dct"), Budget(max_queries=5)
     record = run(loaded, *names, budget=budget, num=5)
-    for attack in record["attacks"]:
-        assert settings_of(attack) == attack_named(attack["name"], budget).settings
+    for attack in record.attacks:
+        given = {key: v for key, v in to_json(attack.settings).items() if v is not None}
+        assert given == attack_named(attack.name, budget).settings
 
 
 def test_only_images_that_were_right_are_attacked(loaded, monkeypatch):
@@ -155,7 +165,7 @@ def test_only_images_that_were_right_are_attacked(loaded, monkeypatch):
         return fgsm(network, x, y, eps=eps)
 
     monkeypatch.setattr(named_attacks, "fgsm", spy)
-    assert run(loaded, "fgsm")["clean"]["top1"]["correct"] < 60
+    assert run(loaded, "fgsm").clean.top1.correct < 60
     assert len(seen) == 3
     assert all(seen)
 
@@ -164,19 +174,19 @@ def test_an_attack_that_claims_too_much_is_not_believed(loaded, monkeypatch):
     """Only the network says whether it is fooled: here the attack changes no image."""
     monkeypatch.setattr(named_attacks, "fgsm", lambda network, x, y, *, eps: x)
     record = run(loaded, "fgsm")
-    assert attack_of(record, "fgsm")["correct"] == record["clean"]["top1"]["correct"]
+    assert correct(record, "fgsm") == record.clean.top1.correct
 
 
 def test_no_attack_raises_the_accuracy_and_the_worst_case_is_the_lowest(loaded):
     budget = Budget(max_queries=60)
     record = run(loaded, "fgsm", "pgd5", "pgd5_l2", "simba_pixel", "simba_dct", budget=budget)
-    clean = record["clean"]["top1"]["correct"]
-    linf = [a["correct"] for a in record["attacks"] if a["norm"] == "linf"]
-    assert all(0 < attack["correct"] <= clean for attack in record["attacks"])
-    worst = {case["norm"]: case for case in record["worst_case"]}
-    assert worst["linf"]["correct"] <= min(linf) < clean
-    assert worst["linf"]["attacks"] == ["fgsm", "pgd5", "simba_pixel", "simba_dct"]
-    assert worst["l2"]["correct"] == attack_of(record, "pgd5_l2")["correct"]
+    clean = record.clean.top1.correct
+    linf = [a.accuracy.correct for a in record.attacks if a.settings.norm == "linf"]
+    assert all(0 < attack.accuracy.correct <= clean for attack in record.attacks)
+    worst = {case.norm: case for case in record.worst_cases}
+    assert worst["linf"].accuracy.correct <= min(linf) < clean
+    assert worst["linf"].attacks == ("fgsm", "pgd5", "simba_pixel", "simba_dct")
+    assert worst["l2"].accuracy.correct == correct(record, "pgd5_l2")
 
 
 def test_worst_case_is_over_images_and_within_the_budget():
@@ -189,7 +199,7 @@ def test_worst_case_is_over_images_and_within_the_budget():
     ]
     found = [(a, {"fooled_at": torch.tensor(at, dtype=torch.float64)}) for a, at in found]
     (case,) = worst_cases(found, n=8)
-    assert (case["correct"], case["n"], case["eps"]) == (1, 8, 0.1)
+    assert (case.accuracy.correct, case.accuracy.n, case.eps) == (1, 8, 0.1)
 
 
 def test_batch_size_does_not_matter(loaded):
@@ -197,15 +207,14 @@ def test_batch_size_does_not_matter(loaded):
     names = ("fgsm", "pgd3x2", "simba_dct", "sweep", "corruptions")
     budget = Budget(max_queries=40)
     one, other = (run(loaded, *names, budget=budget, batch_size=size) for size in (7, 60))
-    for record in (one, other):
-        del record["batch_size"]
-    assert text(one) == text(other)
+    assert text(one) != text(other)
+    assert text(replace(one, batch_size=60)) == text(other)
 
 
 def test_a_subset_is_random_and_belongs_to_the_seed(loaded):
     """The first images of a file come sorted by class."""
     first, again, other = (
-        run(loaded, budget=Budget(seed=seed))["data"]["positions_sha256"] for seed in (0, 0, 1)
+        run(loaded, budget=Budget(seed=seed)).data.positions_sha256 for seed in (0, 0, 1)
     )
     assert first == again != other
 
@@ -215,17 +224,16 @@ def test_validation_is_what_the_run_held_out(loaded):
     train = load_images(DIGITS, "train")
     held_out = split(train.labels, SplitConfig(validation=0.1))[1]
     x = train.images[held_out].float() / 255
-    assert record["data"]["n"] == len(held_out) < 200
+    assert record.data.n == len(held_out) < 200
     right = loaded.network(x).argmax(1) == train.labels[held_out]
-    assert record["clean"]["top1"]["correct"] == right.sum()
+    assert record.clean.top1.correct == right.sum()
 
 
 def test_simba_reports_queries_of_those_it_fooled(loaded):
     record = run(loaded, "simba_pixel", budget=Budget(eps=64, max_queries=30))
     attack = attack_of(record, "simba_pixel")
-    fooled = attack["attacked"] - attack["correct"]
-    assert attack["queries"]["n"] == fooled > 0
-    assert 2 <= attack["queries"]["median"] <= 30
+    assert attack.queries.n == attack.attacked - attack.accuracy.correct > 0
+    assert 2 <= attack.queries.median <= 30
 
 
 def test_autoattack_reports_its_stages(loaded, monkeypatch):
@@ -240,13 +248,13 @@ def test_autoattack_reports_its_stages(loaded, monkeypatch):
     monkeypatch.setattr(package.AutoAttack, "_set_version", shorter)
     record = run(loaded, "fgsm", "autoattack", num=20)
     attack = attack_of(record, "autoattack")
-    assert attack["version"] == "standard"
-    assert 0 < attack["correct"] <= attack_of(record, "fgsm")["correct"]
-    stages = [stage["correct"] for stage in attack["stages"].values()]
-    assert list(attack["stages"]) == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert attack.settings.version == "standard"
+    assert 0 < attack.accuracy.correct <= correct(record, "fgsm")
+    stages = [stage.correct for stage in attack.stages.values()]
+    assert list(attack.stages) == ["apgd-ce", "apgd-t", "fab-t", "square"]
     assert stages == sorted(stages, reverse=True)
-    assert stages[-1] == attack["correct"]
-    assert settings_of(attack) == attack_named("autoattack", Budget()).settings
+    assert stages[-1] == attack.accuracy.correct
+    assert attack.settings == settings_of(attack_named("autoattack", Budget()))
 
 
 def test_stages_count_the_images_that_are_left():
@@ -255,15 +263,16 @@ def test_stages_count_the_images_that_are_left():
         "stage": torch.tensor([0, 4, 3, 1, 4]),
     }
     attack = Attack("autoattack", {"norm": "linf", "eps": 0.1}, None)
-    stages = attack_record(attack, rows, n=10)["stages"]
-    assert [stage["correct"] for stage in stages.values()] == [4, 3, 3, 2]
+    stages = attack_record(attack, rows, n=10).stages
+    assert [stage.correct for stage in stages.values()] == [4, 3, 3, 2]
 
 
 def test_a_network_that_is_always_wrong_has_a_record(loaded):
     """No image is left to attack: that is an accuracy of 0, not a crash."""
     always_wrong = nn.Sequential(loaded.network, ShiftedClasses())
     record = run(replace(loaded, network=always_wrong), "fgsm", "sweep", "simba_dct", num=5)
-    assert [attack.get("correct", 0) for attack in record["attacks"]] == [0, 0, 0]
+    assert [correct(record, name) for name in ("fgsm", "simba_dct")] == [0, 0]
+    assert {point.accuracy.correct for point in attack_of(record, "sweep").points} == {0}
     assert "0.00 %" in table(record)
 
 
@@ -291,7 +300,7 @@ def test_gains_are_computed_once_an_evaluation(tmp_path, monkeypatch):
         network, config, classes, 1, 0, 0, tmp_path / "last.pt", "c" * 64, TRAINED_ON
     )
     record = run(loaded, "fgsm", "pgd2", "corruptions")
-    assert attack_of(record, "pgd2")["attacked"] > 0
+    assert attack_of(record, "pgd2").attacked > 0
     assert len(calls) == 4  # layers
 
 
@@ -333,7 +342,7 @@ def test_killed_and_resumed_it_ends_with_the_same_json(loaded, monkeypatch, batc
             run(loaded, *NAMES, budget=QUICK)
     computed = crash_after(monkeypatch, -1)
     assert text(run(loaded, *NAMES, budget=QUICK)) == text(whole)
-    queue = whole["clean"]["top1"]["correct"]
+    queue = whole.clean.top1.correct
     assert before + computed == [25, 25, 10] + 4 * [25, 25, queue - 50] + 2 * [25, 25, 10]
 
 
@@ -341,7 +350,7 @@ def test_what_is_there_is_not_computed_again(loaded, monkeypatch):
     first = run(loaded, *NAMES, budget=QUICK)
     crash_after(monkeypatch, 0)
     assert text(run(loaded, *NAMES, budget=QUICK)) == text(first)
-    assert len(run(loaded, "fgsm", budget=QUICK)["attacks"]) == 1
+    assert len(run(loaded, "fgsm", budget=QUICK).attacks) == 1
 
 
 @pytest.mark.parametrize(
@@ -373,7 +382,7 @@ def test_results_of_single_images_are_kept_for_paired_tests(loaded):
     state = torch.load(file, weights_only=True)
     assert len(state["positions"]) == len(state["rows"]["fooled_at"]) == state["done"]
     survived = (state["rows"]["fooled_at"] > EPS).sum()
-    assert survived == attack_of(record, "fgsm")["correct"]
+    assert survived == correct(record, "fgsm")
     assert state["facts"]["eps"] == EPS
 
 
@@ -384,7 +393,7 @@ def test_hardware_of_a_resumed_measurement_is_told_in_full(loaded, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             run(loaded)
     monkeypatch.setattr("classification.per_image.hardware", lambda device: "machine B")
-    assert run(loaded)["hardware"] == ["machine A", "machine B"]
+    assert run(loaded).hardware == ("machine A", "machine B")
 
 
 # ------------------------------------------------------------------------------------- doubts
@@ -392,13 +401,13 @@ def test_hardware_of_a_resumed_measurement_is_told_in_full(loaded, monkeypatch):
 
 def test_sweep_falls_to_chance_on_an_ordinary_network(loaded):
     record = run(loaded, "fgsm", "pgd20", "sweep")
-    points = attack_of(record, "sweep")["points"]
-    assert [255 * point["eps"] for point in points] == [1, 2, 4, 8, 16, 32, 64, 128]
-    counts = [record["clean"]["top1"]["correct"], *(point["correct"] for point in points)]
+    points = attack_of(record, "sweep").points
+    assert [255 * point.eps for point in points] == [1, 2, 4, 8, 16, 32, 64, 128]
+    counts = [record.clean.top1.correct, *(point.accuracy.correct for point in points)]
     assert counts == sorted(counts, reverse=True)
-    assert points[3]["correct"] <= attack_of(record, "pgd20")["correct"]
-    assert points[-1]["correct"] == 0
-    assert [check["passed"] for check in record["checks"]] == [True, True]
+    assert points[3].accuracy.correct <= correct(record, "pgd20")
+    assert points[-1].accuracy.correct == 0
+    assert [check.passed for check in record.checks] == [True, True]
 
 
 def test_masked_gradients_are_noticed(loaded):
@@ -406,20 +415,25 @@ def test_masked_gradients_are_noticed(loaded):
     masked = replace(loaded, network=Rounded(loaded.network))
     budget = Budget(eps=48, max_queries=130)
     record = run(masked, "fgsm", "pgd20", "simba_pixel", "sweep", budget=budget)
-    passed = {check["check"]: check["passed"] for check in record["checks"]}
+    passed = {check.name: check.passed for check in record.checks}
     assert passed["sweep ends at chance"] is False
     assert [ok for name, ok in passed.items() if name.endswith("simba_pixel")] == [False]
     assert table(record).count("DOUBT: ") >= 2
 
 
+def an_attack(name: str, right: int, **settings) -> AttackRecord:
+    """A linf attack at eps 0.1 on 100 images, after which the network is right about so many."""
+    given = AttackSettings("linf", 0.1, **settings)
+    return AttackRecord(name, given, 100, accuracy(right, 100), (), {}, None)
+
+
 def test_fewer_fooled_by_many_steps_than_by_one_is_a_doubt():
-    pgd = {"name": "pgd20", "norm": "linf", "eps": 0.1, "steps": 20, "step_size": 0.025}
-    one_step = {"name": "fgsm", "norm": "linf", "eps": 0.1, **accuracy(40, 100)}
-    for correct, passed in ((45, True), (60, False)):
-        record = {"attacks": [one_step, pgd | accuracy(correct, 100)], "chance": 0.1}
-        assert [check["passed"] for check in checks(record)] == [passed]
-    short = pgd | accuracy(60, 100) | {"steps": 2}  # cannot cross the ball: no wonder, no doubt
-    assert checks({"attacks": [one_step, short], "chance": 0.1}) == []
+    one_step, steps = an_attack("fgsm", 40), {"steps": 20, "step_size": 0.025}
+    for right, passed in ((45, True), (60, False)):
+        found = checks([one_step, an_attack("pgd20", right, **steps)], chance=0.1)
+        assert [check.passed for check in found] == [passed]
+    short = an_attack("pgd20", 60, **steps | {"steps": 2})
+    assert checks([one_step, short], chance=0.1) == ()  # cannot cross the ball: no wonder, no doubt
 
 
 def test_square_that_finds_much_more_is_a_doubt():
@@ -427,8 +441,8 @@ def test_square_that_finds_much_more_is_a_doubt():
     for last, passed in ((48, True), (20, False)):
         counts = (52, 50, 50, last)
         stages = {name: accuracy(k, 100) for name, k in zip(names, counts, strict=True)}
-        attack = {"name": "autoattack", "norm": "linf", "stages": stages, **accuracy(last, 100)}
-        assert [c["passed"] for c in checks({"attacks": [attack], "chance": 0.1})] == [passed]
+        attack = replace(an_attack("autoattack", last), stages=stages)
+        assert [check.passed for check in checks([attack], chance=0.1)] == [passed]
 
 
 # -------------------------------------------------------------------------------- corruptions
@@ -436,7 +450,7 @@ def test_square_that_finds_much_more_is_a_doubt():
 
 def test_corruptions_are_those_of_the_images_positions(loaded):
     """Catches corruptions numbered within a batch, and severities that are off by one."""
-    record = run(loaded, "corruptions")["corruptions"]
+    record = run(loaded, "corruptions").corruptions
     test = load_images(DIGITS, "test")
     state = torch.load(next((loaded.file.parent / "evaluation").glob("clean-*")))
     positions = state["positions"]
@@ -445,20 +459,22 @@ def test_corruptions_are_those_of_the_images_positions(loaded):
             test.images[positions], "shot_noise", severity, seed=0, indices=positions
         )
         right = loaded.network(images.float() / 255).argmax(1) == test.labels[positions]
-        assert record["accuracies"]["shot_noise"][severity - 1]["correct"] == right.sum()
-    assert "saturate" not in record["accuracies"]  # digits are gray
-    assert record["sources"][0]["source"] == corruptions.VERSION
+        assert record.accuracies["shot_noise"][severity - 1].correct == right.sum()
+    assert "saturate" not in record.accuracies  # digits are gray
+    assert record.sources[0].source == corruptions.VERSION
 
 
 def test_means_leave_out_the_extra_corruptions_and_know_how_many_images_there_are():
     """An interval from 9 x 5 x 100 draws would be too narrow for 100 images."""
     right = torch.zeros(100, 5, dtype=torch.bool)
     right[:60] = True
-    record = corruption_record({"contrast": right, "fog": ~right, "spatter": ~right})
-    assert record["mean_over"] == ["contrast", "fog"]
-    assert record["mean"]["accuracy"] == 0.5
-    assert record["mean"]["interval"] == accuracy(50, 100)["interval"]
-    assert record["mean_by_corruption"]["spatter"]["accuracy"] == pytest.approx(0.4)
+    right = {"contrast": right, "fog": ~right, "spatter": ~right}
+    sources = [Corruption(name, {"source": "official", "sha256": "f"}, None) for name in right]
+    record = corruption_record(right, sources)
+    assert record.mean_over == ("contrast", "fog")
+    assert record.mean.value == 0.5
+    assert record.mean.interval == accuracy(50, 100).interval
+    assert record.mean_by_corruption["spatter"].value == pytest.approx(0.4)
 
 
 def official_folder(folder: Path, names: tuple[str, ...] = ("contrast", "fog")) -> Path:
@@ -478,27 +494,27 @@ def official_folder(folder: Path, names: tuple[str, ...] = ("contrast", "fog")) 
 
 def test_official_files_are_read_at_the_images_positions(loaded, tmp_path):
     folder = official_folder(tmp_path / "official")
-    record = run(loaded, "corruptions", corruptions_dir=folder, num=100)["corruptions"]
+    record = run(loaded, "corruptions", corruptions_dir=folder, num=100).corruptions
     test = load_images(DIGITS, "test")
     state = torch.load(next((loaded.file.parent / "evaluation").glob("clean-*")))
     positions = state["positions"]
-    for severity, found in enumerate(record["accuracies"]["fog"], start=1):
+    for severity, found in enumerate(record.accuracies["fog"], start=1):
         x = test.images[positions].float() / 255
         inverted = positions < 60 * severity
         x[inverted] = 1 - x[inverted]
         right = loaded.network(x).argmax(1) == test.labels[positions]
-        assert found["correct"] == right.sum()
-    assert record["mean_over"] == ["contrast", "fog"]
-    assert {source["source"] for source in record["sources"]} == {"official"}
+        assert found.correct == right.sum()
+    assert record.mean_over == ("contrast", "fog")
+    assert {source.source for source in record.sources} == {"official"}
 
 
 def test_other_official_files_are_other_results(loaded, tmp_path):
     """The hash of a file is part of what its results depend on, not its name alone."""
     folder = official_folder(tmp_path / "official", ("fog",))
-    first = run(loaded, "corruptions", corruptions_dir=folder)["corruptions"]
+    first = run(loaded, "corruptions", corruptions_dir=folder).corruptions
     np.save(folder / "fog.npy", np.zeros((1800, 8, 8, 1), np.uint8))
-    second = run(loaded, "corruptions", corruptions_dir=folder)["corruptions"]
-    assert second["mean"]["accuracy"] < first["mean"]["accuracy"]
+    second = run(loaded, "corruptions", corruptions_dir=folder).corruptions
+    assert second.mean.value < first.mean.value
 
 
 # ---------------------------------------------------------------------------- table and files
@@ -511,10 +527,10 @@ def test_table_has_a_line_for_every_accuracy(loaded):
     for start in ("clean ", "fgsm ", "pgd20x2 ", "worst case ", "shot_noise ", "corruptions"):
         assert any(line.startswith(start) for line in lines), start
     (line,) = (line for line in lines if line.startswith("pgd20x2 "))
-    attack = attack_of(record, "pgd20x2")
-    low, high = (100 * end for end in attack["interval"])
+    found = attack_of(record, "pgd20x2").accuracy
+    low, high = (100 * end for end in found.interval)
     assert "linf 8/255, 20 steps of 2/255, 2 restarts" in line
-    assert f" {100 * attack['accuracy']:.2f} %" in line
+    assert f" {100 * found.value:.2f} %" in line
     assert f"{low:.2f} to" in line
     assert line.endswith(f" {high:.2f}")
     assert lines[-2].startswith("ok: sweep") or lines[-1].startswith("ok: sweep")
@@ -530,7 +546,7 @@ def test_record_and_picture_lie_beside_the_checkpoint(loaded, tmp_path):
     file = save(record, per_image, loaded.file)
     assert file == tmp_path / "evaluation" / "best.json"
     written = file.read_text()
-    assert json.loads(written).items() >= record.items()
+    assert replace(from_json(Evaluation, json.loads(written), file), per_image=None) == record
     assert file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     save(*evaluated(loaded, split="validation", num=20), loaded.file)
     assert file.read_text() == written
@@ -550,7 +566,8 @@ def saved(loaded) -> LoadedClassifier:
 def test_what_was_saved_is_loaded(saved):
     record, per_image = evaluated(saved, "fgsm", "sweep")
     record_again, per_image_again = load(saved.file)
-    assert record_again.items() >= record.items()
+    assert replace(record_again, per_image=None) == record
+    assert record_again.per_image.file == "best.npz"
     assert per_image_again.keys() == per_image.keys()
     for name, values in per_image.items():
         assert per_image_again[name].dtype == values.numpy().dtype
@@ -563,7 +580,7 @@ def test_killed_between_its_files_an_evaluation_is_not_taken_for_another(saved, 
     def killed(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("classification.evaluation_report.write_json", killed)
+    monkeypatch.setattr("classification.evaluation_files.write_json", killed)
     with pytest.raises(KeyboardInterrupt):
         save(*evaluated(saved, "fgsm", budget=Budget(eps=30)), saved.file)
     with pytest.raises(InputError, match=r"best\.npz: is of another evaluation than best\.json"):
@@ -582,10 +599,11 @@ def test_flags_that_are_not_what_the_record_counts_are_noticed(saved):
     per_image["fgsm"][per_image["fgsm"].argmax()] = False
     content = io.BytesIO()
     np.savez(content, **per_image)
-    record["per_image"]["sha256"] = hashlib.sha256(content.getvalue()).hexdigest()
+    sha256 = hashlib.sha256(content.getvalue()).hexdigest()
+    record = replace(record, per_image=replace(record.per_image, sha256=sha256))
     file = saved.file.parent / "evaluation" / "best.json"
     file.with_suffix(".npz").write_bytes(content.getvalue())
-    file.write_text(json.dumps(record))
+    file.write_text(text(record))
     with pytest.raises(InputError, match=r"best\.npz: fgsm: right about \d+ of 60 images;"):
         load(saved.file)
 
@@ -596,8 +614,8 @@ def test_flags_that_are_not_what_the_record_counts_are_noticed(saved):
         ("best.pt", None, "best.pt: No such file"),
         ("evaluation/best.json", None, "best.json: No such file"),
         ("evaluation/best.npz", None, "best.npz: No such file"),
-        ("evaluation/best.json", '{"checkpoint": ', "best.json: damaged, or of another version"),
-        ("evaluation/best.json", "[]", "best.json: damaged, or of another version"),
+        ("evaluation/best.json", '{"checkpoint": ', "best.json: not readable as JSON"),
+        ("evaluation/best.json", "[]", "best.json: a list of 0; expected keys and values"),
         ("evaluation/best.npz", "", "best.npz: is of another evaluation"),
     ],
 )
@@ -611,13 +629,28 @@ def test_an_evaluation_that_is_not_whole_is_told_in_one_line(saved, name, conten
     assert "\n" not in str(error.value)
 
 
-def test_a_record_of_before_single_images_were_kept_is_told(saved):
+def test_a_record_of_an_older_version_is_told(saved):
+    """They had no format: misread, they would be compared with those of today."""
     file = saved.file.parent / "evaluation" / "best.json"
     record = json.loads(file.read_text())
-    del record["per_image"]
+    del record["format"]
     file.write_text(json.dumps(record))
-    with pytest.raises(InputError, match=r"best\.json: damaged, or of another version"):
+    expected = r"best\.json: holds no format; expected 'convnorm-suite/evaluation/1'"
+    with pytest.raises(InputError, match=expected):
         load(saved.file)
+
+
+def test_an_archive_that_is_none_is_told(saved):
+    """Its hash may be right: what wrote it was wrong."""
+    record, _ = load(saved.file)
+    file = saved.file.parent / "evaluation" / "best.json"
+    for content in (b"PK\x03\x04", b"no archive"):
+        file.with_suffix(".npz").write_bytes(content)
+        sha256 = hashlib.sha256(content).hexdigest()
+        changed = replace(record, per_image=replace(record.per_image, sha256=sha256))
+        file.write_text(text(changed))
+        with pytest.raises(InputError, match=r"best\.npz: damaged; expected what evaluate_cls"):
+            load(saved.file)
 
 
 # ------------------------------------------------------------------------------------- errors
@@ -693,7 +726,7 @@ def test_validation_of_other_training_data_is_refused(loaded):
     """What the run held out would be among what it was trained on, and nobody could see it."""
     with pytest.raises(InputError, match=r"data.root: .* other training data than the run had"):
         run(replace(loaded, data_sha256="0" * 64), split="validation")
-    assert run(replace(loaded, data_sha256="0" * 64), "fgsm")["data"]["split"] == "test"
+    assert run(replace(loaded, data_sha256="0" * 64), "fgsm").data.split == "test"
 
 
 def test_autoattack_on_three_classes_is_refused_before_any_work(loaded, tmp_path):
@@ -730,7 +763,7 @@ def test_data_that_have_moved_are_found_with_data_root(loaded, tmp_path):
     with pytest.raises(InputError, match=r"data.root: .*gone"):
         run(moved)
     record = run(moved, data_root=str(tmp_path / "train.npz"))
-    assert record["clean"] == run(loaded)["clean"]
+    assert record.clean == run(loaded).clean
 
 
 def test_a_network_that_has_diverged_is_told(loaded):

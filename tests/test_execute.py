@@ -175,7 +175,7 @@ def test_a_stop_does_not_hide_a_failure(tmp_path):
     benchmark = toy(tmp_path, seeds=[0], axes={"kind": ["waits", "fails"]}, compare=FAILS)
     fails = {"run": "fails, seed 0", "outcome": "failed", "reason": "why"}
     benchmark.folder.mkdir()
-    line = json.dumps(fails | {"seconds": 1.0, "measuring": 0.0, "from": 0.0, "to": 0.0})
+    line = json.dumps(fails | {"seconds": 1.0, "evaluating": 0.0, "before": 0.0, "after": 0.0})
     (benchmark.folder / "attempts.jsonl").write_text(line[:-5] + "\n" + line)
     thread = when(lambda: waiting(benchmark), lambda: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(Stopped):
@@ -212,7 +212,7 @@ def test_workers_divide_the_cores(monkeypatch):
 def test_workers_divide_the_gpus(monkeypatch):
     monkeypatch.setattr(execution, "available_cores", lambda: 8)
     monkeypatch.setattr(execution, "available_gpus", lambda: ["4", "5", "6", "7"])
-    found = [share["CUDA_VISIBLE_DEVICES"] for share in divided_machine(2, 2, "auto")]
+    found = [part["CUDA_VISIBLE_DEVICES"] for part in divided_machine(2, 2, "auto")]
     assert found == ["4,5", "6,7"]
     assert "CUDA_VISIBLE_DEVICES" not in divided_machine(1, 1, "cpu")[0]
 
@@ -273,7 +273,7 @@ def test_a_cluster_that_is_not_there_is_said_in_one_line(tmp_path, monkeypatch):
 
 def test_the_plan_shows_every_run_and_the_time_left(tmp_path):
     benchmark = toy(tmp_path)
-    assert "time left: not known before the first is done" in describe(benchmark, 1)
+    assert "time left: not known before the first run is done" in describe(benchmark, 1)
     for run, steps in ((benchmark.runs[0], 4), (benchmark.runs[1], 1)):
         run.folder.mkdir(parents=True)
         (run.folder / "config.yaml").touch()
@@ -284,21 +284,23 @@ def test_the_plan_shows_every_run_and_the_time_left(tmp_path):
         {
             "run": "good, seed 0",
             "outcome": "done",
+            "reason": "",
             "seconds": 130.0,
-            "measuring": 30.0,
-            "from": 0.0,
-            "to": 1.0,
+            "evaluating": 30.0,
+            "before": 0.0,
+            "after": 1.0,
         },
         {
             "run": "better, seed 0",
             "outcome": "done",
+            "reason": "",
             "seconds": 130.0,
-            "measuring": 30.0,
-            "from": 0.0,
-            "to": 0.25,
+            "evaluating": 30.0,
+            "before": 0.0,
+            "after": 0.25,
         },
     ]
-    older = {key: value for key, value in lines[0].items() if key != "measuring"}
+    older = {key: value for key, value in lines[0].items() if key != "evaluating"}
     damaged = ['{"run": "good', "3", "{}", *map(json.dumps, [older, *lines])]
     (benchmark.folder / "attempts.jsonl").write_text("\n".join(damaged))
     # better: 0.75 and 1 of 400 s; good: 100 s; and 30 s to measure each
@@ -312,4 +314,4 @@ def test_the_plan_shows_every_run_and_the_time_left(tmp_path):
 
 
 def test_the_toy_is_a_pipeline_like_the_others():
-    assert TOY.share(TOY.config(), {"step": 2}) == 0.5
+    assert TOY.fraction_done(TOY.config(), {"step": 2}) == 0.5

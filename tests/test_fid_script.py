@@ -17,9 +17,9 @@ from torch import Tensor
 
 from convnorm.experiment.data import DataConfig, load_images, resize
 from convnorm.experiment.errors import InputError
-from convnorm.experiment.records import Origin
 from gan.extractors import EXTRACTORS, FROM_FEATURES, ExtractorSpec, renamed
 from gan.feature_cache import sha256_of
+from gan.records import Origin
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "fid.py"
 SCORES = ["FD", "KID", "precision", "recall", "CS"]

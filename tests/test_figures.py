@@ -5,13 +5,14 @@ from itertools import product
 
 import numpy as np
 import pytest
-from example_results import classification, gan
+from example_results import changed, classification, gan
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from convnorm.experiment.records import NormPoint
 from convnorm.experiment.report import figures
-from convnorm.experiment.report.figures import INK, PAPER, draw
-from convnorm.experiment.report.palette import COLOURS, style
+from convnorm.experiment.report.figures import draw
+from convnorm.experiment.report.palette import COLOURS, INK, PAPER, style
 
 ALL = {
     "score_steps",
@@ -134,8 +135,9 @@ def test_samples_are_of_the_first_seed_that_every_cell_has(axes_of, tmp_path):
 
 def test_many_layers_are_thinned_and_that_is_said(axes_of, tmp_path):
     results = classification()
-    for run in results["runs"]:
-        run["norms"]["operator"] = {f"l{i}": [[0, 1.0 + i], [9, 2.0]] for i in range(20)}
+    layers = {f"l{i}": (NormPoint(0, 1.0 + i), NormPoint(9, 2.0)) for i in range(20)}
+    for index in range(len(results.runs)):
+        results = changed(results, index, norms={"operator": layers})
     caption = draw(results, tmp_path, dark=False)["largest_singular_values"].caption
     assert "6 of 20 layers" in caption
     titles = [axes.get_title() for axes in axes_of[3]]
@@ -146,7 +148,6 @@ def test_many_layers_are_thinned_and_that_is_said(axes_of, tmp_path):
 def test_runs_without_curves_norms_or_pictures_still_have_their_dots(tmp_path):
     """A run that is scored at its end alone has none of these."""
     results = gan()
-    for run in results["runs"]:
-        if run["state"] == "done":
-            run |= {"curve": [], "norms": {}, "area": None, "collapsed": None}
+    for index in range(len(results.runs)):
+        results = changed(results, index, curve=(), norms={}, area=None, collapsed=None)
     assert set(draw(results, tmp_path, dark=False)) == {"every_run"}

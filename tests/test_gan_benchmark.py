@@ -59,12 +59,12 @@ def test_a_run_is_read(run_dir):
         "selected": SCORES,
     }
     assert set(result.floor) == SCORES
-    assert promised["final"] == result.measures
+    assert promised["final"] == result.metrics
     assert record["scores"] == result.scores["final"]
     assert record["floor"]["scores"] == result.floor
     assert result.curve_name == "FD (digits)"
-    assert [point[0] for point in result.curve] == [1, 2, 3, 4]
-    assert result.curve[-1][2] == result.scores["final"]["FD (digits)"]
+    assert [point.step for point in result.curve] == [1, 2, 3, 4]
+    assert result.curve[-1].value == result.scores["final"]["FD (digits)"]
     assert asdict(result.cost) == {
         "network": "discriminator",
         "parameters": summary["parameters"]["discriminator"],
@@ -86,8 +86,8 @@ def test_norms_are_read_by_layer(run_dir):
     for kind, layers in norms.items():
         assert len(layers) == 2
         for layer, points in layers.items():
-            assert [step for step, _ in points] == [2, 4]
-            assert points[-1][1] == last[f"{names[kind]}/{layer}"]
+            assert [point.step for point in points] == [2, 4]
+            assert points[-1].value == last[f"{names[kind]}/{layer}"]
 
 
 def test_time_between_two_log_lines_is_shared_by_their_steps(run_dir):
@@ -95,11 +95,11 @@ def test_time_between_two_log_lines_is_shared_by_their_steps(run_dir):
         line["seconds"] = {2: 10.0, 4: 40.0}[line["step"]]
 
     rewrite(run_dir / "log.jsonl", slow)
-    assert [point[1] for point in read(run_dir).curve] == [5.0, 10.0, 25.0, 40.0]
+    assert [point.seconds for point in read(run_dir).curve] == [5.0, 10.0, 25.0, 40.0]
 
 
 @pytest.mark.parametrize(
-    ("other", "step"), [([9.0, 7.0, 8.0, 9.0], 2), ([float("nan"), 9.0, 8.0, float("nan")], 3)]
+    ("other", "step"), [([9.0, 7.0, 8.0, 9.0], 2), ([None, 9.0, 8.0, None], 3)]
 )
 def test_a_step_is_selected_by_the_other_draw(run_dir, other, step):
     """Selected by what is reported, every run looks as good as its luckiest step."""
@@ -171,7 +171,7 @@ def older_scores(run_dir):
     """The form before records had types: spreads among the scores, a floor without rooms."""
 
     def change(line):
-        del line["metrics"], line["distance"]
+        del line["format"], line["metrics"], line["distance"]
         line["scores"] |= line.pop("spreads")
         floor = line["floor"]
         line["floor"] = {"n": floor["num_images"], **floor["scores"], **floor["spreads"]}
@@ -196,9 +196,12 @@ def cut_last_line(run_dir):
         (lambda run_dir: (run_dir / "log.jsonl").unlink(), "log.jsonl: lacks the line of step 4"),
         (without("log.jsonl", "seconds"), "log.jsonl: lacks 'seconds'"),
         (without("log.jsonl", "peak_memory"), "log.jsonl: lacks 'peak_memory'"),
-        (without("metrics.jsonl", "floor"), "metrics.jsonl: lacks 'floor'"),
-        (without("metrics.jsonl", "metrics"), "metrics.jsonl: lacks 'metrics'; .* this version"),
-        (older_scores, "metrics.jsonl: lacks 'metrics'; expected that of a .* of this version"),
+        (without("metrics.jsonl", "floor"), "metrics.jsonl: floor: is missing; expected keys"),
+        (
+            without("metrics.jsonl", "format"),
+            "holds no format; expected '.*/score/1'",
+        ),
+        (older_scores, "metrics.jsonl: holds no format; expected 'convnorm-suite/score/1'"),
         (cut_last_line, "metrics.jsonl: lacks the line of step 4"),
     ],
 )
@@ -218,13 +221,13 @@ def test_a_run_that_lacks_something_is_one_line(run_dir, damage, message):
         ("fid50k_train", ["FID", "KID", "precision", "recall"]),
     ],
 )
-def test_measures_know_what_is_better(protocol, names):
+def test_metrics_know_what_is_better(protocol, names):
     """A sign the wrong way round makes the worst GAN the winner."""
     scores = GAN.scores(tiny({"score.protocol": protocol}), [])["final"]
-    lower = {name: measure.better == "lower" for name, measure in scores.items()}
+    lower = {name: metric.better == "lower" for name, metric in scores.items()}
     score = "CS (digits)" if protocol == "digits" else "IS"
     assert lower == dict(zip(names, [True, True, False, False], strict=True)) | {score: False}
-    assert not any(measure.percent for measure in scores.values())
+    assert not any(metric.percent for metric in scores.values())
 
 
 def test_an_extractor_without_logits_is_read(run_dir, monkeypatch):
@@ -245,15 +248,15 @@ def test_an_extractor_without_logits_is_read(run_dir, monkeypatch):
                 if not name.startswith("CS")
             }
         record |= {"distance": "FD-toy", "spreads": {}, "selection": None}
-        record["metrics"] = {name: asdict(measure) for name, measure in promised.items()}
+        record["metrics"] = {name: asdict(metric) for name, metric in promised.items()}
 
     rewrite(run_dir / "metrics.jsonl", change)
     result = read(run_dir)
-    assert result.measures == promised
+    assert result.metrics == promised
     assert result.scores["final"].keys() == result.floor.keys() == names
     assert result.curve_name == "FD-toy"
 
 
-def test_a_run_needs_no_measurement_and_tells_how_far_it_is(tmp_path):
-    assert GAN.measurements(tmp_path, []) == []
-    assert GAN.share(tiny({"steps": 8}), {"step": 2}) == 0.25
+def test_a_run_needs_no_evaluation_and_tells_how_far_it_is(tmp_path):
+    assert GAN.remaining_evaluations(tmp_path, []) == []
+    assert GAN.fraction_done(tiny({"steps": 8}), {"step": 2}) == 0.25

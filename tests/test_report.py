@@ -4,12 +4,16 @@ import base64
 import csv
 import json
 import re
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 
 import pytest
-from example_results import classification, gan
+from example_results import changed, classification, gan, scores_of
+from scipy.stats import t
 
+from convnorm.experiment.codec import from_json
 from convnorm.experiment.errors import InputError
+from convnorm.experiment.records import Report
 from convnorm.experiment.report import page
 from convnorm.experiment.report.answer import answer, limits
 from convnorm.experiment.report.figures import Drawing
@@ -62,7 +66,7 @@ def written(results, folder) -> tuple[str, Page]:
 
 
 def numbers_in(value) -> list[float]:
-    if isinstance(value, dict | list):
+    if isinstance(value, dict | list | tuple):
         return [
             n for v in (value.values() if isinstance(value, dict) else value) for n in numbers_in(v)
         ]
@@ -122,7 +126,7 @@ def test_every_number_of_the_tables_is_in_the_results(results, undrawn, tmp_path
     cells = [cell for table in page.tables for row in table[1:] for cell in row[1:]]
     found = [word for cell in cells for word in re.findall(r"(?<![\w.])-?\d[\d,.e-]*", cell)]
     found = [word.rstrip(",.") for word in found]
-    versions = {version for many in results["versions"].values() for version in many}
+    versions = {version for many in results.versions.values() for version in many}
     allowed = shown | versions | {"300"}  # the step of a failure
     assert len(found) > 50
     assert [word for word in found if word not in allowed] == []
@@ -150,9 +154,7 @@ def test_a_single_run_has_no_spread(undrawn, tmp_path):
 def test_labels_survive(label, undrawn, tmp_path):
     """A | in a label opens another column, a < vanishes, a pair of * or _ becomes a style."""
     results = gan(outcomes={(label, "x"): [2.0, 2.1, "failed"], ("convnorm", "x"): [1.5, 1.7, 1.6]})
-    for run in results["runs"]:
-        if run["state"] == "failed":
-            run["reason"] = f"because of {label}"
+    results = changed(results, 2, reason=f"because of {label}")
     _, page = written(results, tmp_path)
     assert {"script", "em", "strong"}.isdisjoint(page.tags)
     for table in page.tables:
@@ -164,7 +166,7 @@ def test_labels_survive(label, undrawn, tmp_path):
 
 def test_what_is_not_distinguishable_is_never_called_better():
     results = gan(outcomes={("none", "x"): [1.4, 1.5, 1.9], ("convnorm", "x"): [1.5, 1.61, 1.7]})
-    assert results["comparisons"][0]["verdict"] == "not distinguishable"
+    assert results.comparisons[0].verdict == "not distinguishable"
     verdict, _, sentence = answer(results)
     assert verdict == (
         "Not distinguishable from convnorm in final FD (digits): none / x "
@@ -179,8 +181,8 @@ def test_a_difference_that_only_its_own_interval_shows_is_not_told(tmp_path):
     outcomes = {(kind, "x"): [1.4, 1.5, 1.9] for kind in ("batch", "layer", "weight")}
     outcomes |= {("none", "x"): [1.65, 1.83, 1.93], ("convnorm", "x"): [1.5, 1.61, 1.7]}
     results = gan(outcomes=outcomes)
-    comparison = results["comparisons"][3]
-    assert comparison["p"] < 0.05 < comparison["p_holm"]
+    comparison = results.comparisons[3]
+    assert comparison.p < 0.05 < comparison.p_holm
     sentences = answer(results)
     assert re.search(
         r"Not distinguishable from convnorm in final FD \(digits\): .*none / x", sentences[0]
@@ -189,6 +191,31 @@ def test_a_difference_that_only_its_own_interval_shows_is_not_told(tmp_path):
     assert "not distinguishable" in sentence
     assert "leaves out 0" in sentence
     assert not re.search("better|worse", sentence)
+
+
+@pytest.mark.parametrize(
+    ("results", "scale", "unit"),
+    [
+        (
+            gan(outcomes={("none", "x"): [1.4, 1.5, 1.9], ("convnorm", "x"): [1.5, 1.61, 1.7]}),
+            1,
+            "",
+        ),
+        (classification({("batch",): [0.41, 0.45], ("convnorm",): [0.42, 0.42]}), 100, " points"),
+    ],
+    ids=["gan", "classification"],
+)
+def test_what_could_not_have_been_told_is_half_the_width_of_the_interval(results, scale, unit):
+    """Computed here from the scores of the runs, and from nothing that the report computed."""
+    scores, (comparison,) = scores_of(results), results.comparisons
+    pairs = [(scores[comparison.cell, s], scores[comparison.against, s]) for s in results.seeds]
+    differences = [scale * (one - other) for one, other in pairs]
+    n, mean = len(differences), sum(differences) / len(differences)
+    variance = sum((difference - mean) ** 2 for difference in differences) / (n - 1)
+    half = t.ppf(0.975, n - 1) * (variance / n) ** 0.5
+    sentence = next(s for s in answer(results) if "not distinguishable at" in s)
+    told = re.search(r"could not have told a difference below ([\d.]+)( points)?\.$", sentence)
+    assert (told[1], told[2] or "") == (number(half), unit)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +231,7 @@ def test_a_difference_that_can_be_told_has_its_direction_and_a_positive_size(out
         f"{word.capitalize()} than convnorm in final FD (digits): none / x "
         "(paired t-tests, n = 3 seeds, Holm-adjusted, 5 %)."
     )
-    assert "was fixed before the first run" in fixed
+    assert "were fixed before the first run" in fixed
     size = "0.997" if word == "worse" else "1.00"
     assert sentence.startswith(
         f"none / x is {word} than convnorm / x by {size} (95 % interval 0.98"
@@ -234,11 +261,11 @@ def test_collapsed_failed_and_open_runs_are_in_the_report(undrawn, tmp_path):
     assert "1 of 3" in page.tables[0][1]
 
 
-def test_a_measurement_that_failed_its_check_is_doubted():
+def test_scores_that_failed_a_check_are_doubted():
     results = classification()
     assert not any("failed a check" in sentence for sentence in answer(results))
-    results["runs"][1]["doubts"] = ["pgd20 is not beaten by fgsm: 10 % against 8 %"]
-    expected = "1 run failed a check of its measurement: batch (seed 1): pgd20 is not beaten"
+    results = changed(results, 1, doubts=("pgd20 is not beaten by fgsm: 10 % against 8 %",))
+    expected = "The scores of 1 run failed a check: batch (seed 1): pgd20 is not beaten"
     assert any(expected in sentence for sentence in answer(results))
 
 
@@ -265,8 +292,7 @@ def test_limits_are_those_that_apply():
     assert "which 3 of them cannot show" in of_classifier
     assert "upper bound of robustness" in of_classifier
     assert "upper bound" not in of_gan
-    strong = classification()
-    strong["grid"]["attacks"] = ["pgd20", "autoattack"]
+    strong = replace(classification(), attacks=("pgd20", "autoattack"))
     assert "upper bound" not in " ".join(limits(strong))
 
 
@@ -276,8 +302,11 @@ def test_equal_steps_are_said_not_to_be_equal_time_of_what_is_compared():
     results = gan(outcomes=outcomes)
     assert not any("equal time" in sentence for sentence in limits(results))
     took = {"none / a": 10.0, "convnorm / a": 20.0, "none / b": 100.0, "convnorm / b": 150.0}
-    for cell in results["cells"]:
-        cell["cost"]["seconds"]["mean"] = took[cell["name"]]
+    cells = []
+    for cell in results.cells:
+        seconds = replace(cell.cost.seconds, mean=took[cell.name])
+        cells.append(replace(cell, cost=replace(cell.cost, seconds=seconds)))
+    results = replace(results, cells=tuple(cells))
     expected = "not after equal time: convnorm / a took 2.0 times as long as none / a."
     assert any(expected in sentence for sentence in limits(results))
 
@@ -292,26 +321,25 @@ def test_a_report_over_nothing_is_refused(tmp_path):
 def test_json_and_csv_hold_every_number(undrawn, tmp_path):
     results = gan()
     write(results, tmp_path)
-    assert json.loads((tmp_path / "results.json").read_text()) == json.loads(json.dumps(results))
+    file = tmp_path / "results.json"
+    assert from_json(Report, json.loads(file.read_text()), file) == results
     rows = list(csv.DictReader((tmp_path / "results.csv").read_text().splitlines()))
     axes = ["normalizer.kind", "data.name"]
-    assert list(rows[0]) == ["cell", *axes, "seed", "when", "measure", "value"]
-    table = {(r["cell"], int(r["seed"]), r["when"], r["measure"]): r["value"] for r in rows}
+    assert list(rows[0]) == ["cell", *axes, "seed", "when", "quantity", "value"]
+    table = {(r["cell"], int(r["seed"]), r["when"], r["quantity"]): r["value"] for r in rows}
     assert len(table) == len(rows)
-    done = [run for run in results["runs"] if run["state"] == "done"]
-    assert {(r["cell"], int(r["seed"])) for r in rows} == {(r["cell"], r["seed"]) for r in done}
-    for run in done:
-        place = run["cell"], run["seed"]
-        expected = [*numbers_in(run["scores"]), *numbers_in(run["cost"]), run["area"]]
-        expected += [value for _, *pair in run["curve"] for value in pair]
-        expected += [
-            value for layers in run["norms"].values() for s in layers.values() for _, value in s
-        ]
-        expected += [run["selected_step"], int(run["collapsed"])]
+    assert {(r["cell"], int(r["seed"])) for r in rows} == {(r.cell, r.seed) for r in results.done}
+    for run in results.done:
+        place, result = (run.cell, run.seed), run.result
+        expected = [*numbers_in(result.scores), *numbers_in(asdict(result.cost)), result.area]
+        expected += [value for p in result.curve for value in (p.seconds, p.value)]
+        series = [points for layers in result.norms.values() for points in layers.values()]
+        expected += [point.value for points in series for point in points]
+        expected += [result.selected_step, int(result.collapsed)]
         values = [float(value) for key, value in table.items() if key[:2] == place]
         assert sorted(values) == sorted(expected)
-        assert float(table[*place, "area", "FD (digits)"]) == run["area"]
-        assert int(table[*place, "cost", "macs"]) == run["cost"]["macs"]
+        assert float(table[*place, "area", "FD (digits)"]) == result.area
+        assert int(table[*place, "cost", "macs"]) == result.cost.macs
 
 
 def test_protocol_versions_and_commands_are_in_the_report(undrawn, tmp_path):
@@ -320,12 +348,12 @@ def test_protocol_versions_and_commands_are_in_the_report(undrawn, tmp_path):
     assert "3.11.7; 3.12.3 (several)" in text
     assert "python scripts/benchmark.py --cfg digits_gan" in page.text
     assert page.tags.count("details") == 3
-    for run in gan()["runs"]:
-        assert run["commands"][0] in page.text
+    for run in gan().runs:
+        assert run.commands[0] in page.text
 
 
 def test_a_fence_in_a_command_does_not_end_the_block(undrawn, tmp_path):
     results = gan()
-    results["runs"][0]["commands"] = ["echo 1\n```\n# Title of mine"]
+    results = changed(results, 0, commands=("echo 1\n```\n# Title of mine",))
     _, page = written(results, tmp_path)
     assert page.tags.count("h1") == 1

@@ -15,7 +15,7 @@ from torch import Tensor
 from convnorm.experiment import data
 from convnorm.experiment.data import DataConfig, load_images
 from convnorm.experiment.errors import InputError
-from convnorm.experiment.records import ExtractorFacts, Measure, Origin
+from convnorm.experiment.records import Metric
 from gan import digits_network, extractors, fidelity
 from gan.digits_network import DIGITS_WEIGHTS
 from gan.extractors import (
@@ -30,6 +30,7 @@ from gan.extractors import (
 )
 from gan.feature_cache import cached_features, sha256_of
 from gan.protocols import PROTOCOLS, Protocol, protocol_named
+from gan.records import ExtractorFacts, Origin
 from gan.scoring import Scorer, floor, numbers, reference_of, score, subset
 
 SMALL = Protocol("small", "digits", "train", None, None, is_splits=2, kid_subsets=2)
@@ -276,7 +277,7 @@ def test_only_verified_inception_gives_fid_and_is():
 def test_every_extractor_says_what_is_better(name, verified):
     """A sign the wrong way round makes the worst GAN the winner; a spread is no score."""
     extractor = replace(stub(name=name), verified=verified)
-    lower, higher = Measure("lower"), Measure("higher")
+    lower, higher = Metric("lower"), Metric("higher")
     assert list(metrics(extractor.scores).values()) == [lower, lower, higher, higher, higher]
     assert not any(" std" in score for score in metrics(extractor.scores))
 

@@ -193,7 +193,7 @@ def test_exactly_twice_the_errors_is_no_collapse_by_rounding():
 def test_what_cannot_be_judged_is_refused():
     """An inception score has no error, and without a resolution a single slip is a collapse."""
     for curve, final in (([7.2, 8.1], 0.5), ([0.5], 7.9), ([-0.1], 0.5)):
-        with pytest.raises(ValueError, match="no shares"):
+        with pytest.raises(ValueError, match="no accuracies"):
             collapsed(curve, final, "higher")
     for final in (math.nan, math.inf):
         with pytest.raises(ValueError, match="no sample"):

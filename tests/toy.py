@@ -9,7 +9,7 @@ import yaml
 
 from convnorm.experiment.benchmark.grid import Benchmark, load
 from convnorm.experiment.benchmark.pipeline import Pipeline, Result
-from convnorm.experiment.records import Cost, Measure, When
+from convnorm.experiment.records import Cost, CurvePoint, Metric, When
 
 # "Trains" `steps` steps; the kind decides how: `fails`, `waits` for a signal at half of them.
 SCRIPT = """
@@ -52,27 +52,27 @@ class Config:
     seed: int = 0
 
 
-def _share(config: Config, line: dict[str, Any]) -> float:
+def _fraction_done(config: Config, line: dict[str, Any]) -> float:
     return line["step"] / config.steps
 
 
-def _scores(config: Config, attacks: tuple[str, ...]) -> dict[When, dict[str, Measure]]:
-    measures = {"FD": Measure("lower")}
-    return {"final": measures, "selected": measures if config.steps > 1 else {}}
+def _scores(config: Config, attacks: tuple[str, ...]) -> dict[When, dict[str, Metric]]:
+    metrics = {"FD": Metric("lower")}
+    return {"final": metrics, "selected": metrics if config.steps > 1 else {}}
 
 
-def _measurements(folder: Path, attacks: tuple[str, ...]) -> list[list[str]]:
+def _remaining_evaluations(folder: Path, attacks: tuple[str, ...]) -> list[list[str]]:
     return []
 
 
 def _read(folder: Path, attacks: tuple[str, ...]) -> Result:
     score = float(json.loads((folder / "summary.json").read_text())["score"])
     return Result(
-        measures={"FD": Measure("lower")},
+        metrics={"FD": Metric("lower")},
         scores={"final": {"FD": score}, "selected": {"FD": score - 1}},
         selected_step=2,
         curve_name="FD",
-        curve=[(2, 1.0, score - 1), (4, 2.0, score)],
+        curve=(CurvePoint(2, 1.0, score - 1), CurvePoint(4, 2.0, score)),
         norms={},
         protocol={"name": "toy"},
         floor={"FD": 0.1},
@@ -88,8 +88,8 @@ TOY = Pipeline(
     script="toy_script.py",
     scores=_scores,
     conditions=lambda config, attacks: {},
-    share=_share,
-    measurements=_measurements,
+    fraction_done=_fraction_done,
+    remaining_evaluations=_remaining_evaluations,
     read=_read,
 )
 

@@ -21,10 +21,10 @@ CONFIGS = ROOT / "configs"
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a run is carried out, not what it is.
+    """How a run is carried out; none of this changes what the run is.
 
     run_dir: the run's folder (default: runs/<pipeline>/<config>/seed<seed>).
-    device: auto takes a CUDA device where there is one; its random numbers are not the CPU's.
+    device: auto takes a CUDA device where there is one. Its random numbers differ from the CPU's.
     checkpoint_every: steps between checkpoints.
     overwrite: delete the run that is in the folder instead of resuming it.
     """
@@ -45,7 +45,7 @@ def require(condition: bool, key: str, value: object, expected: str) -> None:
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key given twice, of which YAML silently takes the last."""
+    """Refuses a key that is given twice; YAML would silently take the last."""
 
     def construct_mapping(self, node, deep=False):
         keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
@@ -56,7 +56,7 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 def find_config(name: str, folder_name: str) -> Path:
-    """Return the file of a config: a path, else a name in configs/<folder_name>/."""
+    """Return the file of a config: `name` is a path, or a name in configs/<folder_name>/."""
     folder = CONFIGS / folder_name
     for candidate in (Path(name), folder / name, folder / f"{name}.yaml"):
         if candidate.is_file():
@@ -66,7 +66,7 @@ def find_config(name: str, folder_name: str) -> Path:
 
 
 def _types(config: type, prefix: str = "") -> dict[str, Any]:
-    """Dotted name -> type, of every field of a dataclass and of the dataclasses in it."""
+    """Return dotted name -> type of every field of a dataclass and of the dataclasses in it."""
     types = {}
     for field in fields(config):
         types[prefix + field.name] = field.type
@@ -76,7 +76,7 @@ def _types(config: type, prefix: str = "") -> dict[str, Any]:
 
 
 def _expected(kind: Any) -> str:
-    """A field's type in words."""
+    """Return a field's type in words."""
     if is_dataclass(kind):
         return "keys and values"
     if get_origin(kind) is Literal:
@@ -95,7 +95,10 @@ def _not_allowed(key: str, value: object, types: dict[str, Any]) -> str:
 
 
 def _unknown(key: str, types: dict[str, Any]) -> str:
-    """An unknown key with the one that was probably meant, else with all that exist beside it."""
+    """Return the message for an unknown key, with the key that was probably meant.
+
+    Where none is close, all keys beside it are named.
+    """
     group = key.rpartition(".")[0]
     beside = [name for name in types if name.rpartition(".")[0] == group]
     known = difflib.get_close_matches(key, types, n=1) or beside
@@ -117,7 +120,7 @@ def _check_yaml(path: Path, types: dict[str, Any]) -> None:
 
 
 def _check_keys(path: Path, content: dict[Any, Any], types: dict[str, Any], prefix: str) -> None:
-    """Names, groups and nulls; jsonargparse checks the values, but lets a null pass."""
+    """Check names, groups and nulls; jsonargparse checks the values, but lets a null pass."""
     for name, value in content.items():
         key = f"{prefix}{name}"
         if "." in str(name):
@@ -133,7 +136,7 @@ def _check_keys(path: Path, content: dict[Any, Any], types: dict[str, Any], pref
 
 
 def _one_line(error: Exception, types: dict[str, Any]) -> str:
-    """jsonargparse's message in the words of every other error of ours."""
+    """Return jsonargparse's message in the form of all other errors."""
     message = " ".join(str(error).split())
     if found := re.fullmatch(r"unrecognized arguments: (.+)", message):
         key = re.split("[ =]", found[1])[0]
@@ -170,7 +173,11 @@ def _read(parser: jsonargparse.ArgumentParser, path: Path, types: dict[str, Any]
 
 
 def read(config: type[Config], path: Path) -> Config:
-    """Read a config from a YAML file alone; InputError for whatever is wrong with it."""
+    """Read a config from a YAML file alone.
+
+    Raises:
+        InputError: Anything is wrong with the file.
+    """
     types = _types(config)
     _check_yaml(path, types)
     parser = _parser(config)
@@ -185,8 +192,13 @@ def parse(
 ) -> tuple[Config, RunOptions]:
     """Read the command line of a training script: --cfg NAME and any field by its dotted name.
 
-    pipeline: the folder under configs/ where names are looked up; default: the config that is
-    taken without --cfg. Raises InputError for whatever is wrong; --help and --print_config exit.
+    pipeline: the folder under configs/ where names are looked up.
+    default: the config that is read without --cfg.
+
+    --help and --print_config exit.
+
+    Raises:
+        InputError: Anything is wrong with the file or the command line.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--cfg", default=default)
@@ -227,10 +239,11 @@ def parse(
 
 
 def from_dict(config: type[Config], values: dict[str, Any]) -> Config:
-    """Rebuild a config from `dataclasses.asdict` of one.
+    """Rebuild a config from what `dataclasses.asdict` made of one.
 
-    Raises InputError for a key that does not exist, or one that lacks: its default may be another
-    than when the config was written.
+    Raises:
+        InputError: A key does not exist, or one is missing: its default may have changed since the
+            config was written.
     """
     types = _types(config)
     if odd := sorted(_leaves(values, types) ^ {k for k in types if not is_dataclass(types[k])}):
@@ -243,7 +256,7 @@ def from_dict(config: type[Config], values: dict[str, Any]) -> Config:
 
 
 def _leaves(values: Any, types: dict[str, Any], prefix: str = "") -> set[str]:
-    """The dotted names of all fields in nested dicts; a field may be a dict itself."""
+    """Return the dotted names of all fields in nested dicts; a field may be a dict itself."""
     if not isinstance(values, dict) or (prefix and not is_dataclass(types.get(prefix))):
         return {prefix}
     return {
@@ -278,12 +291,12 @@ def options_of(options: type[Config], values: Mapping[str, Any], prefix: str) ->
 
 
 def to_yaml(config: object) -> str:
-    """The resolved config as YAML, keys in the order of the dataclass."""
+    """Return the resolved config as YAML, with the keys in the order of the dataclass."""
     return yaml.safe_dump(asdict(config), sort_keys=False)
 
 
 def differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") -> list[str]:
-    """Dotted keys whose values differ, as 'key: VALUE there, VALUE here'."""
+    """Return the dotted keys whose values differ, each as 'key: VALUE there, VALUE here'."""
     lines = []
     for key in {**there, **here}:
         old, new = there.get(key), here.get(key)

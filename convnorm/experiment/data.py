@@ -1,7 +1,7 @@
-"""Real images: read from where they are into one uint8 tensor.
+"""Reads real images, wherever they are, into one uint8 tensor.
 
-Whole data sets of small images fit into memory, on an accelerator too, so nothing is decoded or
-copied while training runs. `convnorm.experiment.run.batches` draws minibatches from the tensor.
+Whole data sets of small images fit into memory, on an accelerator too, so that nothing is decoded
+or copied while training runs. `convnorm.experiment.run.batches` draws minibatches from the tensor.
 """
 
 import hashlib
@@ -36,8 +36,8 @@ class DataConfig:
     """Which real images, and how large.
 
     Args:
-        name: digits (in scikit-learn), cifar10, cifar100 (downloaded once), folder or npz (yours).
-        root: Where the CIFAR archives are or go; for folder and npz the folder or file itself.
+        name: digits (of scikit-learn), cifar10, cifar100 (downloaded once), folder or npz (yours).
+        root: The folder for the CIFAR archives; for folder and npz the folder or file itself.
         image_size: Height and width in pixels; images of another size are resized to it.
     """
 
@@ -61,7 +61,7 @@ class Images:
 
     Args:
         images: (N, C, H, W) uint8, C 1 (gray) or 3 (RGB).
-        labels: (N,) int64, positions in `classes`.
+        labels: (N,) int64, the index of each image's class in `classes`.
         classes: The names of the classes.
     """
 
@@ -70,11 +70,11 @@ class Images:
     classes: tuple[str, ...]
 
     def to(self, device: torch.device) -> "Images":
-        """The same on another device."""
+        """Return the same images and labels on another device."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
     def sha256(self) -> str:
-        """Return the SHA-256 of the images' shape and bytes, in hex; labels do not enter."""
+        """Return the SHA-256 of the images' shape and bytes, in hex, without the labels."""
         digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
         digest.update(self.images.cpu().contiguous().numpy())
         return digest.hexdigest()
@@ -106,9 +106,9 @@ def resize(images: Tensor, size: int, chunk: int = 1024) -> Tensor:
     """Resize square images to `size` with an antialiased bicubic filter.
 
     Args:
-        images: (N, C, H, H) uint8; returned as they are when H is `size`.
+        images: (N, C, H, H) uint8; returned unchanged if H is `size`.
         size: Height and width of the result in pixels.
-        chunk: How many images are in float32 at a time.
+        chunk: How many images are resized, in float32, at a time.
 
     Returns:
         (N, C, size, size) uint8, rounded to nearest.
@@ -123,7 +123,7 @@ def resize(images: Tensor, size: int, chunk: int = 1024) -> Tensor:
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Turn floats in [-1, 1] into uint8, rounded to nearest; what lies outside is clamped."""
+    """Turn floats in [-1, 1] into uint8, rounded to nearest; values outside are clamped."""
     return (images.float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
@@ -179,7 +179,7 @@ def _cifar(name: str, root: Path, split: Split) -> Images:
 
 
 def _folder(root: Path, split: Split) -> Images:
-    """Images in root/<split>/<class>/, root/<class>/ or root/, in the order of their names."""
+    """Read root/<split>/<class>/, root/<class>/ or root/, in the order of the files' names."""
     base = _split_folder(root, split)
     folders = _class_folders(base)
     if folders and _image_files(base):
@@ -204,7 +204,7 @@ def _image_files(folder: Path) -> list[Path]:
 
 
 def _split_folder(root: Path, split: Split) -> Path:
-    """Return the folder that holds the split; never give test images as training images."""
+    """Return the folder that holds the split; test images are never given as training images."""
     train, test = root / "train", root / "test"
     if not root.is_dir():
         raise InputError(f"data.root: {root} is not a folder")
@@ -242,7 +242,7 @@ def _decode(paths: list[Path]) -> np.ndarray:
 
 
 def _npz(root: Path, split: Split) -> Images:
-    """Arrays `images` (N, H, W[, C]) uint8 and, if they are there, `labels` (N,) and `classes`."""
+    """Read arrays `images` (N, H, W[, C]) uint8 and, if present, `labels` (N,) and `classes`."""
     file = _npz_file(root, split)
     arrays = _read_arrays(file)
     if "images" not in arrays:
@@ -269,7 +269,7 @@ def _npz(root: Path, split: Split) -> Images:
 
 
 def _npz_file(root: Path, split: Split) -> Path:
-    """Return root when it is the split's file, else the split's file in root or beside it."""
+    """Return the split's file: root itself, a file in root, or the file beside it."""
     if root.is_dir():
         found = sorted(root.glob(f"*{split}*.npz"))
         if len(found) != 1:
@@ -290,7 +290,7 @@ def _npz_file(root: Path, split: Split) -> Path:
 
 
 def _read_arrays(file: Path) -> dict[str, np.ndarray]:
-    """Return what the file has of `images`, `labels` and `classes`."""
+    """Return those of `images`, `labels` and `classes` that the file holds."""
     if not zipfile.is_zipfile(file):
         raise InputError(f"{file}: not an .npz file, or a truncated one")
     arrays = {}

@@ -4,7 +4,7 @@ import errno
 import sys
 from collections.abc import Callable
 
-# Full, over quota, over the largest size, read-only, failing: wherever a file is written.
+# A disk that is full, over quota, read-only or failing, and a file that is larger than allowed.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
@@ -16,7 +16,10 @@ class InputError(ValueError):
 
 
 class Stopped(Exception):
-    """A run ended early, with its state saved: the message says how it goes on."""
+    """A run ended before it was done; the message says why and how it goes on.
+
+    code: the exit status of the script.
+    """
 
     def __init__(self, message: str, code: int):
         super().__init__(message)
@@ -24,7 +27,7 @@ class Stopped(Exception):
 
 
 def exit_code(main: Callable[[], int | None]) -> int:
-    """Run a script's `main` and return its exit status: 2 for wrong input, `Stopped.code`, or 0."""
+    """Run a script's `main` and return its exit status: its own, 2 for wrong input, or `code`."""
     try:
         return main() or 0
     except (InputError, Stopped) as error:

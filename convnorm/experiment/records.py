@@ -1,17 +1,44 @@
-"""The records that runs, benchmarks and reports hand to each other."""
+"""The records that runs, evaluations, benchmarks and reports hand to each other.
+
+`convnorm.experiment.codec` writes and reads them. What a report shows stands in one of these, and
+nothing that draws or tells looks anything up by a string that is not a name of the user's.
+"""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
+
+from convnorm.experiment.statistics import Interval, Summary
 
 When = Literal["final", "selected"]
+State = Literal["done", "cut", "failed", "not begun"]
+Verdict = Literal["better", "worse", "not distinguishable", "not tested"]
 
 
 @dataclass(frozen=True)
-class Measure:
-    """A number that runs are compared by; `percent`: a share in [0, 1], shown in percent."""
+class Metric:
+    """How values of a score compare; `percent`: they lie in [0, 1] and are shown in percent."""
 
     better: Literal["lower", "higher"]
     percent: bool = False
+
+    @property
+    def scale(self) -> int:
+        """The factor by which a value is multiplied where it is shown."""
+        return 100 if self.percent else 1
+
+
+@dataclass(frozen=True)
+class Score:
+    """The one score that answers the question, chosen before the first run.
+
+    at: of the last weights, or of those that did best on held-out data.
+    """
+
+    name: str
+    at: When = "final"
+
+
+# -------------------------------------------------------------------------------------- one run
 
 
 @dataclass(frozen=True)
@@ -33,79 +60,226 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class ExtractorFacts:
-    """The network whose features were compared.
+class CurvePoint:
+    """The value of a score at a step, after so many seconds of training."""
 
-    weights_sha256: of the file of its weights. verified: whether that file holds the weights that
-        the extractor's name stands for.
+    step: int
+    seconds: float
+    value: float
+
+
+@dataclass(frozen=True)
+class NormPoint:
+    """A singular value of a layer at a step."""
+
+    step: int
+    value: float
+
+
+Norms = dict[str, dict[str, tuple[NormPoint, ...]]]  # "operator", "matrix" or "rms" -> layer
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished run says.
+
+    scores: when -> name -> value; without "selected" where no data were held out.
+    selected_step: the step of the selected scores.
+    area: under the curve; None where there is no curve, or the runs have curves over other steps.
+    collapsed: see `statistics.collapsed`; None where there is no curve.
+    picture: a PNG of samples, relative to the benchmark's folder.
+    doubts: sentences, each a reason not to take the scores at face value.
+    """
+
+    scores: dict[When, dict[str, float]]
+    selected_step: int | None
+    area: float | None
+    collapsed: bool | None
+    curve: tuple[CurvePoint, ...]
+    norms: Norms
+    cost: Cost
+    hardware: str
+    versions: dict[str, str]
+    picture: str | None
+    doubts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run that was planned: a cell at a seed.
+
+    commands: each as it is typed. attempts: how often the run was started and not stopped.
+    reason: why it failed. result: of a run that is done, and None of any other.
+    """
+
+    cell: str
+    seed: int
+    state: State
+    folder: str
+    commands: tuple[str, ...]
+    attempts: int
+    reason: str
+    result: RunResult | None
+
+    @property
+    def name(self) -> str:
+        return f"{self.cell} (seed {self.seed})"
+
+    @property
+    def has_collapsed(self) -> bool:
+        return self.result is not None and bool(self.result.collapsed)
+
+
+# ------------------------------------------------------------------------------- many runs
+
+
+@dataclass(frozen=True)
+class CellCost:
+    """What the runs of a cell took, see `Cost`; peak_memory is None where none recorded it."""
+
+    network: str
+    parameters: int
+    macs: int
+    steps_per_second: Summary
+    seconds: Summary
+    peak_memory: Summary | None
+
+
+@dataclass(frozen=True)
+class Count:
+    """How many of `n` runs."""
+
+    count: int
+    n: int
+
+
+@dataclass(frozen=True)
+class CellRecord:
+    """All runs that differ in their seed alone.
+
+    labels: axis -> label. planned: how many runs; n: how many of them are done.
+    collapsed: of those whose curve can tell.
+    scores: when -> name -> summary over the runs. area: of the areas under their curves.
+    cost: None where no run is done.
     """
 
     name: str
-    weights_sha256: str
-    verified: bool
+    labels: dict[str, str]
+    planned: int
+    n: int
+    collapsed: Count
+    scores: dict[When, dict[str, Summary]]
+    area: Summary | None
+    cost: CellCost | None
+
+    @property
+    def done_of_planned(self) -> str:
+        """How many runs are done, and of how many if that is not all."""
+        return f"{self.n}" + (f" of {self.planned}" if self.n < self.planned else "")
 
 
 @dataclass(frozen=True)
-class Origin:
-    """Where images that are scored come from.
+class Comparison:
+    """A paired t-test of the score between two cells, over the seeds that both have.
 
-    source: a path, the name of a data set, or `training`. split: of a data set; None for images
-        that have none. step, ema: of a generator, the updates it has had and whether its weights
-        are averaged; None where they are not known. seed: of the images that a generator drew to
-        stand in for real ones. resized_from: their height in pixels before they were resized to
-        that of the other side. sha256: of the generator's checkpoint or, without one, of the
-        images; None before they are scored.
+    difference: mean of cell - against; None without a common seed. interval, p: None where there is
+        no test. p_holm: adjusted for all tests of the benchmark.
     """
 
-    source: str
-    split: str | None = None
-    step: int | None = None
-    ema: bool | None = None
-    seed: int | None = None
-    resized_from: int | None = None
-    sha256: str | None = None
+    cell: str
+    against: str
+    seeds: tuple[int, ...]
+    difference: float | None
+    interval: Interval | None
+    p: float | None
+    p_holm: float | None
+    verdict: Verdict
+
+    @property
+    def n(self) -> int:
+        """How many pairs of runs are compared."""
+        return len(self.seeds)
+
+    @property
+    def is_tested(self) -> bool:
+        return self.verdict != "not tested"
 
 
 @dataclass(frozen=True)
-class Floor:
-    """What real images score against real ones: about what a perfect generator would get.
+class McNemarTest:
+    """An exact test of two classifiers, of one seed, on the same images.
 
-    num_images: in each of the two halves that are compared. kid_subset_size: images in a subset.
-    scores, spreads: as in ScoreRecord.
+    only_cell, only_against: how many images one classifier alone is right about.
     """
 
-    num_images: int
-    kid_subset_size: int
-    scores: dict[str, float]
-    spreads: dict[str, float]
-
-
-@dataclass(frozen=True)
-class ScoreRecord:
-    """What generated images score against real ones, and everything that the numbers depend on.
-
-    protocol: the fields of a `gan.protocols.Protocol`, JSON-able, with every number known.
-    metrics: score -> how its values compare, so that a reader needs no table of names.
-    distance: which of the scores is the Fréchet distance.
-    scores: score -> value.
-    spreads: name -> standard deviation over the subsets or splits of one sample; it says nothing
-        about another seed.
-    seed: of the draw of the generated images.
-    versions: package -> version.
-    selection: what the same generator scores under the protocol by which a step is selected.
-    """
-
-    protocol: dict[str, Any]
-    extractor: ExtractorFacts
-    metrics: dict[str, Measure]
-    distance: str
-    scores: dict[str, float]
-    spreads: dict[str, float]
-    floor: Floor
-    num_fake: int
-    num_real: int
-    fake: Origin
-    real: Origin
+    cell: str
+    against: str
     seed: int
-    versions: dict[str, str]
-    selection: "ScoreRecord | None" = None
+    score: str
+    images: int
+    only_cell: int
+    only_against: int
+    p: float
+    p_holm: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that a benchmark found: the content of results.json.
+
+    command: what carries the benchmark out. grid: its file, resolved. attacks: those of the grid.
+    compared_axis, reference: each value of this axis is compared with this one of them.
+    axes: axis -> labels of its values. metrics: of every score, in the order of the tables.
+    curve_name, curve_metric: the score that was followed during training.
+    floor: name of a score -> its value for real images against real ones.
+    protocol: all that the numbers of one column have in common.
+    changed: in what the grid differs from that of the first start; None where that is not known.
+    left_out: folders of finished runs that the grid does not have.
+    versions: of a library -> all that were used.
+    """
+
+    FORMAT: ClassVar = "convnorm-suite/benchmark/2"
+
+    name: str
+    question: str
+    command: str
+    pipeline: str
+    grid: dict[str, Any]
+    attacks: tuple[str, ...]
+    score: Score
+    compared_axis: str
+    reference: str
+    axes: dict[str, tuple[str, ...]]
+    seeds: tuple[int, ...]
+    metrics: dict[str, Metric]
+    curve_name: str
+    curve_metric: Metric
+    cells: tuple[CellRecord, ...]
+    runs: tuple[RunRecord, ...]
+    comparisons: tuple[Comparison, ...]
+    mcnemar: tuple[McNemarTest, ...]
+    floor: dict[str, float]
+    protocol: dict[str, Any]
+    changed: tuple[str, ...] | None
+    left_out: tuple[str, ...]
+    versions: dict[str, tuple[str, ...]]
+    hardware: tuple[str, ...]
+
+    @property
+    def metric(self) -> Metric:
+        """That of the score that answers the question."""
+        return self.metrics[self.score.name]
+
+    @property
+    def score_name(self) -> str:
+        """The score that answers the question with its moment: "final FD (digits)"."""
+        return f"{self.score.at} {self.score.name}"
+
+    @property
+    def done(self) -> list[RunRecord]:
+        """The runs that have a result."""
+        return [run for run in self.runs if run.result is not None]
+
+    @property
+    def failed(self) -> list[RunRecord]:
+        return [run for run in self.runs if run.state == "failed"]

@@ -1,7 +1,7 @@
 """From the scores of some runs and images to what they say about others.
 
-Seeds are few, so intervals and tests of means are Student's, which take the scores to be normal:
-with three seeds nobody can check that. Intervals are at 95 %, tests are two-sided.
+Seeds are few, so intervals and tests of means are Student's. They take the scores to be normal,
+which nobody can check with three seeds. Intervals are at 95 %, tests are two-sided.
 """
 
 import math
@@ -16,18 +16,19 @@ from scipy.stats import binomtest, t, ttest_rel
 
 Interval = tuple[float, float]
 
-LEVEL = 0.05  # of tests: a p below it, after any correction, is called a difference
+LEVEL = 0.05  # of tests: where p, after any correction, is below it, there is a difference
 CONFIDENCE = 1 - LEVEL
-# Of the values themselves: differences that vary by less do so by rounding.
+# Relative to the values: differences that vary by less vary by rounding alone.
 ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The scores of `n` runs; `sd` and `interval` are None of a single one.
+    """The scores of `n` runs.
 
-    sd: sample standard deviation, over n - 1. interval: t-interval of the mean; of no width where
-        all scores are equal, which does not say that the next one would be.
+    sd: sample standard deviation, with n - 1 in the denominator; None for a single run.
+    interval: t-interval of the mean; None for a single run. It has no width where all scores are
+        equal, which does not mean that the next one would be equal too.
     """
 
     mean: float
@@ -38,10 +39,11 @@ class Summary:
 
 @dataclass(frozen=True)
 class Paired:
-    """`n` pairs, compared by a t-test.
+    """A t-test of `n` pairs.
 
-    difference: mean of a - b. interval: t-interval of it. p: of no difference. Both are None for
-        a single pair, and where all differences are equal: a t statistic of x / 0 is no evidence.
+    difference: mean of a - b.
+    interval: t-interval of that mean. p: p-value, if there were no difference. Both are None for a
+        single pair and where all differences are equal, as the t statistic would divide by 0.
     """
 
     n: int
@@ -52,7 +54,11 @@ class Paired:
 
 @dataclass(frozen=True)
 class McNemar:
-    """`only_a`, `only_b`: how many images one alone is right about; p: of being right as often."""
+    """A test of two classifiers on the same images.
+
+    only_a, only_b: how many images one classifier alone is right about.
+    p: p-value, if both were right equally often.
+    """
 
     only_a: int
     only_b: int
@@ -60,11 +66,11 @@ class McNemar:
 
 
 def wilson_interval(successes: int, n: int, confidence: float = CONFIDENCE) -> Interval:
-    """Return the interval (low, high) of a proportion, of which `successes` of `n` were seen.
+    """Return the interval (low, high) of a proportion, after `successes` among `n`.
 
-    By Wilson (1927), without continuity correction: inside [0, 1], and closer to the promised
-    coverage than others near both ends, where accuracies under attack lie. It speaks of other test
-    images, not of other training seeds.
+    By Wilson (1927), without continuity correction: it lies inside [0, 1] and, near both ends,
+    where accuracies under attack are, its coverage is closer to the nominal one than that of other
+    intervals. It speaks of other test images, not of other training seeds.
 
     Raises:
         ValueError: `n` is 0, or `successes` is not in 0 to `n`.
@@ -76,10 +82,10 @@ def wilson_interval(successes: int, n: int, confidence: float = CONFIDENCE) -> I
 
 
 def summary(values: Sequence[float]) -> Summary:
-    """Sum up the scores of runs that differ in their seed.
+    """Summarize the scores of runs that differ in their seed.
 
     Raises:
-        ValueError: there is no value, or one that is not finite.
+        ValueError: There is no value, or one that is not finite.
     """
     values = _finite(values)
     n, centre = len(values), mean(values)
@@ -93,11 +99,12 @@ def summary(values: Sequence[float]) -> Summary:
 def area_under(points: Sequence[tuple[float, float]]) -> float:
     """Return the area under a curve of (step, value), over the range of steps.
 
-    By trapezoids, and so the mean of the curve, in units of the value; of a single point, its
-    value. Only areas over the same range of steps can be compared.
+    It is computed by trapezoids and divided by the range, so that it is the mean height of the
+    curve, in units of the value. The area under a single point is its value. Only areas over the
+    same range of steps can be compared.
 
     Raises:
-        ValueError: there is no point, one is not finite, or steps do not increase.
+        ValueError: There is no point, one is not finite, or steps do not increase.
     """
     steps = _finite(step for step, _ in points)
     values = _finite(value for _, value in points)
@@ -117,27 +124,29 @@ def collapsed(
 ) -> bool:
     """Return whether a run ended worse than twice the best value of its curve.
 
-    Where higher is better, values are shares, and it ended worse if the error 1 - share has doubled
-    or the share has halved: a large error cannot double, and a small share says little by halving.
+    Where higher is better, values are accuracies in [0, 1]. Such a run collapsed if its error,
+    1 - accuracy, is more than twice the best one, or its accuracy less than half the best one: a
+    large error cannot double, and a high accuracy is lost long before it halves.
 
-    resolution: a best value, error or halved share below it counts as it, or a single slip after a
-        best of 0 would be a collapse. 0.01 suits shares; of a distance, take that of real images to
-        others.
-    final: may be of other images than the curve.
+    final: the value at the end; may be of other images than the curve.
+    resolution: the smallest value, error or half accuracy that counts; a smaller one is taken to be
+        as large. Otherwise one slip after a best value of 0 would be a collapse. 0.01 suits
+        accuracies; for a distance, take that between real images.
 
     Raises:
-        ValueError: there is no value, one is not finite or no share, or `resolution` is 0 or less.
+        ValueError: There is no value, one is not finite or, where higher is better, not in [0, 1],
+            or `resolution` is 0 or less.
     """
     values, last = _finite(curve), _finite([final])[0]
     if not resolution > 0:
         raise ValueError(f"resolution is {resolution}; expected more than 0")
     if better == "higher":
-        if not all(0 <= share <= 1 for share in (*values, last)):
-            raise ValueError(f"no shares: {values} and {last}; expected 0 to 1")
+        if not all(0 <= value <= 1 for value in (*values, last)):
+            raise ValueError(f"no accuracies: {values} and {last}; expected 0 to 1")
         half = max(values) / 2
         if half > resolution and last < half and not math.isclose(last, half):
             return True
-        values, last = [1 - share for share in values], 1 - last
+        values, last = [1 - value for value in values], 1 - last
     limit = 2 * max(min(values), resolution)
     return last > limit and not math.isclose(last, limit)  # twice, but for rounding, is no more
 
@@ -146,7 +155,7 @@ def paired(a: Sequence[float], b: Sequence[float]) -> Paired:
     """Compare two ways of training by their scores, (n,) each, at the same seeds in the same order.
 
     Raises:
-        ValueError: there is no pair, a value without a partner, or one that is not finite.
+        ValueError: There is no pair, a value without a partner, or one that is not finite.
     """
     a, b = _finite(a), _finite(b)
     differences = [x - y for x, y in zip(a, b, strict=True)]
@@ -161,12 +170,12 @@ def paired(a: Sequence[float], b: Sequence[float]) -> Paired:
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """Return p-values adjusted for their number, in the order given.
 
-    By the step-down procedure of Holm (1979): among all that are at most 0.05 there is a false one
-    with a probability of at most 0.05, however the tests depend on each other. None, where no test
-    could be made, stays None and does not count.
+    By the step-down procedure of Holm (1979): calling everything at most 0.05 a difference is wrong
+    somewhere with a probability of at most 0.05, however the tests depend on each other. None, for
+    a test that could not be made, stays None and does not count.
 
     Raises:
-        ValueError: a p-value is not in 0 to 1.
+        ValueError: A p-value is not in 0 to 1.
     """
     if bad := [p for p in p_values if p is not None and not 0 <= p <= 1]:
         raise ValueError(f"no p-values: {bad}")
@@ -182,11 +191,12 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 def mcnemar(a: np.ndarray, b: np.ndarray) -> McNemar:
     """Compare two classifiers by which of the same images, (N,) bool, each is right about.
 
-    The exact form of the test of McNemar (1947): of the images that one alone is right about, it is
-    each with probability 1/2. It speaks of these two networks on other images, not of other seeds.
+    The exact form of the test of McNemar (1947): if both are equally good, each image that only one
+    of them is right about is a fair coin. It speaks of these two networks on other images, not of
+    other training seeds.
 
     Raises:
-        ValueError: `a` and `b` are not of one length.
+        ValueError: `a` and `b` do not have one length.
     """
     if a.shape != b.shape:
         raise ValueError(f"not the same images: {len(a)} and {len(b)}")

@@ -1,4 +1,4 @@
-"""Carries out one run of a benchmark: trains it, or resumes, then measures it."""
+"""Carries out one run of a benchmark: trains it, or resumes it, then evaluates it."""
 
 import os
 import shlex
@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from convnorm.experiment.benchmark.grid import Benchmark, Run
 from convnorm.experiment.benchmark.pipeline import Pipeline
@@ -46,24 +46,41 @@ class Command:
 
 
 def is_trained(run: Run) -> bool:
-    """Whether there is nothing left but to measure it."""
+    """Whether training has ended, so that at most evaluations are left."""
     return (run.folder / "summary.json").exists()
 
 
-def share_done(run: Run, pipeline: Pipeline) -> float:
-    """How much of the run's training is done and logged, in [0, 1]."""
+def fraction_done(run: Run, pipeline: Pipeline) -> float:
+    """The fraction of the run's training that is done and logged, in [0, 1]."""
     if is_trained(run):
         return 1.0
     line = last_line(run.folder / "log.jsonl")
-    return pipeline.share(run.config, line) if line else 0.0
+    return pipeline.fraction_done(run.config, line) if line else 0.0
+
+
+@dataclass(frozen=True)
+class AttemptRecord:
+    """How an attempt went: a line of attempts.jsonl.
+
+    reason: why it failed. seconds: in all. evaluating: those of them that came after the training.
+    before, after: the fraction of the training that was done.
+    """
+
+    run: str
+    outcome: Literal["done", "failed", "stopped"]
+    reason: str
+    seconds: float
+    evaluating: float
+    before: float
+    after: float
 
 
 @dataclass
 class Attempt:
     """One run to be carried out by commands in processes of their own.
 
-    processes: that train the run together. device: auto, cpu or cuda. environment: variables of
-        the commands, besides ours.
+    processes: how many train the run together. device: auto, cpu or cuda. environment: variables
+        of the commands, besides ours.
     """
 
     benchmark: Benchmark
@@ -76,60 +93,56 @@ class Attempt:
 
     @property
     def log(self) -> Path:
-        """What the commands say."""
+        """The file with the output of the commands."""
         return self.benchmark.folder / "logs" / f"{self.run.cell.slug}-seed{self.run.seed}.txt"
 
-    def __call__(self) -> dict[str, Any]:
-        """Do what is left of the run, and return a line for the list of attempts.
-
-        outcome: done, failed (with a reason) or stopped. seconds: in all; measuring: after the
-            training. from, to: shares of the training.
-        """
+    def __call__(self) -> AttemptRecord:
+        """Do what is left of the run."""
         self._wait_for_others()
-        began, start = time.monotonic(), share_done(self.run, self.benchmark.pipeline)
-        reason, measuring = "", 0.0
+        began, before = time.monotonic(), fraction_done(self.run, self.benchmark.pipeline)
+        reason, evaluating = "", 0.0
         for command in self._commands():
             since = time.monotonic()
             reason = self._execute(command)
             if command.script != self.benchmark.pipeline.script:
-                measuring += time.monotonic() - since
+                evaluating += time.monotonic() - since
             if reason:
                 break
         outcome = "done" if not reason else "stopped" if self._stopping else "failed"
-        return {
-            "run": self.run.name,
-            "outcome": outcome,
-            "reason": reason if outcome == "failed" else "",
-            "seconds": time.monotonic() - began,
-            "measuring": measuring,
-            "from": start,
-            "to": share_done(self.run, self.benchmark.pipeline),
-        }
+        return AttemptRecord(
+            run=self.run.name,
+            outcome=outcome,
+            reason=reason if outcome == "failed" else "",
+            seconds=time.monotonic() - began,
+            evaluating=evaluating,
+            before=before,
+            after=fraction_done(self.run, self.benchmark.pipeline),
+        )
 
     def stop(self) -> None:
-        """Let the run save and end; from another thread, and before it begins, too."""
+        """Let the run save and end; may be called from another thread, and before it begins."""
         self._stopping = True
         if (child := self._child) is not None:
             child.terminate()
 
     def _wait_for_others(self) -> None:
-        """A run of a benchmark that was killed goes on to its next step, and saves there."""
+        """Wait for a run whose benchmark was killed: it goes on to its next step and saves."""
         if is_held(self.run.folder):
             print(f"{self.run.name}: waits for the process that still has it", file=sys.stderr)
         while is_held(self.run.folder) and not self._stopping:
             time.sleep(1)
 
     def _commands(self) -> Iterator[Command]:
-        """One after another, as what there is to measure depends on what was trained."""
+        """Yield one after another, as the evaluations depend on what the training leaves."""
         pipeline, attacks = self.benchmark.pipeline, self.benchmark.grid.attacks
         device = () if self.device == "auto" else ("--device", self.device)
         if not is_trained(self.run):
             yield Command(pipeline.script, (*self.run.arguments, *device), self.processes)
-        for script, *arguments in pipeline.measurements(self.run.folder, attacks):
+        for script, *arguments in pipeline.remaining_evaluations(self.run.folder, attacks):
             yield Command(script, (*arguments, *device))
 
     def _execute(self, command: Command) -> str:
-        """Run a command to its end and return why it failed, or nothing."""
+        """Run a command to its end; return why it failed, or "" if it did not."""
         if self._stopping:
             return "stopped"
         variables = {**os.environ, **self.environment, "CONVNORM_PARENT": str(os.getpid())}
@@ -145,7 +158,7 @@ class Attempt:
                 stderr=log,
                 start_new_session=True,  # a Ctrl-C comes to us alone, and we pass it on
             ) as self._child:
-                if self._stopping:  # since the last look
+                if self._stopping:  # was asked for in the meantime
                     self._child.terminate()
                 code = self._child.wait()
             self._child = None

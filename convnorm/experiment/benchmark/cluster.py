@@ -7,7 +7,7 @@ from typing import Any
 
 import submitit
 
-from convnorm.experiment.benchmark.attempt import Attempt
+from convnorm.experiment.benchmark.attempt import Attempt, AttemptRecord
 from convnorm.experiment.config import ROOT
 from convnorm.experiment.errors import InputError
 
@@ -21,7 +21,7 @@ class _Job:
     def __init__(self, attempt: Attempt):
         self.attempt = attempt
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self) -> AttemptRecord:
         return self.attempt()
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
@@ -32,10 +32,11 @@ class _Job:
 
 
 class Cluster:
-    """One job a run, all at once as far as the cluster has room.
+    """Submits a job for each run, all at once; the cluster decides when they start.
 
-    kind: slurm, or local for processes on this machine. parameters: of submitit's AutoExecutor,
-        such as timeout_min, gpus_per_node, slurm_partition. folder: for submitit's own files.
+    kind: slurm, or local for processes on this machine. parameters: those of submitit's
+        AutoExecutor, such as timeout_min, gpus_per_node, slurm_partition. folder: for submitit's
+        own files.
     """
 
     def __init__(self, kind: str, parameters: dict[str, Any], folder: Path):
@@ -52,15 +53,15 @@ class Cluster:
 
     @property
     def workers(self) -> int:
-        """How many jobs go on at a time, at best."""
+        """The largest number of jobs that can go on at a time."""
         return max(1, len(self._jobs))
 
     def submit(self, attempt: Attempt) -> submitit.Job:
-        """Return the job, whose result is the attempt's line."""
+        """Return the job, whose result is the attempt's record."""
         self._jobs.append(self._executor.submit(_Job(attempt)))
         return self._jobs[-1]
 
     def stop(self) -> None:
-        """Take all jobs back; a run that is going on saves and ends."""
+        """Cancel all jobs; a run that is going on saves and ends."""
         for job in self._jobs:
             job.cancel()

@@ -1,14 +1,15 @@
 """Which cells of a grid differ, as far as tests can tell."""
 
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
 
 from convnorm.experiment.benchmark.grid import Grid, cells
-from convnorm.experiment.benchmark.pipeline import Result
-from convnorm.experiment.records import Measure
+from convnorm.experiment.records import Comparison, McNemarTest, Metric, Verdict
 from convnorm.experiment.statistics import LEVEL, holm, mcnemar, paired
 
-Record = dict[str, Any]
+Place = tuple[str, int]  # name of a cell, seed
 
 
 def _rivals(grid: Grid) -> list[tuple[str, str]]:
@@ -22,51 +23,61 @@ def _rivals(grid: Grid) -> list[tuple[str, str]]:
     return pairs
 
 
-def paired_tests(grid: Grid, by_cell: dict[str, list[Record]], measure: Measure) -> list[Record]:
-    """Paired tests of the score over common seeds, all in one family of Holm's."""
+def paired_tests(
+    grid: Grid, scores: Mapping[Place, float], metric: Metric
+) -> tuple[Comparison, ...]:
+    """Test the score over common seeds, all tests in one family of Holm's.
+
+    scores: of the runs that are done.
+    """
     found = []
     for cell, against in _rivals(grid):
-        one, other = (
-            {run["seed"]: run["scores"][grid.score.at][grid.score.name] for run in runs}
-            for runs in (
-                [run for run in by_cell[name] if run["state"] == "done"] for name in (cell, against)
-            )
-        )
-        seeds = [seed for seed in grid.seeds if seed in one and seed in other]
-        record: Record = {"cell": cell, "against": against, "seeds": seeds, "n": len(seeds)}
-        record |= {"difference": None, "interval": None, "p": None}
+        seeds = tuple(s for s in grid.seeds if (cell, s) in scores and (against, s) in scores)
+        difference = interval = p = None
         if seeds:
-            record |= asdict(paired([one[s] for s in seeds], [other[s] for s in seeds]))
-        found.append(record)
-    for record, p in zip(found, holm([record["p"] for record in found]), strict=True):
-        record["p_holm"] = p
-        record["verdict"] = _verdict(record, measure)
-    return found
+            test = paired(*([scores[name, seed] for seed in seeds] for name in (cell, against)))
+            difference, interval, p = test.difference, test.interval, test.p
+        found.append(Comparison(cell, against, seeds, difference, interval, p, None, "not tested"))
+    adjusted = holm([test.p for test in found])
+    return tuple(
+        replace(test, p_holm=p, verdict=_verdict(test.difference, p, metric))
+        for test, p in zip(found, adjusted, strict=True)
+    )
 
 
-def _verdict(record: Record, measure: Measure) -> str:
-    if record["p_holm"] is None:
+def _verdict(difference: float | None, p: float | None, metric: Metric) -> Verdict:
+    """p: adjusted."""
+    if difference is None or p is None:
         return "not tested"
-    if record["p_holm"] >= LEVEL:
+    if p >= LEVEL:
         return "not distinguishable"
-    return "better" if (record["difference"] < 0) == (measure.better == "lower") else "worse"
+    return "better" if (difference < 0) == (metric.better == "lower") else "worse"
 
 
-def mcnemar_tests(grid: Grid, by_place: dict[tuple[str, int], Result]) -> list[Record]:
-    """Exact tests of pairs of classifiers on the same images, all in one family of Holm's."""
-    score, found = grid.score, []
-    for cell, against in _rivals(grid):
-        for seed in grid.seeds:
-            pair = [by_place.get((name, seed)) for name in (cell, against)]
-            right = [r.right.get(score.at, {}).get(score.name) for r in pair if r is not None]
-            if len(right) < 2 or any(flags is None for flags in right):
-                continue
-            test = mcnemar(*right)
-            found.append(
-                {"cell": cell, "against": against, "seed": seed, "measure": score.name}
-                | {"images": len(right[0]), "only_cell": test.only_a, "only_against": test.only_b}
-                | {"p": test.p}
-            )
-    for record, p in zip(found, holm([record["p"] for record in found]), strict=True):
-        record["p_holm"] = p
-    return found
+def mcnemar_tests(grid: Grid, right: Mapping[Place, np.ndarray]) -> tuple[McNemarTest, ...]:
+    """Test pairs of classifiers on the same images exactly, all tests in one family of Holm's.
+
+    right: which images a classifier is right about under the score's attack, (N,) bool.
+    """
+    pairs = [
+        (cell, against, seed)
+        for cell, against in _rivals(grid)
+        for seed in grid.seeds
+        if (cell, seed) in right and (against, seed) in right
+    ]
+    tests = [mcnemar(right[cell, seed], right[against, seed]) for cell, against, seed in pairs]
+    adjusted = holm([test.p for test in tests])
+    return tuple(
+        McNemarTest(
+            cell=cell,
+            against=against,
+            seed=seed,
+            score=grid.score.name,
+            images=len(right[cell, seed]),
+            only_cell=test.only_a,
+            only_against=test.only_b,
+            p=test.p,
+            p_holm=p,
+        )
+        for (cell, against, seed), test, p in zip(pairs, tests, adjusted, strict=True)
+    )

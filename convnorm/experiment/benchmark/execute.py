@@ -7,15 +7,16 @@ import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from tqdm import tqdm
 
 from convnorm.experiment import files
-from convnorm.experiment.benchmark.attempt import Attempt, share_done
+from convnorm.experiment.benchmark.attempt import Attempt, AttemptRecord, fraction_done
 from convnorm.experiment.benchmark.grid import Benchmark
 from convnorm.experiment.benchmark.plan import ATTEMPTS, GRID, about, seconds_left, survey
+from convnorm.experiment.codec import to_json
 from convnorm.experiment.config import require, to_yaml
 from convnorm.experiment.errors import InputError, Stopped
 from convnorm.experiment.run import checkpoint
@@ -25,11 +26,11 @@ POLL = 0.5  # seconds
 
 
 class Job(Protocol):
-    """A future of an attempt's line."""
+    """A future of an attempt's record."""
 
     def done(self) -> bool: ...
 
-    def result(self) -> dict[str, Any]: ...
+    def result(self) -> AttemptRecord: ...
 
 
 class Executor(Protocol):
@@ -45,12 +46,12 @@ class Executor(Protocol):
 def execute(benchmark: Benchmark, executor: Executor, processes: int, device: str) -> None:
     """Carry out all runs that are not done, each by `processes` on a `device`.
 
-    Keeps a line of each in attempts.jsonl, if it was not stopped; one that fails does not stop the
-    others.
+    Adds a line to attempts.jsonl for each run that ends on its own. A run that fails does not stop
+    the others.
 
     Raises:
         InputError: Another process is carrying them out.
-        Stopped: At the first Ctrl-C or SIGTERM, when the runs that were going on have saved.
+        Stopped: After a Ctrl-C or SIGTERM, as soon as the runs that were going on have saved.
     """
     left = [item.run for item in survey(benchmark) if item.state != "done"]
     if left:
@@ -60,7 +61,7 @@ def execute(benchmark: Benchmark, executor: Executor, processes: int, device: st
 
 
 def _register(benchmark: Benchmark) -> None:
-    """Keep the grid as it is before the first run: what is asked is not chosen by the answers."""
+    """Keep the grid of the first start: a report tells whether it was changed since then."""
     file = benchmark.folder / GRID
     if not file.exists():
         content = to_yaml(benchmark.grid).encode()
@@ -76,20 +77,20 @@ def _execute(benchmark: Benchmark, executor: Executor, attempts: list[Attempt]) 
                 ended = [pair for pair in left if pair[1].done()]
                 left = [pair for pair in left if pair not in ended]
                 for attempt, job in ended:
-                    line = _line(attempt, job, stopping)
-                    if line["outcome"] != "stopped":
-                        _append(benchmark.folder / ATTEMPTS, line)
-                        bar.write(_told(line), file=sys.stderr)
+                    record = _record(attempt, job, stopping)
+                    if record.outcome != "stopped":
+                        _append(benchmark.folder / ATTEMPTS, record)
+                        bar.write(_told(record), file=sys.stderr)
                 if ended and left and not stopping:
                     seconds = seconds_left(benchmark, survey(benchmark), executor.workers)
                     told = f"{len(left)} of {total} runs left: {about(seconds)}"
                     bar.write(told, file=sys.stderr)
-                going = sum(share_done(attempt.run, benchmark.pipeline) for attempt, _ in left)
+                going = sum(fraction_done(attempt.run, benchmark.pipeline) for attempt, _ in left)
                 bar.n = total - len(left) + going
                 bar.refresh()
                 if interrupts.signal is not None and not stopping:
                     stopping = True
-                    bar.write("stopping: the runs save what they have", file=sys.stderr)
+                    bar.write("stopping: the runs save and end", file=sys.stderr)
                     executor.stop()
                 if left:
                     time.sleep(POLL)
@@ -98,7 +99,7 @@ def _execute(benchmark: Benchmark, executor: Executor, attempts: list[Attempt]) 
             raise
     if stopping:
         code = 128 + (interrupts.signal or 15)
-        raise Stopped("stopped and saved; the same command again goes on", code)
+        raise Stopped("stopped; the same command again goes on", code)
 
 
 def _bar(total: int) -> tqdm:
@@ -106,31 +107,29 @@ def _bar(total: int) -> tqdm:
     return tqdm(total=total, bar_format=shape, disable=None, file=sys.stderr)
 
 
-def _line(attempt: Attempt, job: Job, stopping: bool) -> dict[str, Any]:
-    """The attempt's line, also where the job that it was has been lost."""
+def _record(attempt: Attempt, job: Job, stopping: bool) -> AttemptRecord:
+    """Return the attempt's record, also where its job was lost."""
     try:
         return job.result()
     except Exception as error:  # submitit's: the job was killed, or its result cannot be read
-        said = str(error).strip().splitlines()
-        line = {"run": attempt.run.name, "from": 0.0, "to": 0.0}
-        line |= {"seconds": 0.0, "measuring": 0.0}
-        if stopping:
-            return line | {"outcome": "stopped", "reason": ""}
-        return line | {"outcome": "failed", "reason": said[-1] if said else repr(error)}
+        said = str(error).strip().splitlines() or [repr(error)]
+        outcome, reason = ("stopped", "") if stopping else ("failed", said[-1])
+        return AttemptRecord(attempt.run.name, outcome, reason, 0.0, 0.0, 0.0, 0.0)
 
 
-def _told(line: dict[str, Any]) -> str:
-    if line["outcome"] == "failed":
-        return f"{line['run']}: FAILED: {line['reason']}"
-    return f"{line['run']}: done in {line['seconds']:.0f} s"
+def _told(record: AttemptRecord) -> str:
+    if record.outcome == "failed":
+        return f"{record.run}: FAILED: {record.reason}"
+    return f"{record.run}: done in {record.seconds:.0f} s"
 
 
-def _append(path: Path, line: dict[str, Any]) -> None:
+def _append(path: Path, record: AttemptRecord) -> None:
+    line = json.dumps(to_json(record)).encode()
     try:
         with path.open("a+b") as file:
             file.seek(-min(1, file.tell()), os.SEEK_END)
             cut = file.read() not in (b"", b"\n")  # by a kill
-            file.write((b"\n" if cut else b"") + json.dumps(line).encode() + b"\n")
+            file.write((b"\n" if cut else b"") + line + b"\n")
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from None
 
@@ -139,26 +138,27 @@ def _append(path: Path, line: dict[str, Any]) -> None:
 
 
 def available_cores() -> int:
-    """The cores that this process may use, which can be fewer than the machine has."""
+    """Return how many cores this process may use; the machine can have more."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def available_gpus() -> list[str]:
-    """The GPUs that this process may use, by the names that CUDA_VISIBLE_DEVICES takes."""
+    """Return the GPUs that this process may use, named as in CUDA_VISIBLE_DEVICES."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     count = torch.cuda.device_count()
     return (visible.split(",") if visible else [str(i) for i in range(count)])[:count]
 
 
 def divided_machine(workers: int | None, processes: int, device: str) -> list[dict[str, str]]:
-    """Divide the machine: for each worker, the environment of the runs that it carries out.
+    """Divide the machine among workers, and return the environment that each gives to its runs.
 
     Args:
-        workers: Runs side by side; None for as many as the GPUs, or else the cores, allow.
-        processes: That train one run together.
+        workers: How many runs go on side by side; None for as many as there is room for. A process
+            of a run takes a GPU or, without GPUs, a core.
+        processes: How many processes train one run together.
 
     Raises:
-        InputError: There are fewer GPUs, or without any fewer cores, than processes.
+        InputError: The machine has no room for so many workers or processes.
     """
     gpus = [] if device == "cpu" else available_gpus()
     cores = available_cores()
@@ -182,7 +182,10 @@ def divided_machine(workers: int | None, processes: int, device: str) -> list[di
 
 
 class LocalExecutor:
-    """As many attempts at once as there are shares; the others wait."""
+    """Carries out an attempt on each part of the machine; the others wait.
+
+    machine: the environment of each part, see `divided_machine`.
+    """
 
     def __init__(self, machine: list[dict[str, str]]):
         self.workers = len(machine)
@@ -191,17 +194,17 @@ class LocalExecutor:
         self._attempts: list[Attempt] = []
 
     def submit(self, attempt: Attempt) -> Future:
-        """Return the future of the attempt's line."""
+        """Return the future of the attempt's record."""
         self._attempts.append(attempt)
-        return self._pool.submit(self._with_share, attempt)
+        return self._pool.submit(self._on_free_part, attempt)
 
-    def _with_share(self, attempt: Attempt) -> dict[str, Any]:
-        share = self._free.popleft()
-        attempt.environment = {**attempt.environment, **share}
+    def _on_free_part(self, attempt: Attempt) -> AttemptRecord:
+        part = self._free.popleft()
+        attempt.environment = {**attempt.environment, **part}
         try:
             return attempt()
         finally:
-            self._free.append(share)
+            self._free.append(part)
 
     def stop(self) -> None:
         """Let every attempt save and end."""

@@ -11,28 +11,17 @@ from typing import Any, Literal
 from convnorm.experiment.benchmark.pipeline import Pipeline
 from convnorm.experiment.config import RunOptions, differences, find_config, parse, read, require
 from convnorm.experiment.errors import InputError
-from convnorm.experiment.records import When
+from convnorm.experiment.records import Score
 
 FOLDER = "benchmark"  # under configs/ and under runs/
-# What else is in a benchmark's folder.
+# The other names in a benchmark's folder.
 RESERVED = {"figures", "jobs", "logs", "grid.yaml", "attempts.jsonl", "results.json", "results.csv"}
 RESERVED |= {"report.md", "report.html"}
 
 
 @dataclass(frozen=True)
-class Score:
-    """The one score that the question is answered by, fixed before the first run.
-
-    at: of the last weights, or of those that did best on what was held out.
-    """
-
-    name: str
-    at: When = "final"
-
-
-@dataclass(frozen=True)
 class Compare:
-    """Which tests are made: all values of an axis against one of them, all else being equal."""
+    """Which tests are made: each value of `axis` against the value `against`, all else equal."""
 
     axis: str
     against: Any
@@ -43,11 +32,11 @@ class Grid:
     """A file of configs/benchmark/.
 
     question: what the benchmark asks, in a sentence.
-    pipeline, base: the runs are those of this config of the pipeline, but for `set` and `axes`.
-    axes: under the name of a field, the list of its values. Under any other name, for values of
-        more than one field, label -> {field: value, ...}.
-    set: field -> value, of all runs. Fields have their dotted names, such as normalizer.kind.
-    attacks: of classifiers, what is measured besides the clean accuracy.
+    pipeline, base: the runs start from this config of this pipeline; `set` and `axes` change it.
+    axes: the name of a field -> the list of its values. An axis that changes several fields has a
+        name of its own and, in place of the list, label -> {field: value, ...}.
+    set: field -> value, for all runs. Fields have their dotted names, such as normalizer.kind.
+    attacks: what the accuracy of classifiers is measured under, besides clean images.
     """
 
     question: str
@@ -76,7 +65,7 @@ class Grid:
 
     @property
     def reference(self) -> str:
-        """The label that the others of the compared axis are tested against."""
+        """The label on the compared axis that all others are tested against."""
         return _label(self.compare.against)
 
     @property
@@ -94,18 +83,18 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """The labels, as they are read without their axes."""
+        """The labels, so that they can be understood without their axes."""
         return " / ".join(named(axis, label) for axis, label in self.labels.items())
 
     @property
     def slug(self) -> str:
-        """The name as that of a folder."""
+        """The name of the cell's folder."""
         return re.sub(r"[^\w.=+-]+", "-", self.name).strip("-.")
 
 
 @dataclass(frozen=True)
 class Run:
-    """A cell at a seed: the run's folder, its resolved config, and the command line that it is."""
+    """A cell at a seed: its folder, its resolved config and the arguments of its command."""
 
     cell: Cell
     seed: int
@@ -127,7 +116,7 @@ def _label(value: Any) -> str:
 
 
 def named(axis: str, label: str) -> str:
-    """A label; a number, a list, true, false or null with the name of its field."""
+    """Return a label; before a number, a list, true, false or null stands its field's name."""
     try:
         json.loads(label)
     except json.JSONDecodeError:
@@ -136,7 +125,7 @@ def named(axis: str, label: str) -> str:
 
 
 def _settings(axis: str, values: Any) -> dict[str, dict[str, Any]]:
-    """Label -> field -> value, of one axis."""
+    """Return label -> field -> value of one axis."""
     if isinstance(values, dict):
         for label, fields in values.items():
             good = isinstance(fields, dict) and fields
@@ -152,7 +141,7 @@ def _settings(axis: str, values: Any) -> dict[str, dict[str, Any]]:
 
 
 def cells(grid: Grid) -> list[Cell]:
-    """Every combination of the axes' values, the last axis the fastest."""
+    """Return every combination of the axes' values; the last axis changes fastest."""
     axes = {axis: _settings(axis, values) for axis, values in grid.axes.items()}
     found = []
     for labels in itertools.product(*axes.values()):
@@ -168,10 +157,11 @@ def cells(grid: Grid) -> list[Cell]:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A grid by name, with its runs, seed by seed: cut short, it still compares all cells.
+    """A grid with its runs.
 
-    cfg: what it was asked for by, a name or a path.
-    folder: of the report and the runs, each in CELL/seedK of it.
+    cfg: the name or path that the user gave.
+    folder: holds the report, and each run in CELL/seedK.
+    runs: seed by seed, so that a benchmark that is cut short can compare all cells.
     """
 
     name: str
@@ -183,7 +173,7 @@ class Benchmark:
 
     @property
     def command(self) -> str:
-        """What carries it out."""
+        """The command that carries it out."""
         words = ["python", "scripts/benchmark.py", "--cfg", self.cfg]
         usual = self.folder == Path("runs") / FOLDER / self.name
         return shlex.join(words if usual else [*words, "--folder", str(self.folder)])
@@ -192,11 +182,11 @@ class Benchmark:
 def load(cfg: str, folder: Path | None, pipelines: dict[str, Pipeline]) -> Benchmark:
     """Read a grid, by its path or its name in configs/benchmark/, and resolve all its runs.
 
-    folder: of the benchmark, if not runs/benchmark/NAME.
+    folder: of the benchmark; None for runs/benchmark/NAME.
 
     Raises:
-        InputError: A field that the pipeline has not, a value that it does not take, two cells of
-            the same runs or in the same folder; or whatever else is wrong with the file.
+        InputError: The file names a field that the pipeline does not have or a value that the field
+            does not take, two cells have the same runs or folder, or anything else is wrong.
     """
     path = find_config(cfg, FOLDER)
     grid = read(Grid, path)
@@ -224,7 +214,7 @@ def _runs(grid: Grid, pipeline: Pipeline, folder: Path) -> tuple[Run, ...]:
         if differing := differences(there, here):
             raise InputError(
                 f"axes: {cell.name!r} would not be measured as the first cell is "
-                f"({'; '.join(differing)}); expected axes that leave the measurement alone"
+                f"({'; '.join(differing)}); expected axes that do not change how runs are measured"
             )
         scores = pipeline.scores(config, grid.attacks).get(grid.score.at, {})
         known = f"a {grid.score.at} score of {cell.name!r}: {_list(scores) or 'there is none'}"

@@ -1,26 +1,29 @@
-"""What of a benchmark is done, what is left, and about how long that takes."""
+"""Which runs of a benchmark are done, which are left, and about how long these take."""
 
 import json
 from dataclasses import dataclass
-from typing import Any, Literal
 
-from convnorm.experiment.benchmark.attempt import is_trained, share_done
+from convnorm.experiment.benchmark.attempt import AttemptRecord, fraction_done, is_trained
 from convnorm.experiment.benchmark.grid import Benchmark, Run
+from convnorm.experiment.codec import from_json
 from convnorm.experiment.errors import InputError
+from convnorm.experiment.records import State
 from convnorm.experiment.run import checkpoint
 
 ATTEMPTS = "attempts.jsonl"
-KEYS = {"run", "outcome", "seconds", "measuring", "from", "to"}  # of its lines
 GRID = "grid.yaml"  # as it was at the first start
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands. share: of its training, in [0, 1]; reason: why it failed."""
+    """Where a run stands.
+
+    fraction: of its training that is done, in [0, 1]. reason: why it failed.
+    """
 
     run: Run
-    state: Literal["done", "cut", "failed", "not begun"]
-    share: float
+    state: State
+    fraction: float
     reason: str = ""
 
 
@@ -34,68 +37,69 @@ def check(benchmark: Benchmark) -> None:
             )
 
 
-def attempts(benchmark: Benchmark) -> list[dict[str, Any]]:
-    """What Attempt returned so far, the oldest first; lines that were damaged are left out."""
+def attempts(benchmark: Benchmark) -> list[AttemptRecord]:
+    """Return all attempts so far, the oldest first; damaged lines are left out."""
     file = benchmark.folder / ATTEMPTS
     found = []
     for line in file.read_text(errors="replace").splitlines() if file.is_file() else []:
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
+            found.append(from_json(AttemptRecord, json.loads(line), file))
+        except (json.JSONDecodeError, InputError):
             continue
-        if isinstance(record, dict) and record.keys() >= KEYS:
-            found.append(record)
     return found
 
 
 def survey(benchmark: Benchmark) -> list[Progress]:
-    """Look at the folder of every run; one that failed has failed until it is done."""
+    """Look at the folder of every run; a run that failed counts as failed until it is done."""
     pipeline, attacks = benchmark.pipeline, benchmark.grid.attacks
-    last = {line["run"]: line for line in attempts(benchmark)}
+    last = {attempt.run: attempt for attempt in attempts(benchmark)}
     found = []
     for run in benchmark.runs:
-        share, line = share_done(run, pipeline), last.get(run.name, {})
-        if is_trained(run) and not pipeline.measurements(run.folder, attacks):
+        fraction, attempt = fraction_done(run, pipeline), last.get(run.name)
+        if is_trained(run) and not pipeline.remaining_evaluations(run.folder, attacks):
             found.append(Progress(run, "done", 1.0))
-        elif line.get("outcome") == "failed":
-            found.append(Progress(run, "failed", share, line["reason"]))
+        elif attempt is not None and attempt.outcome == "failed":
+            found.append(Progress(run, "failed", fraction, attempt.reason))
         else:
             state = "cut" if (run.folder / "config.yaml").exists() else "not begun"
-            found.append(Progress(run, state, share))
+            found.append(Progress(run, state, fraction))
     return found
 
 
 def seconds_left(benchmark: Benchmark, progress: list[Progress], workers: int) -> float | None:
     """Estimate from the attempts so far how long the rest takes; None where there are none.
 
-    A run is taken to be as slow, in training and in what is measured of it, as those of its cell
-    were, or else as all were.
+    Training and evaluating a run are taken to be as slow as for the other runs of its cell or,
+    where there are none, for all runs.
     """
     cells = {item.run.name: item.run.cell.name for item in progress}
-    lines = [line for line in attempts(benchmark) if line["run"] in cells]
-    trained = [line for line in lines if line["to"] > line["from"]]
+    found = [attempt for attempt in attempts(benchmark) if attempt.run in cells]
+    trained = [attempt for attempt in found if attempt.after > attempt.before]
     if not trained:
         return None
-    measured = [line for line in lines if line["measuring"] > 0]
+    evaluated = [attempt for attempt in found if attempt.evaluating > 0]
     left = []
     for item in progress:
         if item.state != "done":
             cell = item.run.cell.name
-            rate = _rate([it for it in trained if cells[it["run"]] == cell] or trained)
-            of_cell = [it for it in measured if cells[it["run"]] == cell] or measured
-            measuring = sum(it["measuring"] for it in of_cell) / max(1, len(of_cell))
-            left.append(rate * (1 - item.share) + measuring)
+            training = _seconds_of_training([a for a in trained if cells[a.run] == cell] or trained)
+            of_cell = [a for a in evaluated if cells[a.run] == cell] or evaluated
+            evaluating = sum(a.evaluating for a in of_cell) / max(1, len(of_cell))
+            left.append(training * (1 - item.fraction) + evaluating)
     return max(sum(left) / workers, max(left, default=0.0))
 
 
-def _rate(lines: list[dict[str, Any]]) -> float:
-    """Seconds for the whole of a training, by what attempts took for their shares of it."""
-    shares = sum(line["to"] - line["from"] for line in lines)
-    return sum(line["seconds"] - line["measuring"] for line in lines) / shares
+def _seconds_of_training(attempts: list[AttemptRecord]) -> float:
+    """Estimate the seconds of a whole training from attempts that did fractions of one."""
+    trained = sum(attempt.after - attempt.before for attempt in attempts)
+    return sum(attempt.seconds - attempt.evaluating for attempt in attempts) / trained
 
 
 def describe(benchmark: Benchmark, workers: int) -> str:
-    """The plan as text: one line for all, then one a run; `workers` of them go on at a time."""
+    """Return the plan as text: a line for all runs, then a line for each.
+
+    workers: how many runs go on at a time.
+    """
     progress = survey(benchmark)
     seconds = seconds_left(benchmark, progress, workers)
     counts = {
@@ -107,16 +111,16 @@ def describe(benchmark: Benchmark, workers: int) -> str:
     width = max(len(item.run.name) for item in progress)
     lines = [f"{benchmark.name}: {len(progress)} runs: {told}{time}"]
     for item in progress:
-        share = f" at {item.share:.0%}" if item.state in ("cut", "failed") else ""
+        fraction = f" at {item.fraction:.0%}" if item.state in ("cut", "failed") else ""
         reason = f": {item.reason}" if item.reason else ""
-        lines.append(f"  {item.run.name:{width}}  {item.state}{share}{reason}")
+        lines.append(f"  {item.run.name:{width}}  {item.state}{fraction}{reason}")
     return "\n".join(lines)
 
 
 def about(seconds: float | None) -> str:
-    """A time left, in words."""
+    """Return a time left in words."""
     if seconds is None:
-        return "not known before the first is done"
+        return "not known before the first run is done"
     for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
         if seconds >= 2 * size:
             return f"about {seconds / size:.0f} {unit}"

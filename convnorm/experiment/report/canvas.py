@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from convnorm.experiment.report.formats import number
+from convnorm.experiment.report.palette import REFERENCE
 
 WIDTH = 6.5  # inches
-FAR = 2.5  # how much wider an axis may become for what is far away from the rest
+FAR = 2.5  # times: an axis grows at most so much wider for values far from the rest
 
 
 def theme(ink: str, paper: str) -> dict[str, Any]:
@@ -37,9 +38,9 @@ def as_png(figure: Figure) -> bytes:
     return file.getvalue()
 
 
-def with_panels(n: int, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure of `n` panels, three a row, each row `height` inches high."""
-    columns = min(3, n)
+def with_panels(n: int, height: float, columns: int = 3) -> tuple[Figure, list[Axes]]:
+    """A figure of `n` panels, at most `columns` a row, each row `height` inches high."""
+    columns = min(columns, n)
     rows = ceil(n / columns)
     figure = Figure(figsize=(WIDTH, height * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
@@ -49,7 +50,10 @@ def with_panels(n: int, height: float) -> tuple[Figure, list[Axes]]:
 
 
 def stacked(series: Iterable[Sequence[Sequence[float]]]) -> np.ndarray | None:
-    """Points (step, ...) of several runs at the steps that all have: (runs, points, columns)."""
+    """Points (step, ...) of several runs at the steps that all have: (runs, points, columns).
+
+    None where there is no such step.
+    """
     series = list(series)
     common = set.intersection(*({point[0] for point in points} for points in series))
     if not common:
@@ -62,6 +66,26 @@ def draw_band(axes: Axes, x: np.ndarray, y: np.ndarray, look: dict[str, str], la
     axes.plot(x, y.mean(0), markevery=max(1, len(x) // 8), markersize=5, label=label, **look)
     if len(y) > 1:
         axes.fill_between(x, y.min(0), y.max(0), color=look["color"], alpha=0.2, linewidth=0)
+
+
+def draw_errors(
+    axes: Axes,
+    x: Sequence[float],
+    y: Sequence[float],
+    intervals: Sequence[tuple[float, float]],
+    look: dict[str, Any],
+    label: str,
+) -> None:
+    """Points with the intervals around them, which hold them but for rounding."""
+    below = [max(0.0, value - low) for value, (low, _) in zip(y, intervals, strict=True)]
+    above = [max(0.0, high - value) for value, (_, high) in zip(y, intervals, strict=True)]
+    axes.errorbar(x, y, [below, above], capsize=2, markersize=5, label=label, **look)
+
+
+def draw_reference(axes: Axes, side: str, value: float, label: str) -> None:
+    """A line through the whole panel at a `value` of its "x" or "y" axis, to compare with."""
+    line = axes.axvline if side == "x" else axes.axhline
+    line(value, label=label, **REFERENCE)
 
 
 def draw_legend(figure: Figure, panels: Iterable[Axes]) -> None:
@@ -82,7 +106,8 @@ def set_frame(
 ) -> tuple[float, float]:
     """Let the "x" or "y" axis hold all values, or those `near` where the others squash them.
 
-    Logarithmic where the values are no percentages and span more than a decade. Returns its ends.
+    It is logarithmic where the values are no percentages and span more than a decade. Returns its
+    ends.
     """
     log = not percent and min(values) > 0 and max(values) > 10 * min(values)
     low, high, near_low, near_high = (
@@ -105,7 +130,7 @@ def set_frame(
 
 
 def write_beyond(axes: Axes, y: float, values: list[float], frame: tuple[float, float]) -> None:
-    """Write the values that are out of an x axis beside it."""
+    """Write the values that lie beyond the ends of an x axis beside it."""
     below, above = (
         ", ".join(number(value) for value in sorted(values) if is_out(value))
         for is_out in (frame[0].__gt__, frame[1].__lt__)

@@ -1,7 +1,8 @@
 """How the numbers of a report are written."""
 
 from collections.abc import Sequence
-from typing import Any
+
+from convnorm.experiment.statistics import Summary
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -14,25 +15,30 @@ def number(value: float, digits: int = 3) -> str:
     return f"{value:,.{max(0, digits - 1 - exponent)}f}"
 
 
-def spread(summary: dict[str, Any] | None, scale: float = 1) -> str:
-    """Mean and sample standard deviation; of one run, that it is one; of none, nothing."""
+def spread(summary: Summary | None, scale: float = 1) -> str:
+    """Mean and sample standard deviation; for one run, that it is one; for none, nothing."""
     if summary is None:
         return ""
-    if summary["sd"] is None:
-        return f"{number(scale * summary['mean'])} (n = {summary['n']})"
-    return f"{number(scale * summary['mean'])} ± {number(scale * summary['sd'], 2)}"
+    if summary.sd is None:
+        return f"{number(scale * summary.mean)} (n = {summary.n})"
+    return f"{number(scale * summary.mean)} ± {number(scale * summary.sd, 2)}"
 
 
-def interval(ends: Sequence[float] | None, scale: float) -> str:
+def interval(ends: Sequence[float] | None, scale: float = 1) -> str:
     """From where to where; nothing where there is no interval."""
     return " to ".join(number(scale * end) for end in ends or [])
 
 
-def factor(measure: dict[str, Any]) -> int:
-    """What a value of a measure is multiplied by to be shown: a share is shown in percent."""
-    return 100 if measure["percent"] else 1
-
-
 def points(difference: float, percent: bool) -> str:
-    """A difference of two values of a measure; of shares, in percentage points."""
+    """A difference of two values; of values in percent, in percentage points."""
     return f"{number(100 * difference)} points" if percent else number(difference)
+
+
+def accuracy(value: float) -> str:
+    """An accuracy in [0, 1] of one network, in percent to the two decimals of 10,000 images."""
+    return f"{100 * value:.2f} %"
+
+
+def accuracy_interval(ends: Sequence[float]) -> str:
+    """The interval of an accuracy, in percent with as many decimals."""
+    return " to ".join(f"{100 * end:.2f}" for end in ends)

@@ -14,44 +14,45 @@ import yaml
 from markdown import Markdown
 
 from convnorm.experiment import files
+from convnorm.experiment.codec import to_json
 from convnorm.experiment.errors import InputError
+from convnorm.experiment.records import Report, RunResult
 from convnorm.experiment.report import tables
-from convnorm.experiment.report.answer import Results, answer, limits
-from convnorm.experiment.report.figures import PAPER, Drawing, draw
+from convnorm.experiment.report.answer import answer, limits
+from convnorm.experiment.report.figures import Drawing, draw
+from convnorm.experiment.report.palette import PAPER
 from convnorm.experiment.report.tables import escaped, folded
 
 PAGE = Path(__file__).with_name("page.html")
 EXTENSIONS = ("tables", "fenced_code", "toc", "md_in_html", "sane_lists")
 
 
-def write(results: Results, folder: Path) -> Path:
+def write(report: Report, folder: Path) -> Path:
     """Write the report into the benchmark's folder and return report.html.
 
-    That page needs no other file. Beside it: report.md, with its pictures in figures/; every number
-    in results.json; those of the runs in results.csv, one a line.
-
-    results: the content of results.json.
+    That page needs no other file. Beside it are report.md, with its pictures in figures/, the whole
+    record in results.json, and the numbers of the runs, one a line, in results.csv.
 
     Raises:
         InputError: No run is finished; a file cannot be written.
     """
-    runs = results["runs"]
-    if not any(run["state"] == "done" for run in runs):
-        raise InputError(f"{folder}: nothing to report: none of {len(runs)} planned runs is done")
-    light, dark = (draw(results, folder, dark) for dark in (False, True))
-    text = _text(results, light)
+    if not report.done:
+        of = f"none of {len(report.runs)} planned runs is done"
+        raise InputError(f"{folder}: nothing to report: {of}")
+    light, dark = (draw(report, folder, dark) for dark in (False, True))
+    text = _text(report, light)
     (folder / "figures").mkdir(exist_ok=True)
     contents = {f"figures/{name}.png": drawing.png for name, drawing in light.items()}
-    contents["results.csv"] = _csv(results).encode()
+    contents["results.csv"] = _csv(report).encode()
     contents["report.md"] = text.encode()
-    contents["report.html"] = _html(results["name"], text, light, dark).encode()
-    files.write_json(folder / "results.json", results)
+    contents["report.html"] = _html(report.name, text, light, dark).encode()
+    files.write_json(folder / "results.json", to_json(report))
     for name, content in contents.items():
         files.write(folder / name, lambda file, content=content: file.write(content))
     return folder / "report.html"
 
 
-def _text(results: Results, drawings: dict[str, Drawing]) -> str:
+def _text(report: Report, drawings: dict[str, Drawing]) -> str:
     """The whole report in Markdown."""
     pictures = {
         name: f"![{escaped(drawing.title)}](figures/{name}.png)\n\n{escaped(drawing.caption)}"
@@ -59,19 +60,19 @@ def _text(results: Results, drawings: dict[str, Drawing]) -> str:
     }
     spectra = [pictures.pop(name) for name in drawings if name.endswith("singular_values")]
     sections: dict[str, Iterable[str]] = {
-        "Answer": [_list(answer(results))],
-        "Scores": tables.scores(results),
-        "Comparisons": tables.comparisons(results),
+        "Answer": [_list(answer(report))],
+        "Scores": tables.scores(report),
+        "Comparisons": tables.comparisons(report),
         "Figures": pictures.values(),
         "Layer spectra": spectra,
-        "Cost": tables.cost(results),
-        "What these numbers cannot say": [_list(limits(results))],
-        "Every run": [tables.runs(results)],
-        "Protocol": [_fenced("yaml", _yaml(results["protocol"]))],
-        "Versions and hardware": [tables.versions(results)],
-        "How to reproduce": _commands(results),
+        "Cost": tables.cost(report),
+        "What these numbers cannot say": [_list(limits(report))],
+        "Every run": [tables.runs(report)],
+        "Protocol": [_fenced("yaml", _yaml(report.protocol))],
+        "Versions and hardware": [tables.versions(report)],
+        "How to reproduce": _commands(report),
     }
-    parts = [f"# {escaped(results['name'])}", escaped(results["question"])]
+    parts = [f"# {escaped(report.name)}", escaped(report.question)]
     for title, blocks in sections.items():
         if found := list(blocks):
             parts += [f"## {title}", *found]
@@ -92,47 +93,46 @@ def _yaml(content: Any) -> str:
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
 
 
-def _commands(results: Results) -> Iterator[str]:
-    yield _fenced("sh", results["command"])
+def _commands(report: Report) -> Iterator[str]:
+    yield _fenced("sh", report.command)
     commands = []
-    for run in results["runs"]:
-        commands += [f"# {run['cell']}, seed {run['seed']}", *run["commands"]]
+    for run in report.runs:
+        commands += [f"# {run.cell}, seed {run.seed}", *run.commands]
     details = {
-        f"Each of the {len(results['runs'])} runs": _fenced("sh", "\n".join(commands)),
-        "The grid": _fenced("yaml", _yaml(results["grid"])),
+        f"Each of the {len(report.runs)} runs": _fenced("sh", "\n".join(commands)),
+        "The grid": _fenced("yaml", _yaml(report.grid)),
     }
     yield from (folded(summary, block) for summary, block in details.items())
 
 
-def _csv(results: Results) -> str:
-    """All numbers of the finished runs, in long form."""
+def _csv(report: Report) -> str:
+    """Return all numbers of the finished runs in long form: one a line."""
     file = io.StringIO()
     table = csv.writer(file, lineterminator="\n")
-    table.writerow(["cell", *results["axes"], "seed", "when", "measure", "value"])
-    labels = {cell["name"]: list(cell["labels"].values()) for cell in results["cells"]}
-    for run in results["runs"]:
-        if run["state"] == "done":
-            place = [run["cell"], *labels[run["cell"]], run["seed"]]
-            table.writerows([*place, *line] for line in _numbers(run, results["curve"]))
+    table.writerow(["cell", *report.axes, "seed", "when", "quantity", "value"])
+    labels = {cell.name: list(cell.labels.values()) for cell in report.cells}
+    for run in report.done:
+        place = [run.cell, *labels[run.cell], run.seed]
+        table.writerows([*place, *line] for line in _numbers(run.result, report.curve_name))
     return file.getvalue()
 
 
-def _numbers(run: dict[str, Any], curve: str) -> Iterator[tuple[str, str, Any]]:
-    """When, measure and value of all that is known of a run; None of what is not."""
-    for when, scores in run["scores"].items():
-        yield from ((when, measure, value) for measure, value in scores.items())
-    yield "selected", "step", run["selected_step"]
-    yield "area", curve, run["area"]
-    yield "final", "collapsed", None if run["collapsed"] is None else int(run["collapsed"])
-    cost = {measure: value for measure, value in run["cost"].items() if measure != "network"}
-    yield from (("cost", measure, value) for measure, value in cost.items())
-    for step, seconds, value in run["curve"]:
-        yield f"step {step}", "seconds", seconds
-        yield f"step {step}", curve, value
-    for norm, layers in run["norms"].items():
-        for layer, series in layers.items():
-            for step, value in series:
-                yield f"step {step}", f"{norm} singular value, layer {layer}", value
+def _numbers(result: RunResult, curve: str) -> Iterator[tuple[str, str, Any]]:
+    """When, quantity and value of everything that is known of a run; None of what is not."""
+    for when, scores in result.scores.items():
+        yield from ((when, score, value) for score, value in scores.items())
+    yield "selected", "step", result.selected_step
+    yield "area", curve, result.area
+    yield "final", "collapsed", None if result.collapsed is None else int(result.collapsed)
+    for quantity in ("parameters", "macs", "steps", "seconds", "peak_memory"):
+        yield "cost", quantity, getattr(result.cost, quantity)
+    for point in result.curve:
+        yield f"step {point.step}", "seconds", point.seconds
+        yield f"step {point.step}", curve, point.value
+    for norm, layers in result.norms.items():
+        for layer, points in layers.items():
+            for point in points:
+                yield f"step {point.step}", f"{norm} singular value, layer {layer}", point.value
 
 
 def _html(title: str, text: str, light: dict[str, Drawing], dark: dict[str, Drawing]) -> str:

@@ -5,6 +5,13 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = "osD^vPX"
 LINES = ("-", "--", ":", "-.")
 
+# Of a light and a dark page.
+PAPER = {False: "#ffffff", True: "#14171c"}
+INK = {False: "#000000", True: "#e8e8e8"}
+
+# What a line looks like that is there to compare with: chance, or real images against real ones.
+REFERENCE = {"color": "gray", "linestyle": (0, (4, 3))}
+
 
 def style(index: int, ink: str = COLOURS[-1]) -> dict[str, str]:
     """Colour, marker and line of the thing at `index`; no two of the first 28 share all three.

@@ -1,11 +1,13 @@
-"""Reads the files that finished runs of all pipelines have, or says what they lack."""
+"""Reads what the files of finished runs have in common in all pipelines, or says what they lack."""
 
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from convnorm.experiment.errors import InputError
+from convnorm.experiment.records import NormPoint, Norms
 
 # Names in a log line -> names in Result.norms.
 NORMS = {"operator_norm": "operator", "matrix_norm": "matrix", "rms_singular_value": "rms"}
@@ -13,7 +15,7 @@ NORMS = {"operator_norm": "operator", "matrix_norm": "matrix", "rms_singular_val
 
 @contextmanager
 def finished(file: Path) -> Iterator[Path]:
-    """Read `file` in here: what it lacks becomes an InputError of one line."""
+    """Read `file` under this: what it lacks becomes an InputError of one line."""
     expected = "expected that of a finished run of this version"
     try:
         yield file
@@ -28,17 +30,20 @@ def finished(file: Path) -> Iterator[Path]:
         raise InputError(f"{file}: damaged; {expected}") from None
 
 
-def on(hardware: str, world_size: int) -> str:
-    """Result.hardware of so many processes."""
+def hardware_of(hardware: str, world_size: int) -> str:
+    """Return the hardware of a run, with the number of its processes where it had several."""
     return hardware if world_size == 1 else f"{hardware}, in {world_size} processes"
 
 
-def norms(log: dict[int, dict[str, Any]]) -> dict[str, dict[str, list[tuple[int, float]]]]:
-    """Result.norms from step -> line of log.jsonl."""
-    found: dict[str, dict[str, list[tuple[int, float]]]] = {}
+def norms(log: dict[int, dict[str, Any]]) -> Norms:
+    """Collect the singular values of all layers from the lines of log.jsonl, by step."""
+    found = defaultdict(lambda: defaultdict(list))
     for step, line in log.items():
         for key, value in line.items():
             kind, _, layer = key.partition("/")
             if kind in NORMS:
-                found.setdefault(NORMS[kind], {}).setdefault(layer, []).append((step, value))
-    return found
+                found[NORMS[kind]][layer].append(NormPoint(step, value))
+    return {
+        kind: {layer: tuple(points) for layer, points in layers.items()}
+        for kind, layers in found.items()
+    }

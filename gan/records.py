@@ -1,0 +1,90 @@
+"""The record of a score: what generated images score against real ones, and under which conditions.
+
+`convnorm.experiment.codec` writes and reads it; metrics.jsonl holds one a line.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from convnorm.experiment.records import Metric
+
+
+@dataclass(frozen=True)
+class ExtractorFacts:
+    """The network whose features were compared.
+
+    weights_sha256: of the file of its weights. verified: whether that file holds the weights that
+        the extractor's name stands for.
+    """
+
+    name: str
+    weights_sha256: str
+    verified: bool
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where images that are scored come from.
+
+    source: a path, the name of a data set, or `training`. split: of a data set; None for images
+        that have none. step, ema: of a generator, the updates it has had and whether its weights
+        are averaged; None where they are not known. seed: of the images that a generator drew to
+        stand in for real ones. resized_from: their height in pixels before they were resized to
+        that of the other side. sha256: of the generator's checkpoint or, without one, of the
+        images; None before they are scored.
+    """
+
+    source: str
+    split: str | None = None
+    step: int | None = None
+    ema: bool | None = None
+    seed: int | None = None
+    resized_from: int | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Floor:
+    """What real images score against real ones: about what a perfect generator would get.
+
+    num_images: in each of the two halves that are compared. kid_subset_size: images in a subset.
+    scores, spreads: as in ScoreRecord.
+    """
+
+    num_images: int
+    kid_subset_size: int
+    scores: dict[str, float | None]
+    spreads: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class ScoreRecord:
+    """What generated images score against real ones, and everything that the numbers depend on.
+
+    protocol: the fields of a `gan.protocols.Protocol`, JSON-able, with every number known.
+    metrics: score -> how its values compare, so that a reader needs no table of names.
+    distance: which of the scores is the Fréchet distance.
+    scores: score -> value; None where it is not a finite number.
+    spreads: name -> standard deviation over the subsets or splits of one sample; it says nothing
+        about another seed.
+    seed: of the draw of the generated images.
+    versions: package -> version.
+    selection: what the same generator scores under the protocol by which a step is selected.
+    """
+
+    FORMAT: ClassVar = "convnorm-suite/score/1"
+
+    protocol: dict[str, Any]
+    extractor: ExtractorFacts
+    metrics: dict[str, Metric]
+    distance: str
+    scores: dict[str, float | None]
+    spreads: dict[str, float | None]
+    floor: Floor
+    num_fake: int
+    num_real: int
+    fake: Origin
+    real: Origin
+    seed: int
+    versions: dict[str, str]
+    selection: "ScoreRecord | None" = None

@@ -25,7 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ from device_checks.children import in_child
 from device_checks.part import Part, Setup
 
 RECORD = "check_device.json"
+STARTING = 120.0  # seconds until a device answers, at most
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,9 @@ def device_and_card(device: str) -> tuple[torch.device, str]:
     return picked, hardware(picked)
 
 
-def check(names: Iterable[str], setup: Setup, seconds: float, out: Path) -> dict[str, Any]:
+def check(names: Iterable[str], setup: Setup, out: Path) -> dict[str, Any]:
     """Carry out parts, print what they find and keep it in `out`; return the record."""
-    start = time.monotonic()
+    start, seconds = time.monotonic(), setup.seconds_left()
     record: dict[str, Any] = {
         "command": " ".join(["python scripts/check_device.py", *sys.argv[1:]]),
         "hardware": setup.card,
@@ -103,14 +104,16 @@ def check(names: Iterable[str], setup: Setup, seconds: float, out: Path) -> dict
         "parts": {},
     }
     chosen = {name: share for name, share in PARTS.items() if name in names}
-    ends = session.ends({name: share.weight for name, share in chosen.items()}, start, seconds)
+    weights = {name: share.weight for name, share in chosen.items()}
+    deadlines = session.deadlines(weights, start, seconds)
     for name, share in chosen.items():
 
         def tell(case: str, result: session.CaseResult, name: str = name) -> None:
             passed = time.monotonic() - start
             print(f"[{passed:4.0f} s] {name}: {case}: {result.status}: {result.line}", flush=True)
 
-        result = session.carry_out(share.part, setup, ends[name], tell)
+        own = replace(setup, deadline=deadlines[name])
+        result = session.carry_out(share.part, own, tell)
         record["parts"][name] = result.record()
         record["seconds"] = time.monotonic() - start
         write_json(out / RECORD, record)
@@ -129,14 +132,13 @@ def table(record: dict[str, Any]) -> str:
 
 def main() -> int:
     args = parse_args()
-    deadline = time.monotonic() + args.seconds
-    device, card = in_child(device_and_card, args.device, seconds=args.seconds)
+    device, card = in_child(device_and_card, args.device, seconds=STARTING)
     print(f"{card}, torch {torch.__version__}")
     if args.tiny or device.type == "cpu":
         print("numbers under --tiny or on a CPU are no benchmark")
     with tempfile.TemporaryDirectory(prefix="check_device") as folder:
-        setup = Setup(device, card, args.tiny, Path(folder), deadline)
-        record = check(args.parts, setup, args.seconds, args.out)
+        setup = Setup(device, card, args.tiny, Path(folder), time.monotonic() + args.seconds)
+        record = check(args.parts, setup, args.out)
     print(f"\n{table(record)}\nwritten: {args.out / RECORD}")
     return int(any(part["status"] == "failed" for part in record["parts"].values()))
 

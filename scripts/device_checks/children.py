@@ -12,7 +12,6 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from convnorm.experiment.errors import InputError
-from device_checks.part import Skip
 
 
 class Ended(Exception):
@@ -31,7 +30,8 @@ def in_child(function: Callable[..., Any], *args: Any, seconds: float) -> Any:
     """Return function(*args), called in a forked process whose output is dropped.
 
     Raises the InputError of the function, Raised for any other exception of it, Ended for a child
-    that was killed or crashed, and Skip for one that took more than `seconds`, which is killed.
+    that was killed or crashed, and TimeoutError for one that took more than `seconds`, which is
+    killed.
     """
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
@@ -41,7 +41,7 @@ def in_child(function: Callable[..., Any], *args: Any, seconds: float) -> Any:
     try:
         if not receiver.poll(seconds):
             process.kill()
-            raise Skip(f"no time left: a child process did not end within {seconds:.0f} s")
+            raise TimeoutError(f"a child process did not end within {seconds:.0f} s")
         answer = receiver.recv()
     except EOFError:
         process.join()

@@ -16,7 +16,7 @@ class Setup:
     card: the name of the GPU or the processor, without which no time means anything.
     tiny: as small as it goes, to test the check and not the device.
     folder: for the images and the runs that the check makes.
-    deadline: the `time.monotonic()` at which the budget ends.
+    deadline: the `time.monotonic()` at which the time of the part ends.
     """
 
     device: torch.device
@@ -31,7 +31,7 @@ class Setup:
         return self.device.type == "cuda"
 
     def seconds_left(self) -> float:
-        """Of the whole budget; negative when it is used up."""
+        """Of the part's time; negative when it is used up."""
         return self.deadline - time.monotonic()
 
 

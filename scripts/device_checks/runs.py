@@ -1,7 +1,8 @@
 """Part `runs`: short trainings, whole, and killed in the middle and resumed. Are they equal?
 
 Every run is a process of its own, which SIGKILL ends as a power cut would. Forked, so this part
-comes before the checking process touches CUDA.
+comes before the checking process touches CUDA; and what it reads of the runs, it reads in children
+too, because threads of PyTorch do not survive a fork.
 """
 
 import os
@@ -16,10 +17,11 @@ from torch import Tensor
 
 from convnorm.experiment.run.checkpoint import CHECKPOINT
 from device_checks.children import Ended, in_child
-from device_checks.part import Case, Finding, Setup
+from device_checks.part import Case, Finding, Setup, Skip
 from device_checks.workloads import Config, classifier_config, gan_config, train, trainer_of
 
 SHOWN = 5  # of the tensors that differ
+LOADING = 60.0  # seconds to read two checkpoints, at most
 
 
 def cases(setup: Setup) -> Iterator[tuple[str, Case]]:
@@ -75,11 +77,11 @@ def killed_and_resumed(config: Config, folder: Path, setup: Setup) -> Finding:
     except Ended as ended:
         if ended.code != -signal.SIGKILL:
             raise
-    saved = _checkpoint(folder / "cut")["step"]
+    saved = in_child(_steps_done, folder / "cut", seconds=LOADING)
     resumed = run(folder / "cut")
     if resumed != steps - saved:
         failures.append(f"{resumed} steps after the resume at {saved} of {steps}")
-    different = differing(_checkpoint(folder / "cut"), _checkpoint(folder / "whole"))
+    different = in_child(_different, folder / "cut", folder / "whole", seconds=LOADING)
     if different:
         failures.append(f"{len(different)} entries differ after a resume: {different[:SHOWN]}")
     numbers = {"steps": steps, "resumed_at": saved, "different": different}
@@ -90,7 +92,7 @@ def repeated(config: Config, folder: Path, setup: Setup) -> Finding:
     """Whether two equal runs end equal where nothing asks for it; no failure if they do not."""
     for name in ("first", "second"):
         _in_child(config, folder / name, setup=setup, every=10**9, deterministic=False)
-    different = differing(_checkpoint(folder / "first"), _checkpoint(folder / "second"))
+    different = in_child(_different, folder / "first", folder / "second", seconds=LOADING)
     line = f"{len(different)} entries differ" if different else "equal to the last bit"
     return Finding(f"without deterministic algorithms: {line}", {"different": different})
 
@@ -107,7 +109,10 @@ def _in_child(
     """Train in a process of its own and return how many steps it took."""
     seconds = max(10.0, setup.seconds_left())
     args = (config, run_dir, setup, every, deterministic, kill_at)
-    return in_child(_train, *args, seconds=seconds)
+    try:
+        return in_child(_train, *args, seconds=seconds)
+    except TimeoutError as error:
+        raise Skip(f"no time left: {error}") from None
 
 
 def _train(
@@ -142,6 +147,14 @@ def _train(
 
 def _checkpoint(run_dir: Path) -> dict[str, Any]:
     return torch.load(run_dir / CHECKPOINT, map_location="cpu", weights_only=True)
+
+
+def _steps_done(run_dir: Path) -> int:
+    return _checkpoint(run_dir)["step"]
+
+
+def _different(run_dir: Path, other: Path) -> list[str]:
+    return differing(_checkpoint(run_dir), _checkpoint(other))
 
 
 def differing(a: Any, b: Any, path: str = "") -> list[str]:

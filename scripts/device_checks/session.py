@@ -58,8 +58,8 @@ class PartResult:
         return {"status": self.status, "why": self.why, **asdict(self)}
 
 
-def ends(weights: dict[str, float], start: float, seconds: float) -> dict[str, float]:
-    """Part -> the time at which it begins no further case: its weight of the budget is its own.
+def deadlines(weights: dict[str, float], start: float, seconds: float) -> dict[str, float]:
+    """Part -> when its time ends, each with a share of `seconds` in proportion to its weight.
 
     What a part leaves over goes to the next one.
     """
@@ -70,21 +70,20 @@ def ends(weights: dict[str, float], start: float, seconds: float) -> dict[str, f
     return found
 
 
-def carry_out(
-    part: Part, setup: Setup, end: float, tell: Callable[[str, CaseResult], None]
-) -> PartResult:
-    """Carry out the cases of a part that begin before `end`, and tell of each."""
+def carry_out(part: Part, setup: Setup, tell: Callable[[str, CaseResult], None]) -> PartResult:
+    """Carry out the cases of a part that begin before the deadline, and tell of each."""
     start, results = time.monotonic(), {}
-    for name, result in _results(part, setup, end):
+    for name, result in _results(part, setup):
         results[name] = result
         tell(name, result)
     return PartResult(results, time.monotonic() - start)
 
 
-def _results(part: Part, setup: Setup, end: float) -> Iterator[tuple[str, CaseResult]]:
+def _results(part: Part, setup: Setup) -> Iterator[tuple[str, CaseResult]]:
     try:
         for name, case in part(setup):
-            yield name, _result(case) if time.monotonic() < end else CaseResult("skipped", NO_TIME)
+            in_time = setup.seconds_left() > 0
+            yield name, _result(case) if in_time else CaseResult("skipped", NO_TIME)
     except Exception as error:
         yield "all", _failed(error)
 

@@ -39,7 +39,7 @@ from convnorm.experiment.errors import InputError, exit_code
 from convnorm.experiment.files import write_json
 from convnorm.experiment.run.distributed import pick_device
 from convnorm.experiment.run.hardware import commit, hardware
-from device_checks import attacks, filter, layer, layers, runs, session, speed, steps
+from device_checks import attacks, filtering, layer, layers, runs, session, speed, steps
 from device_checks.children import in_child
 from device_checks.part import Part, Setup
 
@@ -63,7 +63,7 @@ PARTS = {
     "steps": Share(steps.cases, 8),
     "speed": Share(speed.cases, 15),
     "layers": Share(layers.cases, 8),
-    "filter": Share(filter.cases, 4),
+    "filter": Share(filtering.cases, 4),
 }
 
 

@@ -61,7 +61,6 @@ def _configs(setup: Setup) -> dict[str, Config]:
         ),
         "classifier convnorm, trades": classifier("convnorm", adversary="trades"),
         "GAN spectral_convnorm": gan("spectral_convnorm"),
-        "GAN own": gan("own"),
     }
 
 

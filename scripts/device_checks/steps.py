@@ -68,8 +68,9 @@ def _waits(trainer: Trainer) -> list[str]:
         finally:
             torch.cuda.set_sync_debug_mode("default")
     trainer.state.step += 1
-    synchronizing = [one for one in caught if "synchroniz" in str(one.message)]
-    return sorted({f"{one.filename}:{one.lineno}" for one in synchronizing})
+    # PyTorch also warns once that this mode is a prototype.
+    waiting = [one for one in caught if "called a synchronizing" in str(one.message)]
+    return sorted({f"{one.filename}:{one.lineno}" for one in waiting})
 
 
 def _launched(trainer: Trainer) -> tuple[Counter[str], Counter[str]]:

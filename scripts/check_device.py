@@ -26,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path(), help=f"folder of {RECORD} (this one)")
     parser.add_argument("--seconds", type=float, default=400.0, help="budget (%(default)s)")
     args = parser.parse_args()
-    require(args.seconds > 0, "--seconds", args.seconds, "more than 0")
+    require(0 < args.seconds <= 86400, "--seconds", args.seconds, "more than 0, and at most a day")
     try:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -89,6 +90,12 @@ def device_and_card(device: str) -> tuple[torch.device, str]:
     """Touches CUDA, to ask what there is."""
     picked = pick_device(device)
     return picked, hardware(picked)
+
+
+def tell(start: float, part: str, case: str, result: session.CaseResult) -> None:
+    """Print a line, with the seconds since `start`."""
+    passed = time.monotonic() - start
+    print(f"[{passed:4.0f} s] {part}: {case}: {result.status}: {result.line}", flush=True)
 
 
 def check(names: Iterable[str], setup: Setup, out: Path) -> dict[str, Any]:
@@ -107,13 +114,8 @@ def check(names: Iterable[str], setup: Setup, out: Path) -> dict[str, Any]:
     weights = {name: share.weight for name, share in chosen.items()}
     deadlines = session.deadlines(weights, start, seconds)
     for name, share in chosen.items():
-
-        def tell(case: str, result: session.CaseResult, name: str = name) -> None:
-            passed = time.monotonic() - start
-            print(f"[{passed:4.0f} s] {name}: {case}: {result.status}: {result.line}", flush=True)
-
         own = replace(setup, deadline=deadlines[name])
-        result = session.carry_out(share.part, own, tell)
+        result = session.carry_out(share.part, own, partial(tell, start, name))
         record["parts"][name] = result.record()
         record["seconds"] = time.monotonic() - start
         write_json(out / RECORD, record)

@@ -87,8 +87,8 @@ def repeated_gains(*argv: str) -> None:
             forgetful_resume,
             "runs",
             {
-                "GAN convnorm, averaged": "differ after a resume",
-                "classifier convnorm, free, averaged": "4 steps after the resume at 2 of 4",
+                "GAN spectral, averaged": "differ after a resume",
+                "classifier convnorm, free, bfloat16": "4 steps after the resume at 2 of 4",
             },
         ),
         (repeated_gains, "attacks", {"pgd on convnorm": "gains computed for 4 layers"}),

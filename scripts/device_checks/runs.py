@@ -44,17 +44,17 @@ def _short(make: Any, setup: Setup, kind: str, **options: Any) -> Config:
 def _configs(setup: Setup) -> dict[str, Config]:
     gan, classifier = (partial(_short, make, setup) for make in (gan_config, classifier_config))
     found = {
-        "GAN convnorm, averaged": gan("convnorm", ema_decay=0.9),
-        "classifier convnorm, free, averaged": classifier(
-            "convnorm", adversary="free", ema_decay=0.9
+        "GAN spectral, averaged": gan("spectral", ema_decay=0.9),
+        "classifier convnorm, free, bfloat16": classifier(
+            "convnorm", adversary="free", precision="bfloat16"
         ),
-        "GAN spectral, bfloat16": gan("spectral", precision="bfloat16"),
     }
     if setup.tiny:
         return found
     return found | {
-        "classifier batch, pgd, bfloat16": classifier(
-            "batch", adversary="pgd", precision="bfloat16", select="pgd10"
+        "GAN convnorm, averaged, bfloat16": gan("convnorm", ema_decay=0.9, precision="bfloat16"),
+        "classifier batch, pgd, averaged": classifier(
+            "batch", adversary="pgd", select="pgd10", ema_decay=0.9
         ),
         "GAN resnet convnorm, gradient penalty": gan(
             "convnorm", arch="sngan_resnet", gradient_penalty=10.0

@@ -60,7 +60,8 @@ def gan_config(
     model = ModelConfig(arch)
     if setup.tiny:
         train = replace(train, batch_size=4, generator_batch_size=4, n_dis=2)
-        model = ModelConfig("dcgan", z_dim=8, generator_width=4, discriminator_width=4)
+        narrow = {"generator_width": 4, "discriminator_width": 4}
+        model = ModelConfig("dcgan", z_dim=8, options=narrow)
     return GanConfig(
         data=data(setup),
         model=model,
@@ -87,7 +88,8 @@ def classifier_config(
     train = ClassifierTrainConfig(epochs=epochs, ema_decay=ema_decay, precision=precision)
     model = ClassifierModelConfig(arch)
     if setup.tiny:
-        train, model = replace(train, batch_size=13), ClassifierModelConfig("simple_cnn", width=4)
+        train = replace(train, batch_size=13)
+        model = ClassifierModelConfig("simple_cnn", options={"width": 4})
     return ClassifierConfig(
         data=data(setup),
         model=model,

@@ -1,0 +1,1 @@
+"""The parts of scripts/check_device.py, one module each, beside what they share."""

@@ -1,0 +1,80 @@
+"""Part `filter`: the circular filter by FFT and by a matrix, and the two ceilings of the card.
+
+`functional.matrix_is_faster` chooses between the two by a rule that was measured on a CPU; the
+record says what it loses here. No kernel can copy or multiply faster than the ceilings.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from convnorm import functional
+from device_checks.clock import median_milliseconds, replayed
+from device_checks.numerics import tf32
+from device_checks.part import Case, Finding, Setup
+
+CHANNELS = 64
+LARGEST_MATRIX = 18  # pixels: the matrices of 64 maps of 34 x 34 pixels take 342 MB
+# Name of a product -> dtype of the factors, and whether they are rounded to TF32.
+PRODUCTS = {
+    "bfloat16": (torch.bfloat16, False),
+    "tf32": (torch.float32, True),
+    "float32": (torch.float32, False),
+}
+
+
+def cases(setup: Setup) -> Iterator[tuple[str, Case]]:
+    """The ceilings, then grids of all sizes in three sizes of batches."""
+    yield "ceiling of copies", partial(copies, setup)
+    for name in PRODUCTS:
+        yield f"ceiling of {name} products", partial(products, name, setup)
+    sizes, batches = ((6,), (4,)) if setup.tiny else ((4, 6, 8, 10, 16, 18, 32, 34), (64, 128, 512))
+    for batch in batches:
+        for size in sizes:
+            yield f"batch {batch}, {size} x {size}", partial(both_ways, batch, size, setup)
+
+
+def both_ways(batch: int, size: int, setup: Setup) -> Finding:
+    """Forward and backward, all outputs kept."""
+    weight = torch.randn(CHANNELS, CHANNELS, 3, 3, device=setup.device)
+    gain = functional.spectral_gain(weight, (size, size))
+    x = torch.randn(batch, CHANNELS, size, size, device=setup.device).requires_grad_()
+    ways = {"fft": False, "matrix": True} if size <= LARGEST_MATRIX else {"fft": False}
+    times = {}
+    for name, by_matrix in ways.items():
+        with mock.patch.object(functional, "matrix_is_faster", return_value=by_matrix):
+            run = replayed(partial(_filtered, x, gain), setup)
+            times[name] = median_milliseconds(run, setup)
+    chosen = "matrix" if functional.matrix_is_faster(size**2, batch) else "fft"
+    loss = times[chosen] / min(times.values())
+    found = ", ".join(f"{name} {time:.3f} ms" for name, time in times.items())
+    line = f"{chosen} is chosen, {loss:.2f} times the faster one; {found} on {setup.card}"
+    return Finding(line, {"ms": times, "chosen": chosen, "chosen / faster": loss})
+
+
+def _filtered(x: Tensor, gain: Tensor) -> None:
+    y = functional.circular_filter(x, gain)
+    torch.autograd.grad(y, x, torch.ones_like(y))
+
+
+def copies(setup: Setup) -> Finding:
+    """Bytes read and written a second by a copy on the device."""
+    source = torch.zeros(2**16 if setup.tiny else 2**30, dtype=torch.uint8, device=setup.device)
+    target = torch.empty_like(source)
+    milliseconds = median_milliseconds(partial(target.copy_, source), setup)
+    rate = 2 * source.numel() / milliseconds / 1e9
+    return Finding(f"{rate:.3f} TB/s on {setup.card}", {"TB/s": rate})
+
+
+def products(name: str, setup: Setup) -> Finding:
+    """Floating-point operations a second in the product of two large matrices."""
+    dtype, rounded = PRODUCTS[name]
+    size = 64 if setup.tiny else 8192 if setup.on_gpu else 1024
+    matrix = torch.randn(size, size, device=setup.device).to(dtype)
+    with tf32(rounded):
+        milliseconds = median_milliseconds(partial(torch.mm, matrix, matrix), setup)
+    rate = 2 * size**3 / milliseconds / 1e9
+    return Finding(f"{rate:.3f} TFLOP/s on {setup.card}", {"TFLOP/s": rate})

@@ -7,9 +7,9 @@ import pytest
 import torch
 from runs import tiny
 
+from convnorm.experiment import files
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.files import write, write_json
-from convnorm.experiment.run import checkpoint
 from convnorm.experiment.run.checkpoint import load, open_run, save
 
 STATE = {"format": "test/1", "weights": torch.arange(2000.0), "step": 3, "none": None}
@@ -80,7 +80,7 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(InputError, match=r"last.pt: cannot be written \(No space left on device\)"):
         save(path, {**STATE, "step": 4})
     assert content(tmp_path) == {"last.pt": before}

@@ -12,88 +12,14 @@ P_o is the DFT of the kernel's autocorrelation, which has only (2k-1)^2 numbers;
 ever padded to the grid. All of it runs in float32 or float64, whatever the autocast state.
 """
 
-import math
-from collections.abc import Callable
-from functools import lru_cache, wraps
-
 import torch
 import torch.nn.functional as F
 
 from convnorm.fixed import computed_once
+from convnorm.tables import Pair, circulant_index, cosine_table, offset_indicator
 
-Pair = tuple[int, int]
 Pads = tuple[int, int, int, int]  # left, right, top, bottom, as torch.nn.functional.pad counts
 GRIDS = ("full", "native")
-
-
-def _table(build: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """Keep the constant tensors that `build` makes; no inference tensors, which autograd refuses.
-
-    A compiler traces `build` itself: it takes caches for a hazard and fuses what is built. A mode
-    such as FakeTensorMode, in which new tensors are of a kind of their own, builds for itself too:
-    its tensors are of no use outside it, nor are those from outside in it.
-    """
-    cached = lru_cache(maxsize=256)(torch.inference_mode(False)(build))
-
-    @wraps(build)
-    def table(*key) -> torch.Tensor:
-        if torch.compiler.is_compiling() or type(torch.empty(0)) is not torch.Tensor:
-            return build(*key)
-        return cached(*key)
-
-    return table
-
-
-@_table
-def _offset_indicator(kernel: Pair, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """0/1 matrix that sums the entries of a Gram matrix over taps p, q by their offset q - p.
-
-    Shape (K * K, (2 k_h - 1)(2 k_w - 1)), K = k_h * k_w taps; offset zero is in the middle.
-    """
-    height, width = kernel
-    y = torch.arange(height).repeat_interleave(width)
-    x = torch.arange(width).repeat(height)
-    dy = (y[None, :] - y[:, None]) + height - 1
-    dx = (x[None, :] - x[:, None]) + width - 1
-    offset = (dy * (2 * width - 1) + dx).flatten()
-    return F.one_hot(offset, (2 * height - 1) * (2 * width - 1)).to(device, dtype)
-
-
-@_table
-def _cosines(
-    kernel: Pair, grid: Pair, dilation: Pair, stride: Pair, device: torch.device, dtype: torch.dtype
-) -> torch.Tensor:
-    """cos(w . d / s) for all offsets d of the dilated kernel and all w of the half grid.
-
-    Shape ((2 k_h - 1)(2 k_w - 1), n * (m // 2 + 1)). Rows of offsets that the stride does not
-    divide are zero: subsampling an output keeps its autocorrelation at multiples of the stride.
-    """
-    n, m = grid
-    dy = torch.arange(-(kernel[0] - 1), kernel[0]) * dilation[0]
-    dx = torch.arange(-(kernel[1] - 1), kernel[1]) * dilation[1]
-    kept = (dy % stride[0] == 0)[:, None] & (dx % stride[1] == 0)[None, :]
-    # Phases as exact fractions of a turn: products are reduced as integers before the division.
-    turn_y = ((dy // stride[0])[:, None] * torch.arange(n) % n).double() / n
-    turn_x = ((dx // stride[1])[:, None] * torch.arange(m // 2 + 1) % m).double() / m
-    turns = turn_y[:, None, :, None] + turn_x[None, :, None, :]
-    cosines = torch.cos(2 * math.pi * turns) * kept[:, :, None, None]
-    return cosines.reshape(kept.numel(), -1).to(device, dtype)
-
-
-@_table
-def _circulant_index(
-    grid: Pair, rows: tuple[int, ...], columns: tuple[int, ...], device: torch.device
-) -> torch.Tensor:
-    """Indices into a flattened impulse response (n * m) that make the filter's matrix.
-
-    Shape (kept outputs, n * m): entry (p, q) is the offset p - q on the ring, for the outputs
-    p in `rows` x `columns` and every input q of the grid.
-    """
-    n, m = grid
-    dy = (torch.tensor(rows)[:, None] - torch.arange(n)) % n
-    dx = (torch.tensor(columns)[:, None] - torch.arange(m)) % m
-    index = dy[:, None, :, None] * m + dx[None, :, None, :]
-    return index.reshape(len(rows) * len(columns), n * m).to(device)
 
 
 def autocorrelation(weight: torch.Tensor) -> torch.Tensor:
@@ -105,7 +31,7 @@ def autocorrelation(weight: torch.Tensor) -> torch.Tensor:
     out_channels, _, height, width = weight.shape
     taps = weight.flatten(2)
     gram = torch.bmm(taps.transpose(1, 2), taps).flatten(1)  # (O, K * K)
-    summed = gram @ _offset_indicator((height, width), weight.device, weight.dtype)
+    summed = gram @ offset_indicator((height, width), weight.device, weight.dtype)
     return summed.view(out_channels, 2 * height - 1, 2 * width - 1)
 
 
@@ -119,7 +45,7 @@ def spectral_energy(
     """
     correlation = autocorrelation(weight)
     kernel = (weight.shape[2], weight.shape[3])
-    cosines = _cosines(kernel, grid, dilation, stride, weight.device, weight.dtype)
+    cosines = cosine_table(kernel, grid, dilation, stride, weight.device, weight.dtype)
     # Rounding can take a zero of the spectrum below zero.
     return (correlation.flatten(1) @ cosines).clamp(min=0).view(-1, grid[0], grid[1] // 2 + 1)
 
@@ -178,7 +104,7 @@ def _filter_matrix(
 ) -> torch.Tensor:
     """The filter as one matrix a channel: (C, kept outputs, n * m)."""
     response = torch.fft.irfft2(gain, s=grid).flatten(1)  # (C, n * m)
-    index = _circulant_index(grid, rows, columns, gain.device)
+    index = circulant_index(grid, rows, columns, gain.device)
     # Indexing with `index` itself takes six times as long.
     return response.index_select(1, index.flatten()).unflatten(1, index.shape)
 

@@ -32,13 +32,14 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class AdversaryConfig:
-    """Which images the network is trained on; see classification.adversaries for the sources.
+    """Which images the network is trained on; sources are in classification.adversarial_training.
 
     kind: standard: the clean ones. free: one gradient for weights and perturbation, m `repeats`
         of each minibatch. fast: FGSM from a random start. pgd: `steps` of it. trades: clean ones,
         and the KL divergence of PGD's from them with weight `beta`.
     eps, step_size: of an l_inf perturbation, in grey levels of 1/255; a step_size of null is the
-        published share of eps. Of clean training too, eps is what the network is tested with.
+        published fraction of eps. A network is evaluated with this eps by default, also after
+        clean training.
     reset_perturbation: free: each minibatch begins at zero, as in ConvNorm's code, and not where
         the last one ended.
     """
@@ -105,10 +106,10 @@ class TrainConfig:
 
     epochs: passes over the training images; `free` does `repeats` updates on each minibatch of
         them, so a comparison at equal cost divides its epochs by that.
-    batch_size: over all processes together; BatchNorm sees the share of each, so with it a run on
+    batch_size: over all processes together; BatchNorm sees the part of each, so with it a run on
         two is another run than on one.
     flip: mirror half of the images; crop: cut each out of itself padded by so many black pixels.
-    label_smoothing: the share of the target that is spread over all classes.
+    label_smoothing: the fraction of the target that is spread over all classes.
     ema_decay: of weights and buffers, per step; 0 keeps no average.
     precision: bfloat16 runs the network under autocast; float32 is PyTorch's, which on recent
         GPUs means TF32 in convolutions.
@@ -127,7 +128,7 @@ class TrainConfig:
         require(self.batch_size >= 2, "train.batch_size", self.batch_size, "2 or more")
         require(self.crop >= 0, "train.crop", self.crop, "0 or more")
         smoothing = self.label_smoothing
-        require(0 <= smoothing < 1, "train.label_smoothing", smoothing, "0 <= share < 1")
+        require(0 <= smoothing < 1, "train.label_smoothing", smoothing, "0 <= fraction < 1")
         require(0 <= self.ema_decay < 1, "train.ema_decay", self.ema_decay, "0 <= decay < 1")
 
 
@@ -136,7 +137,7 @@ class SelectConfig:
     """Which weights become best.pt, by the images of the validation split.
 
     metric: accuracy; or pgd10, accuracy under PGD with 10 steps of eps / 4 at adversary.eps.
-    every: epochs between two looks; the last epoch always gets one.
+    every: epochs between two validations; there is one after the last epoch too.
     """
 
     metric: Literal["accuracy", "pgd10"] = "accuracy"
@@ -148,7 +149,7 @@ class SelectConfig:
 
 @dataclass(frozen=True)
 class LogConfig:
-    """Steps between two log lines, and epochs between two looks at the layers' norms (0: none)."""
+    """Steps between two log lines; epochs between two lines with the norms of layers (0: none)."""
 
     every: int = 100
     norms_every: int = 0

@@ -70,7 +70,7 @@ class Queries:
 class AttackRecord:
     """One attack on all images.
 
-    attacked: how many images were right before; the others count as wrong.
+    num_attacked: how many images were right before; the others count as wrong.
     accuracy: None for a sweep, which has `points` instead.
     stages: of AutoAttack, name -> the accuracy after the stage.
     queries: of SimBA.
@@ -78,7 +78,7 @@ class AttackRecord:
 
     name: str
     settings: AttackSettings
-    attacked: int
+    num_attacked: int
     accuracy: Accuracy | None
     points: tuple[SweepPoint, ...]
     stages: dict[str, Accuracy]

@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from convnorm.experiment import data as data_module
-from convnorm.experiment import files
+from convnorm.experiment import files, pixels
 from convnorm.experiment.data import Images
 from convnorm.experiment.errors import InputError
 from gan import digits_network, extractors, fidelity
@@ -53,7 +52,7 @@ def cached_features(images: Tensor, extractor: Extractor, folder: Path | None = 
 def _cache_key(images: Tensor, extractor: Extractor) -> str:
     # The images are hashed as selected, so split, number and subset are in it. The code that makes
     # features of them is too: a changed preprocessing must not find the old numbers.
-    modules = (extractors, digits_network, fidelity, data_module)
+    modules = (extractors, digits_network, fidelity, pixels)
     code = [Path(module.__file__).read_bytes() for module in modules]
     depends_on = [
         sha256_of(images),

@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from convnorm.experiment.data import IMAGE_SUFFIXES, DataConfig, load_images, resize
+from convnorm.experiment.data import IMAGE_SUFFIXES, DataConfig, load_images
 from convnorm.experiment.errors import InputError
+from convnorm.experiment.pixels import resize
 from gan.models import load_generator
 from gan.records import Origin
 from gan.scoring import Sample

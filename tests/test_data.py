@@ -16,15 +16,9 @@ import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
-from convnorm.experiment.data import (
-    DataConfig,
-    Images,
-    from_uint8,
-    load_images,
-    resize,
-    to_uint8,
-)
+from convnorm.experiment.data import DataConfig, Images, load_images
 from convnorm.experiment.errors import InputError
+from convnorm.experiment.pixels import from_uint8, resize, to_uint8
 
 
 def random_pixels(*shape: int) -> np.ndarray:

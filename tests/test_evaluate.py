@@ -128,7 +128,7 @@ def test_accuracies_are_those_of_the_attacks_called_by_hand(loaded):
         found = attack.accuracy
         assert found.correct == (right & (network(x_adv).argmax(1) == y)).sum()
         assert found.n == 360
-        assert attack.attacked == right.sum()
+        assert attack.num_attacked == right.sum()
         assert found.interval[0] < found.value < found.interval[1]
 
 
@@ -232,7 +232,7 @@ def test_validation_is_what_the_run_held_out(loaded):
 def test_simba_reports_queries_of_those_it_fooled(loaded):
     record = run(loaded, "simba_pixel", budget=Budget(eps=64, max_queries=30))
     attack = attack_of(record, "simba_pixel")
-    assert attack.queries.n == attack.attacked - attack.accuracy.correct > 0
+    assert attack.queries.n == attack.num_attacked - attack.accuracy.correct > 0
     assert 2 <= attack.queries.median <= 30
 
 
@@ -300,7 +300,7 @@ def test_gains_are_computed_once_an_evaluation(tmp_path, monkeypatch):
         network, config, classes, 1, 0, 0, tmp_path / "last.pt", "c" * 64, TRAINED_ON
     )
     record = run(loaded, "fgsm", "pgd2", "corruptions")
-    assert attack_of(record, "pgd2").attacked > 0
+    assert attack_of(record, "pgd2").num_attacked > 0
     assert len(calls) == 4  # layers
 
 

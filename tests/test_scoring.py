@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from convnorm.experiment import data
+from convnorm.experiment import pixels
 from convnorm.experiment.data import DataConfig, load_images
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.records import Metric
@@ -350,7 +350,7 @@ def test_cache_is_not_asked_about_other_things(tmp_path, images, extractor):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-@pytest.mark.parametrize("module", [extractors, digits_network, fidelity, data])
+@pytest.mark.parametrize("module", [extractors, digits_network, fidelity, pixels])
 def test_cache_is_not_asked_about_other_code(tmp_path, monkeypatch, module):
     """Catches the old features after a change of the network or of what it sees."""
     folder = tmp_path / "cache"

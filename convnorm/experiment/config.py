@@ -173,11 +173,7 @@ def _read(parser: jsonargparse.ArgumentParser, path: Path, types: dict[str, Any]
 
 
 def read(config: type[Config], path: Path) -> Config:
-    """Read a config from a YAML file alone.
-
-    Raises:
-        InputError: Anything is wrong with the file.
-    """
+    """Read a config from a YAML file alone; InputError if anything is wrong with it."""
     types = _types(config)
     _check_yaml(path, types)
     parser = _parser(config)
@@ -241,9 +237,8 @@ def parse(
 def from_dict(config: type[Config], values: dict[str, Any]) -> Config:
     """Rebuild a config from what `dataclasses.asdict` made of one.
 
-    Raises:
-        InputError: A key does not exist, or one is missing: its default may have changed since the
-            config was written.
+    Raises InputError for a key that does not exist and for one that is missing: its default may
+    have changed since the config was written.
     """
     types = _types(config)
     if odd := sorted(_leaves(values, types) ^ {k for k in types if not is_dataclass(types[k])}):

@@ -18,12 +18,12 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from convnorm.experiment.errors import InputError
+from convnorm.experiment.pixels import resize
 
 Name = Literal["digits", "cifar10", "cifar100", "folder", "npz"]
 Split = Literal["train", "test"]
@@ -100,36 +100,6 @@ def load_images(config: DataConfig, split: Split = "train") -> Images:
     if height != width:
         raise InputError(f"{root}: its images are {width} wide and {height} high, expected squares")
     return replace(loaded, images=resize(loaded.images, config.image_size))
-
-
-def resize(images: Tensor, size: int, chunk: int = 1024) -> Tensor:
-    """Resize square images to `size` with an antialiased bicubic filter.
-
-    Args:
-        images: (N, C, H, H) uint8; returned unchanged if H is `size`.
-        size: Height and width of the result in pixels.
-        chunk: How many images are resized, in float32, at a time.
-
-    Returns:
-        (N, C, size, size) uint8, rounded to nearest.
-    """
-    if images.shape[-1] == size:
-        return images
-    resized = images.new_empty((*images.shape[:2], size, size))
-    for source, target in zip(images.split(chunk), resized.split(chunk), strict=True):
-        pixels = F.interpolate(source.float(), size=(size, size), mode="bicubic", antialias=True)
-        target.copy_(pixels.round_().clamp_(0, 255))  # a bicubic filter overshoots at edges
-    return resized
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """Turn floats in [-1, 1] into uint8, rounded to nearest; values outside are clamped."""
-    return (images.float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
-
-
-def from_uint8(images: Tensor) -> Tensor:
-    """Turn uint8 into float32 in [-1, 1]: 0 becomes -1 and 255 becomes 1, exactly."""
-    return images.float() / 127.5 - 1
 
 
 def _images(pixels: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> Images:

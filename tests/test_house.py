@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from runs import ROOT, Child, script
@@ -52,6 +53,25 @@ def is_allowed(path, module: str) -> bool:
 @pytest.mark.parametrize("path", SOURCES, ids=str)
 def test_nobody_imports_against_the_rules(path):
     assert [module for module in imports(path) if not is_allowed(path, module)] == []
+
+
+@pytest.mark.parametrize(
+    ("place", "module"),
+    [
+        ("convnorm/layer.py", "convnorm.experiment.config"),
+        ("convnorm/experiment/config.py", "convnorm.experiment.run.loop"),
+        ("convnorm/experiment/run/loop.py", "convnorm.experiment.benchmark.grid"),
+        ("convnorm/experiment/benchmark/grid.py", "convnorm.experiment.report.page"),
+        ("convnorm/experiment/report/page.py", "convnorm.experiment.benchmark.results"),
+        ("convnorm/experiment/report/page.py", "convnorm.experiment.run.checkpoint"),
+        ("convnorm/experiment/benchmark/grid.py", "gan.config"),
+        ("convnorm/experiment/report/page.py", "convnorm.layer"),
+        ("gan/config.py", "classification.config"),
+        ("classification/train.py", "scripts.benchmark"),
+    ],
+)
+def test_an_import_against_the_rules_is_seen(place, module):
+    assert not is_allowed(Path(place), module)
 
 
 @pytest.mark.parametrize(

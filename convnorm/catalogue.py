@@ -93,6 +93,11 @@ class Kind:
     statistics: tuple[str, ...] = ()
     advance: Callable[[nn.Module], None] | None = None
 
+    @property
+    def normalizes_linear(self) -> bool:
+        """Whether it does anything to the last, linear layer of a discriminator."""
+        return self.linear is not _as_it_is
+
 
 def _batch(channels: int, options: "Normalizer") -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, affine=options.multiplier)

@@ -169,11 +169,13 @@ class GanConfig:
     def __post_init__(self):
         require(self.seed >= 0, "seed", self.seed, "0 or more")
         require(self.steps >= 1, "steps", self.steps, "1 or more")
-        if self.loss.weight_clip > 0 and self.normalizer.ignores_scale:
+        normalizer = self.normalizer
+        scale_free = normalizer.ignores_scale and normalizer.definition.normalizes_linear
+        if self.loss.weight_clip > 0 and scale_free:
             raise InputError(
-                f"loss.weight_clip: bounds nothing, as normalizer.kind {self.normalizer.kind!r} "
-                "takes the scale out of the weights; expected another kind, or a factor of its "
-                "own (normalizer.multiplier, affine or batch_norm, where the kind reads them)"
+                f"loss.weight_clip: bounds nothing, as normalizer.kind {normalizer.kind!r} takes "
+                "the scale out of all weights; expected another kind, or a factor of its own "
+                "(normalizer.multiplier or batch_norm, where the kind reads it)"
             )
         for key in ("gradient_penalty", "r1"):
             if self.normalizer.mixes_batch and getattr(self.loss, key) > 0:

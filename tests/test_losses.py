@@ -1,5 +1,6 @@
 """The losses against their formulas and known optima, the penalties against closed forms."""
 
+import copy
 import math
 
 import pytest
@@ -7,7 +8,9 @@ import torch
 from runs import tiny
 
 from convnorm.experiment.errors import InputError
+from convnorm.normalizers import CATALOGUE
 from gan.losses import LOSSES, Batch, Discriminate, gradient_penalty, r1
+from gan.models import build
 
 REAL, FAKE = torch.tensor([0.5, 3.0]), torch.tensor([-2.0, 0.25])
 
@@ -117,6 +120,30 @@ def test_r1_of_a_linear_discriminator():
 def test_penalties_exclude_each_other(one, other):
     with pytest.raises(InputError, match=f"loss.{one} and loss.{other}"):
         tiny({f"loss.{one}": 1.0, f"loss.{other}": 1.0})
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize("multiplier", [False, True])
+@pytest.mark.parametrize("kind", CATALOGUE)
+def test_a_clip_of_weights_is_refused_where_it_bounds_nothing(kind, multiplier, batch_norm):
+    """That is where a factor on all weights of the discriminator, head included, changes nothing.
+
+    ConvNorm leaves the head alone, so the clip bounds D by that, as it bounds an affine of its own.
+    """
+    options = {"kind": kind, "multiplier": multiplier, "batch_norm": batch_norm}
+    changes = {f"normalizer.{name}": value for name, value in options.items()}
+    _, discriminator = build(tiny(changes), channels=1)
+    twice = copy.deepcopy(discriminator)
+    for name, parameter in twice.named_parameters():
+        parameter.data.mul_(1 if name.endswith("bias") else 2)
+    images = torch.randn(8, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    bounds_nothing = torch.allclose(twice(images), discriminator(images), rtol=1e-3, atol=1e-5)
+    clipped = {**changes, "loss.weight_clip": 0.01}
+    if bounds_nothing:
+        with pytest.raises(InputError, match=r"^loss\.weight_clip: bounds nothing"):
+            tiny(clipped)
+    else:
+        tiny(clipped)
 
 
 @pytest.mark.parametrize("penalty", ["gradient_penalty", "r1"])

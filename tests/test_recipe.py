@@ -84,14 +84,13 @@ def test_averages_are_right(tracking):
 
 
 def test_configs_check_it():
-    """It does not mix the images of a batch, and has a factor of its own with its multiplier."""
+    """It does not mix the images of a batch, and leaves the head's weights to a clip."""
     argv = ["--normalizer.kind", "instance", "--loss.gradient_penalty", "10"]
     config, _ = parse(GanConfig, "gan", "sngan_none", argv)
     assert config.normalizer == Normalizer("instance")
-    clipped = {"normalizer.kind": "instance", "loss.weight_clip": 0.1}
-    tiny({**clipped, "normalizer.multiplier": True})
-    with pytest.raises(InputError, match=r"^loss\.weight_clip: bounds nothing"):
-        tiny(clipped)
+    tiny({"normalizer.kind": "instance", "loss.weight_clip": 0.1})
+    assert Normalizer("instance").ignores_scale
+    assert not Normalizer("instance", multiplier=True).ignores_scale
     with pytest.raises(InputError, match=r"^normalizer\.kind: 'instanze' .* affine, instance$"):
         tiny({"normalizer.kind": "instanze"})
 

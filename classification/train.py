@@ -23,7 +23,7 @@ from convnorm.experiment.run.distributed import Process
 from convnorm.experiment.run.hardware import commit, hardware
 from convnorm.experiment.run.loop import is_due
 from convnorm.experiment.run.tracking import Tracker, read_lines
-from convnorm.spectrum import layer_norms
+from convnorm.spectrum import by_name, layer_norms
 
 GRID = 64  # training images in a picture
 MISLABELLED = 1000  # training images with a wrong label that are scored at most
@@ -100,10 +100,8 @@ class Journal:
             values = {"epoch": step / per_epoch, **means}
             norms_every = config.log.norms_every * per_epoch
             if norms_every > 0 and is_due(step, norms_every, steps):
-                image_size = trainer.state.image_shape
-                for name, norms in layer_norms(trainer.state.network, image_size).items():
-                    for kind, value in norms._asdict().items():
-                        values[f"{kind}/{name}"] = value
+                norms = layer_norms(trainer.state.network, trainer.state.image_shape)
+                values |= by_name(norms)
             self.tracker.log(step, values)
         if is_due(step, config.select.every * per_epoch, steps):
             grid = (trainer.state.seen[:GRID] * 255).round().to(torch.uint8)

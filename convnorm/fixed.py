@@ -1,4 +1,4 @@
-"""A context in which weights stand still: what follows from them alone is computed once in it."""
+"""A context in which weights do not change, so that what follows from them is computed once."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ def fixed_weights() -> Iterator[None]:
 
     Gains of ConvNorm and parametrized weights (spectral norm, ONI, ...) are then computed once,
     not in every forward pass. They are constants in here: no gradient reaches a weight through
-    them, so the weights should not ask for one. A context inside another shares its results.
+    them, so no weight should require one. A context inside another one uses its results.
     """
     outer = _results.get()
     # Not torch's parametrize.cached(): it takes the weights of a deepcopy for the original's.

@@ -10,9 +10,9 @@ from convnorm.fixed import computed_once
 class UnitOperatorNorm(nn.Module):
     """A layer divided by its operator norm, which a power iteration tracks.
 
-    What spectral norm does with the reshaped weight matrix (Miyato et al., 2018), done with the
-    linear map that the layer really computes on a `size` x `size` map: one iteration in every
-    training forward pass, none in evaluation; gradients flow through the norm.
+    Spectral norm (Miyato et al., 2018) takes the norm of the reshaped weight; this takes that of
+    the linear map which the layer computes on `size` x `size` maps. Each forward pass in training
+    does one iteration, in evaluation none. Gradients flow through the norm.
     """
 
     def __init__(self, layer: nn.Conv2d, size: int = 16):

@@ -12,7 +12,7 @@ PROBES = 64  # vectors in one batch, from which a Frobenius norm is estimated
 
 
 class LayerNorms(NamedTuple):
-    """Singular values of a layer: what spectral norm sees, then its linear map's own."""
+    """Singular values of a layer: of its reshaped weight, then of its linear map."""
 
     matrix_norm: float
     operator_norm: float
@@ -108,10 +108,10 @@ def normalized_convolutions(network: nn.Module) -> dict[str, nn.Module]:
 
 
 def layer_norms(network: nn.Module, image_size: torch.Size) -> dict[str, LayerNorms]:
-    """name -> singular values of each convolution, with what normalizes it.
+    """Return layer -> singular values, of each convolution with what normalizes it.
 
-    image_size: (C, H, W) of the network's input, which fixes the size of every map. The
-    network's training state (modes, buffers, random numbers) is left as it was found.
+    image_size: (C, H, W) of the network's input, which fixes the size of every map. Modes, buffers
+    and the global random state stay as they are.
     """
     layers = normalized_convolutions(network)
     sizes: dict[str, torch.Size] = {}
@@ -141,3 +141,12 @@ def layer_norms(network: nn.Module, image_size: torch.Size) -> dict[str, LayerNo
         for module, training in modes.items():
             module.training = training
     return norms
+
+
+def by_name(norms: dict[str, LayerNorms]) -> dict[str, float]:
+    """Flatten what `layer_norms` returned: "operator_norm/LAYER" -> value, and so on, for a log."""
+    return {
+        f"{kind}/{layer}": value
+        for layer, values in norms.items()
+        for kind, value in values._asdict().items()
+    }

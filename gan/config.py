@@ -30,7 +30,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """The loss and what is added to the discriminator's (0 is off).
+    """The loss, and what else acts on the discriminator; 0 switches a term off.
 
     gradient_penalty: weight of (|grad D| - 1)^2 between real and fake (Gulrajani et al., 2017).
     r1: gamma of gamma / 2 * |grad D|^2 on real images (Mescheder et al., 2018).
@@ -64,7 +64,7 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Adam for both networks; `linear` takes the learning rate to 0 at the last step."""
+    """Adam for both networks. decay: `linear` lowers the learning rate to 0 after the last step."""
 
     lr: float = 2e-4
     beta1: float = 0.0
@@ -108,7 +108,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class LogConfig:
-    """Steps between log lines, between grids of samples, and between spectral norms of layers."""
+    """Steps between log lines, between grids of samples, and between lines with layers' norms."""
 
     every: int = 100
     samples_every: int = 1000
@@ -124,9 +124,10 @@ class ScoreConfig:
     """Scores during training: under `protocol` every `every` steps (0: at the end only).
 
     protocol: see gan.protocols; `none` leaves it to scripts/fid.py.
-    select: a protocol on the other split, by which the best step can be chosen without a look at
-        the score that is reported; drawn at the same steps, from latents of its own.
-    weights: a file of Inception weights; empty looks them up or downloads them.
+    select: a protocol on the other split, by which the best step can be chosen independently
+        of the score that is reported. It is computed at the same steps, from latents of its own.
+    weights: a file of Inception weights; empty for the ones in PyTorch's hub
+        folder, which are downloaded if they are missing.
     """
 
     protocol: Literal[("none", *PROTOCOLS)] = "none"

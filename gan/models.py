@@ -1,4 +1,4 @@
-"""Generator and discriminator of a config, and the generator of a finished run."""
+"""The networks of a config, the images of a generator, and the generator of a run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +20,8 @@ FORMAT = "convnorm-suite/gan/2"
 def build(config: GanConfig, channels: int) -> tuple[nn.Module, nn.Module]:
     """Return (generator, discriminator) on the CPU, initialized from the config's seed alone.
 
-    Each network has a random stream of its own: discriminators that differ in the normalizer
-    start from equal weights, next to equal generators.
+    Each network has its own random stream: configs that differ in the normalizer alone give equal
+    generators, and discriminators that start from equal weights.
     """
     model = config.model
     with torch.random.fork_rng(devices=[]):
@@ -54,9 +54,9 @@ class Latents:
 
 @torch.no_grad()
 def generate(generator: nn.Module, latents: Latents, batch_size: int = 256) -> torch.Tensor:
-    """Images (N, C, H, W) uint8 on the CPU from N latents, in evaluation mode.
+    """Return images (N, C, H, W) uint8 on the CPU of N latents, made in evaluation mode.
 
-    The generator's mode is left as it was found.
+    Afterwards the generator is in the mode that it was in before.
     """
     device = next(generator.parameters()).device
     training = generator.training
@@ -72,7 +72,7 @@ def generate(generator: nn.Module, latents: Latents, batch_size: int = 256) -> t
 
 @dataclass(frozen=True)
 class Prior:
-    """What a generator's latents are drawn from: z from N(0, 1), labels from all classes alike."""
+    """The distribution of latents: z from N(0, 1), labels uniform over the classes."""
 
     z_dim: int
     num_classes: int
@@ -87,7 +87,7 @@ class Prior:
 def sample(
     generator: nn.Module, prior: Prior, num: int, seed: int, stream: str = "samples"
 ) -> torch.Tensor:
-    """`num` generated images (num, C, H, W) uint8: a pure function of the weights and the key."""
+    """Return generated images (num, C, H, W) uint8, a function of the weights, seed and stream."""
     return generate(generator, prior.draw(num, seed, stream))
 
 
@@ -103,13 +103,16 @@ class LoadedGenerator:
     sha256: str  # of the checkpoint file
 
     def sample(self, num: int, seed: int) -> torch.Tensor:
-        """See `sample`."""
+        """Return generated images (num, C, H, W) uint8, a function of the weights and the seed."""
         prior = Prior(self.config.model.z_dim, self.num_classes)
         return sample(self.generator, prior, num, seed)
 
 
 def load_generator(path: Path, device: torch.device | str = "cpu") -> LoadedGenerator:
-    """Read the generator of a run folder or a checkpoint file; InputError if there is none."""
+    """Read the generator of a run folder or a checkpoint file.
+
+    Raises InputError where there is none.
+    """
     file = path / checkpoint.CHECKPOINT if path.is_dir() else path
     state, sha256 = checkpoint.load_with_hash(file, FORMAT)
     try:

@@ -19,7 +19,7 @@ from convnorm.experiment.run.distributed import Process
 from convnorm.experiment.run.hardware import commit, hardware
 from convnorm.experiment.run.loop import is_due
 from convnorm.experiment.run.tracking import Tracker, read_lines
-from convnorm.spectrum import layer_norms
+from convnorm.spectrum import by_name, layer_norms
 from gan.config import GanConfig
 from gan.models import FORMAT, Prior, generate, sample
 from gan.records import ScoreRecord
@@ -32,7 +32,8 @@ GRID = 64  # images in a grid of samples
 def train(config: GanConfig, options: RunOptions, process: Process) -> dict[str, Any]:
     """Train, or resume, the run in `options.run_dir` and return its summary.
 
-    Raises InputError, or Stopped when a signal or a loss that is no number ends the run early.
+    Raises InputError, or Stopped where a signal, or a loss or weight that is NaN or infinite, ends
+    the run early.
     """
     run_dir, code = Path(options.run_dir), commit()  # now: the clone may change meanwhile
     opened = checkpoint.open_run(run_dir, config, options.overwrite)
@@ -54,7 +55,7 @@ def train(config: GanConfig, options: RunOptions, process: Process) -> dict[str,
 
 
 class Journal:
-    """What is due at a step is measured and written: log lines, norms, samples, scores."""
+    """Measures and writes what is due at a step: log lines, norms, samples, scores."""
 
     def __init__(self, run_dir: Path, trainer: Trainer):
         config, state = trainer.config, trainer.state
@@ -68,7 +69,7 @@ class Journal:
         )
 
     def _scorer(self, protocol: str) -> Scorer | None:
-        """The preflight of a protocol: what it lacks is found before training starts."""
+        """Load what a protocol needs: whatever is missing is found before training starts."""
         if protocol == "none":
             return None
         config = self.trainer.config
@@ -76,15 +77,13 @@ class Journal:
         return Scorer(protocol, config.data, self.trainer.process.device, weights=weights)
 
     def write(self, means: dict[str, float] | None) -> None:
-        """After every step, with the means where a log line is due; changes no training."""
+        """Write what is due after a step; `means` is None unless a log line is due."""
         trainer, config = self.trainer, self.trainer.config
         step, generator = trainer.state.step, trainer.state.final_generator
         if means is not None:
             values = dict(means)
             if is_due(step, config.log.norms_every, config.steps):
-                for name, norms in layer_norms(trainer.discriminator, trainer.image_shape).items():
-                    for kind, value in norms._asdict().items():
-                        values[f"{kind}/{name}"] = value
+                values |= by_name(layer_norms(trainer.discriminator, trainer.image_shape))
             self.tracker.log(step, values)
         if is_due(step, config.log.samples_every, config.steps):
             self.tracker.images(step, generate(generator, self.grid))
@@ -92,7 +91,7 @@ class Journal:
             self.tracker.score(step, to_json(self._score()))
 
     def _score(self) -> ScoreRecord:
-        """The score that is reported and, within it, the one by which a step can be selected."""
+        """Return the score that is reported, with the one by which a step can be selected in it."""
         state, seed = self.trainer.state, self.trainer.config.seed
         facts = {"step": state.step, "ema": state.ema is not None}
         draw = partial(sample, state.final_generator, self.prior)
@@ -104,8 +103,10 @@ class Journal:
 
 
 def _summary(trainer: Trainer, run_dir: Path, code: str | None) -> dict[str, Any]:
-    """The end of the run: what an image costs in batches of the run's size, the last log line
-    and the last scores."""
+    """Return what the run cost, and its last log line and scores.
+
+    macs: of one image, counted in a batch of the run's size.
+    """
     log, metrics = (read_lines(run_dir / name) for name in ("log.jsonl", "metrics.jsonl"))
     train, generator, discriminator = trainer.config.train, trainer.generator, trainer.discriminator
     device = trainer.process.device

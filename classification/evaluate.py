@@ -82,7 +82,7 @@ def checkpoint_of(run: Path, which: Literal["best", "last"]) -> Path:
 def evaluate(
     loaded: LoadedClassifier, options: Options, device: torch.device
 ) -> tuple[Evaluation, dict[str, Tensor]]:
-    """Metric a classifier that is on `device`; return a record and what it counts, per image.
+    """Measure a classifier that is on `device`; return a record and what it counts, per image.
 
     The record does not depend on when or how fast it was made. Per image: `positions` (N,) int64 in
     the split's file, and what `evaluation_record.right_about` returns.

@@ -1,4 +1,4 @@
-"""Metric how robust a trained classifier is.
+"""Measure how robust a trained classifier is.
 
     python scripts/evaluate_cls.py runs/classification/digits_convnorm/seed0
     python scripts/evaluate_cls.py RUN --attacks pgd50x10 autoattack simba_pixel sweep corruptions

@@ -56,7 +56,7 @@ class Journal(Protocol):
     tracker: Tracker
 
     def write(self, means: dict[str, float] | None) -> None:
-        """Metric and write what is due after a step, and leave the training as it is.
+        """Measure and write what is due after a step, and leave the training as it is.
 
         means: of the steps since the last log line; None where no line is due.
         """

@@ -1,6 +1,7 @@
 """The update of a GAN is a function of its draws and of tensors: nothing else goes in."""
 
 from dataclasses import replace
+from itertools import combinations
 
 import torch
 from runs import ALONE, tiny
@@ -13,6 +14,23 @@ from gan.trainer import Trainer
 def make_trainer(changes: dict | None = None) -> Trainer:
     config = tiny({"train.ema_decay": 0.9, **(changes or {})})
     return Trainer(config, load_images(config.data), ALONE)
+
+
+def test_each_update_has_draws_of_its_own():
+    """Two updates on the same images or latents would learn less than they cost."""
+    trainer = make_trainer({"loss.gradient_penalty": 10.0, "train.n_dis": 3})
+    steps = [trainer.draw(step) for step in range(2)]
+    updates = [update for draws in steps for update in draws.discriminator]
+    latents = [update.latents for update in updates]
+    latents += [draws.generator.latents for draws in steps]
+    for drawn in (
+        [update.real.images for update in updates],
+        [update.mix for update in updates],
+        [each.z for each in latents],
+        [each.labels for each in latents],
+    ):
+        pairs = combinations(drawn, 2)
+        assert not any(torch.equal(one, other) for one, other in pairs)
 
 
 def test_labels_travel_with_real_images_and_with_latents(monkeypatch):

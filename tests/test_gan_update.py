@@ -1,4 +1,4 @@
-"""The update of a GAN is a function of its draws and of tensors: nothing else goes in."""
+"""What a step of a GAN draws, and what of it the networks and losses get."""
 
 from dataclasses import replace
 from itertools import combinations

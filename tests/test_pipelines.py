@@ -10,7 +10,9 @@ import pytest
 import torch
 from runs import (
     ALONE,
+    Crash,
     classifier_run,
+    crash_before,
     differing,
     run,
     state_of,
@@ -31,7 +33,7 @@ from classification.trainer import Trainer as ClassifierTrainer
 from classification.training_data import training_data
 from convnorm.experiment.data import load_images
 from convnorm.experiment.run.loop import take_step
-from convnorm.normalizers import CATALOGUE
+from convnorm.normalizers import CATALOGUE, Kind
 from gan.trainer import Trainer as GanTrainer
 
 
@@ -47,7 +49,7 @@ def classifier_trainer(changes: dict[str, Any]) -> ClassifierTrainer:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """make: a trainer of the tiny config with changes. run: train it in a folder.
+    """trainer: the class. make: a trainer of the tiny config with changes. run: train in a folder.
 
     losses: the methods of the trainer whose gradients are followed. networks: in a checkpoint.
     variants: changes under which an update does different things.
@@ -55,6 +57,7 @@ class Pipeline:
     rarely, often: changes by which a run is measured in between as seldom, and as often, as it can.
     """
 
+    trainer: type
     make: Callable[[dict[str, Any]], Any]
     run: Callable[..., dict[str, Any]]
     losses: tuple[str, ...]
@@ -66,6 +69,7 @@ class Pipeline:
 
 
 GAN = Pipeline(
+    GanTrainer,
     gan_trainer,
     run,
     losses=("discriminator_loss", "generator_loss"),
@@ -82,6 +86,7 @@ GAN = Pipeline(
     often={"log.every": 1, "log.samples_every": 1, "log.norms_every": 1},
 )
 CLASSIFICATION = Pipeline(
+    ClassifierTrainer,
     classifier_trainer,
     classifier_run,
     losses=("loss",),
@@ -183,6 +188,24 @@ def test_measuring_in_between_does_not_change_the_training(pipeline, kind, tmp_p
     assert differing(*states) == []
     files = [list((tmp_path / name / "samples").iterdir()) for name in ("rarely", "often")]
     assert len(files[0]) < len(files[1])
+
+
+@each_pipeline
+def test_a_resumed_run_goes_on_with_the_random_numbers_of_its_layers(
+    pipeline, tmp_path, monkeypatch
+):
+    """A layer that draws for itself, as dropout does, draws from the global state."""
+    dropout = Kind(output=lambda channels, options: nn.Dropout2d(0.5))
+    monkeypatch.setitem(CATALOGUE, "dropout", dropout)
+    changes = {"normalizer.kind": "dropout"}
+    pipeline.run(tmp_path / "whole", changes)
+    with monkeypatch.context() as patch:
+        crash_before(3, pipeline.trainer, patch)
+        with pytest.raises(Crash):
+            pipeline.run(tmp_path / "cut", changes, checkpoint_every=2)
+    pipeline.run(tmp_path / "cut", changes)
+    states = [trained(pipeline, state_of(tmp_path / name)) for name in ("cut", "whole")]
+    assert differing(*states) == []
 
 
 # Updates are functions of their draws

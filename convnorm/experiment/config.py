@@ -190,11 +190,7 @@ def parse(
 
     pipeline: the folder under configs/ where names are looked up.
     default: the config that is read without --cfg.
-
-    --help and --print_config exit.
-
-    Raises:
-        InputError: Anything is wrong with the file or the command line.
+    Raises InputError for whatever is wrong; --help and --print_config exit.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--cfg", default=default)

@@ -275,7 +275,7 @@ def test_a_best_that_is_not_the_one_of_the_summary_is_refused(run_dir):
         ("evaluation/last.json", None, "last.json: No such file"),
         ("evaluation/best.npz", None, "best.npz: No such file"),
         ("evaluation/best.json", ("pgd2x2", "pgd4x2"), "best.npz: lacks pgd4x2"),
-        ("evaluation/best.json", ("attacked", "attack"), "attacks.0.attack: no such key"),
+        ("evaluation/best.json", ("num_attacked", "attack"), "attacks.0.attack: no such key"),
     ],
 )
 def test_what_a_folder_lacks_is_told_in_one_line_that_names_the_file(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from convnorm.experiment.statistics import Interval
+from convnorm.experiment.records import Interval
 
 Norm = Literal["linf", "l2"]
 

@@ -153,9 +153,8 @@ def raw_kernels(network: nn.Module) -> list[torch.Tensor]:
 )
 def test_kinds_start_from_the_same_weights(pipeline, arch, kind):
     """A kind that draws from the stream of the layers after it would start them elsewhere."""
-    changes = {"model.arch": arch}
     found, plain = (
-        networks_of(pipeline, pipeline.make({**changes, "normalizer.kind": each}))
+        networks_of(pipeline, pipeline.make({"model.arch": arch, "normalizer.kind": each}))
         for each in (kind, "none")
     )
     for network, other in zip(found, plain, strict=True):

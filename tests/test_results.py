@@ -13,8 +13,7 @@ from convnorm.experiment.benchmark.results import gather
 from convnorm.experiment.codec import from_json, to_json
 from convnorm.experiment.config import to_yaml
 from convnorm.experiment.errors import InputError
-from convnorm.experiment.records import Count, CurvePoint, Metric, NormPoint, Report
-from convnorm.experiment.statistics import Summary
+from convnorm.experiment.records import Count, CurvePoint, Metric, NormPoint, Report, Summary
 
 KINDS = {"axes": {"kind": ["good", "bad"]}, "seeds": [0, 1, 2]}
 

@@ -7,11 +7,25 @@ nothing that draws or tells looks anything up by a string that is not a name of 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from convnorm.experiment.statistics import Interval, Summary
-
+Interval = tuple[float, float]  # its lower and its upper end
 When = Literal["final", "selected"]
 State = Literal["done", "cut", "failed", "not begun"]
 Verdict = Literal["better", "worse", "not distinguishable", "not tested"]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The scores of `n` runs.
+
+    sd: sample standard deviation, with n - 1 in the denominator; None for a single run.
+    interval: t-interval of the mean; None for a single run. It has no width where all scores are
+        equal, which does not mean that the next one would be equal too.
+    """
+
+    mean: float
+    sd: float | None
+    n: int
+    interval: Interval | None
 
 
 @dataclass(frozen=True)

@@ -14,27 +14,12 @@ from typing import Literal
 import numpy as np
 from scipy.stats import binomtest, t, ttest_rel
 
-Interval = tuple[float, float]
+from convnorm.experiment.records import Interval, Summary
 
 LEVEL = 0.05  # of tests: where p, after any correction, is below it, there is a difference
 CONFIDENCE = 1 - LEVEL
 # Relative to the values: differences that vary by less vary by rounding alone.
 ROUNDING = 1e-9
-
-
-@dataclass(frozen=True)
-class Summary:
-    """The scores of `n` runs.
-
-    sd: sample standard deviation, with n - 1 in the denominator; None for a single run.
-    interval: t-interval of the mean; None for a single run. It has no width where all scores are
-        equal, which does not mean that the next one would be equal too.
-    """
-
-    mean: float
-    sd: float | None
-    n: int
-    interval: Interval | None
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,9 @@ from convnorm.experiment.records import (
     Report,
     RunRecord,
     RunResult,
+    Summary,
 )
-from convnorm.experiment.statistics import Summary, area_under, collapsed, summary
+from convnorm.experiment.statistics import area_under, collapsed, summary
 
 
 def gather(benchmark: Benchmark) -> Report:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from convnorm.experiment.statistics import Summary
+from convnorm.experiment.records import Summary
 
 
 def number(value: float, digits: int = 3) -> str:

@@ -14,7 +14,7 @@ demo: $(INSTALLED)
 	$(BIN)/python scripts/benchmark.py --cfg digits_gan --workers auto
 
 test: lint
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(BIN)/python -m pytest -n auto
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
-from torchvision.io import encode_png
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
@@ -153,4 +153,5 @@ class Tracker:
 
 def save_png(path: Path, image: torch.Tensor) -> None:
     """Write an image (C, H, W) uint8 as PNG, atomically."""
-    write(path, lambda file: file.write(encode_png(image.cpu()).numpy().tobytes()))
+    picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
+    write(path, lambda file: picture.save(file, "PNG"))

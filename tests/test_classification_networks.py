@@ -485,13 +485,12 @@ def test_a_convolution_has_a_bias_where_no_offset_follows_it_directly(kind, posi
 
 @every_kind
 @every_position
-def test_every_position_trains_is_averaged_and_has_spectra(kind, position):
-    """Statistics that stand apart from their convolution; norms taken where there is no map."""
+def test_every_position_trains_and_is_averaged(kind, position):
+    """Statistics that stand apart from their convolution."""
     torch.manual_seed(0)
-    network = build("basic", kind, norm_position=position, image_size=16)
+    network = build("basic", kind, norm_position=position)
     average = averaged(network, 0.9)
-    x = torch.rand(8, 3, 16, 16)
-    F.cross_entropy(network(x), torch.arange(8)).backward()
+    F.cross_entropy(network(images_for("basic", 8)), torch.arange(8)).backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
@@ -500,6 +499,16 @@ def test_every_position_trains_is_averaged_and_has_spectra(kind, position):
     follow(average, network, 0.0)
     for one, other in zip(running_statistics(average), running_statistics(network), strict=True):
         assert torch.equal(one, other)
-    measured = layer_norms(network, torch.Size((3, 16, 16)))
+
+
+# An affine map behind the convolution, a filter, no map at all, a parametrized weight.
+@pytest.mark.parametrize("kind", ["batch", "convnorm", "layer", "oni"])
+@every_position
+def test_every_position_has_spectra(kind, position):
+    """Norms taken where there is no map."""
+    torch.manual_seed(0)
+    network = build("basic", kind, norm_position=position)
+    network(images_for("basic", 8))  # moves running statistics
+    measured = layer_norms(network, torch.Size((3, 8, 8)))
     assert len(measured) == len([m for m in modules_of(network, nn.Conv2d) if m.groups == 1])
     assert all(0 < value < 1e3 for layer in measured.values() for value in layer)

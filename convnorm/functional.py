@@ -9,13 +9,15 @@ convolution by the kernels W_o1 ... W_oI of output channel o, and hats for the D
     y_o    = irfft2(G_o * rfft2(c_o))                 circular filter
 
 P_o is the DFT of the kernel's autocorrelation, which has only (2k-1)^2 numbers; so no kernel is
-ever padded to the grid. All of it runs in float32 or float64, whatever the autocast state.
+ever padded to the grid. All of it runs in float32 or float64, whatever the autocast state; and
+where float32 products may be rounded (TF32, bfloat16), the gain is computed in float64.
 """
 
 import torch
 import torch.nn.functional as F
 
 from convnorm.fixed import computed_once
+from convnorm.precision import widened
 from convnorm.tables import Pair, circulant_index, cosine_table, offset_indicator
 
 Pads = tuple[int, int, int, int]  # left, right, top, bottom, as torch.nn.functional.pad counts
@@ -29,10 +31,10 @@ def autocorrelation(weight: torch.Tensor) -> torch.Tensor:
     R_o[d] = sum_i sum_p W_oi[p] W_oi[p + d]; the middle entry R_o[0] is |W_o|^2.
     """
     out_channels, _, height, width = weight.shape
-    taps = weight.flatten(2)
+    taps = widened(weight).flatten(2)
     gram = torch.bmm(taps.transpose(1, 2), taps).flatten(1)  # (O, K * K)
-    summed = gram @ offset_indicator((height, width), weight.device, weight.dtype)
-    return summed.view(out_channels, 2 * height - 1, 2 * width - 1)
+    summed = gram @ offset_indicator((height, width), gram.device, gram.dtype)
+    return summed.view(out_channels, 2 * height - 1, 2 * width - 1).to(weight.dtype)
 
 
 def spectral_energy(
@@ -43,11 +45,12 @@ def spectral_energy(
     With a stride s, the energy that the strided layer has on its own, coarser grid: the mean of
     the s_h * s_w aliases of P on the fine grid.
     """
-    correlation = autocorrelation(weight)
+    correlation = autocorrelation(widened(weight)).flatten(1)
     kernel = (weight.shape[2], weight.shape[3])
-    cosines = cosine_table(kernel, grid, dilation, stride, weight.device, weight.dtype)
+    cosines = cosine_table(kernel, grid, dilation, stride, weight.device, correlation.dtype)
     # Rounding can take a zero of the spectrum below zero.
-    return (correlation.flatten(1) @ cosines).clamp(min=0).view(-1, grid[0], grid[1] // 2 + 1)
+    energy = (correlation @ cosines).clamp(min=0).view(-1, grid[0], grid[1] // 2 + 1)
+    return energy.to(weight.dtype)
 
 
 def spectral_gain(

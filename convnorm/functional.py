@@ -75,6 +75,11 @@ def spectral_gain(
         return torch.where(mean > tiny, energy + eps * mean, 1.0).clamp(min=tiny).rsqrt()
 
 
+@torch.no_grad()
+def _constant_gain(weight: torch.Tensor, *args) -> torch.Tensor:
+    return spectral_gain(weight, *args)
+
+
 class _FilterFFT(torch.autograd.Function):
     """irfft2(gain * rfft2(x)) for a gain that takes no gradient.
 
@@ -225,8 +230,8 @@ def conv_norm2d(
     size = _output_size(x, weight, stride, padding, dilation)
 
     def gain(ring: Pair, stride: Pair = (1, 1)) -> torch.Tensor:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and gradient_through_gain):
-            return computed_once(spectral_gain, weight, ring, dilation, stride, eps)
+        function = spectral_gain if gradient_through_gain else _constant_gain
+        return computed_once(function, weight, ring, dilation, stride, eps)
 
     if weight.shape[2:] == (1, 1):  # a flat spectrum: the filter is a factor of each channel
         weight = (weight * gain((1, 1))[:, None]).to(weight.dtype)

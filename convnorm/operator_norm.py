@@ -43,7 +43,9 @@ class UnitOperatorNorm(nn.Module):
         if self.training:
             self.iterate()
         with torch.autocast(self.u.device.type, enabled=False):
-            return self._norm(self.u) if self.training else computed_once(self._norm, self.u)
+            if self.training:
+                return self._norm(self.u)
+            return computed_once(self._norm, self.u, weights=self.layer.parameters())
 
     def _norm(self, u: torch.Tensor) -> torch.Tensor:
         return self._linear(u.clone()).norm()

@@ -122,9 +122,9 @@ def circular_filter(
 ) -> torch.Tensor:
     """Filter each channel on the ring of its own map, and keep some of the outputs.
 
-    x: (N, C, n, m) of any floating dtype, which the result has too; gain: (C, n, m // 2 + 1),
-    real and even, whose dtype is computed in. Returns (N, C, len(rows), len(columns)); None
-    keeps all.
+    x: (N, C, n, m) of any floating dtype, which the result has too, where N may be 0; gain:
+    (C, n, m // 2 + 1), real and even, whose dtype is computed in. Returns (N, C, len(rows),
+    len(columns)); None keeps all.
     """
     n, m = x.shape[-2:]
     rows = range(n) if rows is None else rows
@@ -136,7 +136,9 @@ def circular_filter(
             y = torch.bmm(maps.flatten(2).transpose(0, 1), matrix.transpose(1, 2))
             return y.transpose(0, 1).unflatten(2, (len(rows), len(columns))).to(x.dtype)
         maps = maps.contiguous()  # channels_last input has failed in compiled FFTs
-        if gain.requires_grad:
+        if not maps.numel():  # an FFT refuses a batch of none, which nn.Conv2d takes
+            y = maps * gain.sum()  # so that gradients are zero and not missing
+        elif gain.requires_grad:
             y = torch.fft.irfft2(gain * torch.fft.rfft2(maps), s=(n, m))
         else:
             y = _FilterFFT.apply(maps, gain)

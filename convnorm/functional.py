@@ -9,13 +9,15 @@ convolution by the kernels W_o1 ... W_oI of output channel o, and hats for the D
     y_o    = irfft2(G_o * rfft2(c_o))                 circular filter
 
 P_o is the DFT of the kernel's autocorrelation, which has only (2k-1)^2 numbers; so no kernel is
-ever padded to the grid. All of it runs in float32 or float64, whatever the autocast state.
+ever padded to the grid. All of it runs in float32 or float64, whatever the autocast state; and
+where float32 products may be rounded (TF32, bfloat16), the gain is computed in float64.
 """
 
 import torch
 import torch.nn.functional as F
 
 from convnorm.fixed import computed_once
+from convnorm.precision import widened
 from convnorm.tables import Pair, circulant_index, cosine_table, offset_indicator
 
 Pads = tuple[int, int, int, int]  # left, right, top, bottom, as torch.nn.functional.pad counts
@@ -29,10 +31,10 @@ def autocorrelation(weight: torch.Tensor) -> torch.Tensor:
     R_o[d] = sum_i sum_p W_oi[p] W_oi[p + d]; the middle entry R_o[0] is |W_o|^2.
     """
     out_channels, _, height, width = weight.shape
-    taps = weight.flatten(2)
+    taps = widened(weight).flatten(2)
     gram = torch.bmm(taps.transpose(1, 2), taps).flatten(1)  # (O, K * K)
-    summed = gram @ offset_indicator((height, width), weight.device, weight.dtype)
-    return summed.view(out_channels, 2 * height - 1, 2 * width - 1)
+    summed = gram @ offset_indicator((height, width), gram.device, gram.dtype)
+    return summed.view(out_channels, 2 * height - 1, 2 * width - 1).to(weight.dtype)
 
 
 def spectral_energy(
@@ -43,11 +45,12 @@ def spectral_energy(
     With a stride s, the energy that the strided layer has on its own, coarser grid: the mean of
     the s_h * s_w aliases of P on the fine grid.
     """
-    correlation = autocorrelation(weight)
+    correlation = autocorrelation(widened(weight)).flatten(1)
     kernel = (weight.shape[2], weight.shape[3])
-    cosines = cosine_table(kernel, grid, dilation, stride, weight.device, weight.dtype)
+    cosines = cosine_table(kernel, grid, dilation, stride, weight.device, correlation.dtype)
     # Rounding can take a zero of the spectrum below zero.
-    return (correlation.flatten(1) @ cosines).clamp(min=0).view(-1, grid[0], grid[1] // 2 + 1)
+    energy = (correlation @ cosines).clamp(min=0).view(-1, grid[0], grid[1] // 2 + 1)
+    return energy.to(weight.dtype)
 
 
 def spectral_gain(
@@ -70,6 +73,11 @@ def spectral_gain(
         mean = weight.square().sum((1, 2, 3))[:, None, None]
         tiny = torch.finfo(weight.dtype).tiny
         return torch.where(mean > tiny, energy + eps * mean, 1.0).clamp(min=tiny).rsqrt()
+
+
+@torch.no_grad()
+def _constant_gain(weight: torch.Tensor, *args) -> torch.Tensor:
+    return spectral_gain(weight, *args)
 
 
 class _FilterFFT(torch.autograd.Function):
@@ -114,9 +122,9 @@ def circular_filter(
 ) -> torch.Tensor:
     """Filter each channel on the ring of its own map, and keep some of the outputs.
 
-    x: (N, C, n, m) of any floating dtype, which the result has too; gain: (C, n, m // 2 + 1),
-    real and even, whose dtype is computed in. Returns (N, C, len(rows), len(columns)); None
-    keeps all.
+    x: (N, C, n, m) of any floating dtype, which the result has too, where N may be 0; gain:
+    (C, n, m // 2 + 1), real and even, whose dtype is computed in. Returns (N, C, len(rows),
+    len(columns)); None keeps all.
     """
     n, m = x.shape[-2:]
     rows = range(n) if rows is None else rows
@@ -128,7 +136,9 @@ def circular_filter(
             y = torch.bmm(maps.flatten(2).transpose(0, 1), matrix.transpose(1, 2))
             return y.transpose(0, 1).unflatten(2, (len(rows), len(columns))).to(x.dtype)
         maps = maps.contiguous()  # channels_last input has failed in compiled FFTs
-        if gain.requires_grad:
+        if not maps.numel():  # an FFT refuses a batch of none, which nn.Conv2d takes
+            y = maps * gain.sum()  # so that gradients are zero and not missing
+        elif gain.requires_grad:
             y = torch.fft.irfft2(gain * torch.fft.rfft2(maps), s=(n, m))
         else:
             y = _FilterFFT.apply(maps, gain)
@@ -222,8 +232,8 @@ def conv_norm2d(
     size = _output_size(x, weight, stride, padding, dilation)
 
     def gain(ring: Pair, stride: Pair = (1, 1)) -> torch.Tensor:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and gradient_through_gain):
-            return computed_once(spectral_gain, weight, ring, dilation, stride, eps)
+        function = spectral_gain if gradient_through_gain else _constant_gain
+        return computed_once(function, weight, ring, dilation, stride, eps)
 
     if weight.shape[2:] == (1, 1):  # a flat spectrum: the filter is a factor of each channel
         weight = (weight * gain((1, 1))[:, None]).to(weight.dtype)

@@ -19,7 +19,8 @@ class ConvNorm2d(nn.Conv2d):
     operator norm lies in [max(1, sqrt(O/I)), sqrt(O)] for O output and I input channels. It is
     not 1-Lipschitz, and with other paddings A_o A_o^T = I fails near the border.
 
-    The first arguments are those of nn.Conv2d. Input (N, I, H, W), output as nn.Conv2d's.
+    The first arguments are those of nn.Conv2d. Input (N, I, H, W), where N may be 0; output as
+    nn.Conv2d's. An image without its N is refused.
 
     grid: where the filter lives.
         "full": the published method. The map is convolved with stride 1 and zero padding

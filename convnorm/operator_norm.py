@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from convnorm.fixed import computed_once
+from convnorm.precision import convolutions_are_rounded, in_float64
 
 
 class UnitOperatorNorm(nn.Module):
@@ -25,6 +26,8 @@ class UnitOperatorNorm(nn.Module):
 
     def _linear(self, u: torch.Tensor) -> torch.Tensor:
         """The layer without its offset, on u: (1, I, size, size)."""
+        if convolutions_are_rounded(u.device.type):
+            return in_float64(self.layer, u) - in_float64(self.layer, torch.zeros_like(u))
         return self.layer(u) - self.layer(torch.zeros_like(u))
 
     def iterate(self) -> None:
@@ -40,7 +43,9 @@ class UnitOperatorNorm(nn.Module):
         if self.training:
             self.iterate()
         with torch.autocast(self.u.device.type, enabled=False):
-            return self._norm(self.u) if self.training else computed_once(self._norm, self.u)
+            if self.training:
+                return self._norm(self.u)
+            return computed_once(self._norm, self.u, weights=self.layer.parameters())
 
     def _norm(self, u: torch.Tensor) -> torch.Tensor:
         return self._linear(u.clone()).norm()

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from convnorm.fixed import computed_once
+from convnorm.precision import in_float64, products_are_rounded
 
 # Eigenvalues below this are rounding errors, in float32, of a matrix of norm 1.
 SMALLEST = 1e-6
@@ -41,9 +42,10 @@ class Scale(nn.Module):
 
 
 class OutsideAutocast(nn.Module):
-    """A parametrization that autocast does not reach, computed once inside `fixed_weights`.
+    """A parametrization in full precision, computed once inside `fixed_weights`.
 
-    Autocast would run its matrix products, and those of a power iteration, in half precision.
+    Autocast would run its matrix products, and those of a power iteration, in half precision;
+    and where float32 products may be rounded (TF32, bfloat16), it is computed in float64.
     """
 
     def __init__(self, parametrization: nn.Module):
@@ -52,7 +54,12 @@ class OutsideAutocast(nn.Module):
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         with torch.autocast(weight.device.type, enabled=False):
-            return computed_once(self.parametrization, weight)
+            return computed_once(self._compute, weight)
+
+    def _compute(self, weight: torch.Tensor) -> torch.Tensor:
+        if weight.dtype == torch.float32 and products_are_rounded(weight.device.type):
+            return in_float64(self.parametrization, weight)
+        return self.parametrization(weight)
 
 
 class ONI(nn.Module):

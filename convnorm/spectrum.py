@@ -1,12 +1,15 @@
 """Singular values of what the layers of a network compute."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from convnorm.normalizers import normalized_layers
+from convnorm.precision import convolutions_are_rounded, in_float64
 
 PROBES = 64  # vectors in one batch, from which a Frobenius norm is estimated
 
@@ -29,6 +32,16 @@ def matrix_norm(weight: torch.Tensor) -> float:
     return torch.linalg.matrix_norm(matrix, ord=2).item() if matrix.isfinite().all() else math.nan
 
 
+def _in_full_precision(
+    layer: nn.Module,
+) -> tuple[Callable[[torch.Tensor], torch.Tensor], torch.device, torch.dtype]:
+    """The layer, where it computes, and in which dtype: float64 if float32 may be rounded."""
+    parameter = next(layer.parameters())
+    if parameter.dtype == torch.float32 and convolutions_are_rounded(parameter.device.type):
+        return partial(in_float64, layer), parameter.device, torch.float64
+    return layer, parameter.device, parameter.dtype
+
+
 def operator_norm(layer: nn.Module, input_size: torch.Size, steps: int = 40) -> float:
     """Largest singular value of the affine map that `layer` computes on (1, I, H, W) inputs.
 
@@ -37,8 +50,8 @@ def operator_norm(layer: nn.Module, input_size: torch.Size, steps: int = 40) -> 
     within 0.1 % for layers as wide as 64 channels on 32 x 32, whose largest singular values lie
     close together. NaN if the layer is not finite. The layer must be in evaluation mode.
     """
-    parameter = next(layer.parameters())
-    zero = torch.zeros(input_size, device=parameter.device, dtype=parameter.dtype)
+    layer, device, dtype = _in_full_precision(layer)
+    zero = torch.zeros(input_size, device=device, dtype=dtype)
     random = torch.Generator(zero.device).manual_seed(0)
     start = torch.empty_like(zero).normal_(generator=random).flatten()
     basis = [start / start.norm()]
@@ -76,9 +89,9 @@ def rms_singular_value(layer: nn.Module, input_size: torch.Size) -> float:
     (Hutchinson, 1990), without a dense matrix. Within 0.5 % for maps of 1000 numbers and more,
     1.5 % for 100 to 200. NaN if the layer is not finite. The layer must be in evaluation mode.
     """
-    parameter = next(layer.parameters())
-    random = torch.Generator(parameter.device).manual_seed(0)
-    signs = torch.empty(PROBES, *input_size[1:], device=parameter.device, dtype=parameter.dtype)
+    layer, device, dtype = _in_full_precision(layer)
+    random = torch.Generator(device).manual_seed(0)
+    signs = torch.empty(PROBES, *input_size[1:], device=device, dtype=dtype)
     signs.bernoulli_(generator=random).mul_(2).sub_(1)
     offset = layer(torch.zeros_like(signs[:1]))
     image = (layer(signs) - offset).double()

@@ -1,13 +1,14 @@
 """What `fixed_weights` keeps: the same outputs, each weight's consequences once, nothing after."""
 
 import copy
+import weakref
 from collections import Counter
 
 import pytest
 import torch
 from torch import nn
 
-from convnorm import functional
+from convnorm import ConvNorm2d, functional
 from convnorm.fixed import computed_once, fixed_weights
 from convnorm.normalizers import Normalizer
 
@@ -154,6 +155,52 @@ def test_gains_computed_in_inference_mode_serve_an_attack():
         x.requires_grad_()
         (gradient,) = torch.autograd.grad(layer(x).square().sum(), x)
     assert gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize("through_gain", [False, True])
+@pytest.mark.parametrize("kind", ["convnorm", "spectral", "oni", "own", "spectral_convnorm"])
+def test_a_gradient_is_refused_and_not_dropped(kind, through_gain):
+    """An update of weights inside, whose gradients lack what went through the constants."""
+    torch.manual_seed(0)
+    normalize = Normalizer(kind, gradient_through_gain=through_gain, affine=True)
+    layer, x = normalize(nn.Conv2d(3, 4, 3, padding=1, bias=False)).eval(), images()
+    with fixed_weights(), torch.no_grad():
+        kept = layer(x)
+    with fixed_weights():
+        with torch.no_grad():
+            assert torch.equal(layer(x), kept)
+        with pytest.raises(RuntimeError, match=r"requires a gradient inside fixed_weights"):
+            layer(x)
+        layer.requires_grad_(False)
+        assert torch.equal(layer(x), kept)
+
+
+def test_the_gradient_of_an_affine_is_refused_where_the_norm_depends_on_it():
+    layer = Normalizer("spectral_convnorm", affine=True)(nn.Conv2d(3, 4, 3)).eval()
+    for parameter in (layer.layer.weight, layer.layer.bias):
+        parameter.requires_grad_(False)
+    with fixed_weights(), pytest.raises(RuntimeError, match=r"of shape \(4, 1, 3, 3\) requires"):
+        layer(images())
+
+
+@pytest.mark.parametrize("through_gain", [False, True])
+def test_weights_made_anew_in_every_pass_leave_nothing_behind(monkeypatch, through_gain):
+    """Memory that grows with every batch of an evaluation."""
+    conv = ConvNorm2d(3, 4, 3, gradient_through_gain=through_gain)
+    layer = nn.utils.parametrizations.weight_norm(conv).eval().requires_grad_(False)
+    gains, compute = [], functional.spectral_gain
+
+    def recorded(*args):
+        gain = compute(*args)
+        gains.append(weakref.ref(gain))
+        return gain
+
+    monkeypatch.setattr(functional, "spectral_gain", recorded)
+    expected = layer(images())
+    with fixed_weights():
+        for _ in range(4):
+            assert torch.equal(layer(images()), expected)
+        assert [gain() for gain in gains] == [None] * 5
 
 
 def test_a_freed_tensor_does_not_lend_its_id():

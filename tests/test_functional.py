@@ -12,6 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from convnorm import functional
 from convnorm.functional import (
     autocorrelation,
+    circular_filter,
     conv_norm2d,
     matrix_is_faster,
     spectral_energy,
@@ -244,6 +245,32 @@ def test_what_makes_no_sense_is_refused_in_words(arguments, message):
     x = torch.zeros(arguments.pop("x", (1, 4, 8, 8)))
     with pytest.raises(ValueError, match=message):
         conv_norm2d(x, torch.ones(4, 4, 3, 3), **arguments)
+
+
+@every_grid
+@pytest.mark.parametrize("padding_mode", ["zeros", "circular", "reflect", "replicate"])
+@pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
+def test_an_empty_batch_gives_an_empty_map(geometry, padding_mode, grid):
+    """In every geometry the shape and the gradients of a batch that has images."""
+    kernel, *rest = geometry
+    x, weight = problem(kernel, rest[-1], size=(13, 12), requires_grad=True)
+    options = {"grid": grid, "gradient_through_gain": True}
+    full = conv_norm2d(x, weight, *rest, padding_mode, **options)
+    empty = conv_norm2d(x[:0], weight, *rest, padding_mode, **options)
+    assert empty.shape == (0, *full.shape[1:])
+    assert empty.dtype == full.dtype
+    gradients = torch.autograd.grad(empty.sum(), (x, weight), create_graph=True)
+    assert not any(gradient.any() for gradient in gradients)
+
+
+@pytest.mark.parametrize("kept", [None, range(1, 12, 3)])
+def test_a_filter_of_no_maps(kept):
+    gain = torch.rand(4, 13, 7, requires_grad=True)
+    y = circular_filter(torch.rand(0, 4, 13, 12).bfloat16(), gain, kept, kept)
+    assert y.shape == ((0, 4, 13, 12) if kept is None else (0, 4, 4, 4))
+    assert y.dtype == torch.bfloat16
+    y.sum().backward()
+    assert not gain.grad.any()
 
 
 def test_gain_of_a_white_kernel_is_flat():

@@ -558,6 +558,23 @@ def test_compiles_as_one_graph(kind):
     torch.testing.assert_close(results[1], results[0])
 
 
+@every_kind
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("options", [{}, {"grid": "native", "affine": True, "multiplier": True}])
+@pytest.mark.parametrize("size", [3, 20])
+def test_an_empty_batch_passes_as_through_a_plain_convolution(kind, training, options, size):
+    """The last images of a selection, of which none is left: an FFT refuses them."""
+    plain = nn.Conv2d(3, 8, 3, 2, padding=1)
+    x = torch.rand(0, 3, size, size, requires_grad=True)
+    expected = plain(x).shape
+    layer = Normalizer(kind, gradient_through_gain=True, **options)(plain).train(training)
+    y = layer(x)
+    assert y.shape == expected
+    y.sum().backward()
+    assert x.grad.shape == x.shape
+    assert all(not p.grad.any() for p in layer.parameters())
+
+
 def test_catalogue_options_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Normalizer("none").kind = "batch"

@@ -32,7 +32,7 @@ COMMANDS = {
     "sbatch": """
         if [ -f refusal ]; then cat refusal >&2; exit 1; fi
         id=$(($(cat queue | wc -l) + 1))
-        echo "$id|$(cat state)|$(sed -n 's/^#SBATCH --job-name=//p' "$1")" >> queue
+        echo "$id|$(cat state)|None|$(sed -n 's/^#SBATCH --job-name=//p' "$1")" >> queue
         cp "$1" script
         echo "Submitted batch job $id"
     """,
@@ -73,7 +73,7 @@ class FakeSlurm:
         if result is not None:
             jobs.joinpath(f"{job}_0_result.pkl").write_bytes(cloudpickle.dumps(result))
         lines = [line.split("|") for line in self.read("queue")]
-        lines = [[i, state if i == job else old, name] for i, old, name in lines]
+        lines = [[i, state if i == job else old, *rest] for i, old, *rest in lines]
         self.write("queue", "".join("|".join(line) + "\n" for line in lines))
 
 
@@ -213,7 +213,7 @@ def test_a_killed_job_is_noticed_without_accounting(tmp_path, fake):
 def test_the_job_of_someone_else_with_the_same_id_is_not_ours(tmp_path, fake):
     benchmark = one_run(tmp_path)
     other = when(
-        lambda: len(fake.read("asked")) > 1, lambda: fake.write("queue", "1|RUNNING|other\n")
+        lambda: len(fake.read("asked")) > 1, lambda: fake.write("queue", "1|RUNNING|None|other\n")
     )
     carry_out(benchmark, on_slurm(benchmark))
     other.join()
@@ -247,15 +247,27 @@ def test_a_slurm_that_does_not_answer_is_told_once(tmp_path, fake, capsys):
     assert capsys.readouterr().err == told
 
 
-def test_all_jobs_are_asked_for_at_once(tmp_path, fake, monkeypatch):
-    """A user's own settings of squeue would hide them."""
-    monkeypatch.setenv("SQUEUE_PARTITION", "debug")
-    monkeypatch.setattr(slurm, "POLL", 60)
+def test_a_job_that_may_never_start_is_told_once(tmp_path, fake, capsys):
     benchmark = toy(tmp_path)
     where = on_slurm(benchmark)
     for run in benchmark.runs:
         where.submit(Attempt(benchmark, run))
+    fake.write("queue", "\n".join(fake.read("queue")).replace("None", "PartitionConfig"))
     for _ in range(3):
+        assert list(where.ended()) == []
+        time.sleep(0.1)
+    assert capsys.readouterr().err == "job 1 (toy:good-seed0) waits: PartitionConfig\n"
+
+
+def test_all_jobs_are_asked_for_at_once(tmp_path, fake, monkeypatch):
+    """A user's own settings of squeue would hide them, and an older answer knows no newer job."""
+    monkeypatch.setenv("SQUEUE_PARTITION", "debug")
+    monkeypatch.setattr(slurm, "POLL", 60)
+    monkeypatch.setattr(cluster, "GRACE", 0)
+    benchmark = toy(tmp_path)
+    where = on_slurm(benchmark)
+    for run in benchmark.runs:
+        where.submit(Attempt(benchmark, run))
         assert list(where.ended()) == []
     assert len(fake.read("asked")) == 1
 
@@ -323,7 +335,7 @@ def test_jobs_that_go_on_are_adopted_and_nothing_is_queued_twice(tmp_path, fake,
     carry_out(benchmark, on_slurm(benchmark))
     ends.join()
     assert "good, seed 0: goes on as job 1\n" in capsys.readouterr().err
-    assert [line.split("|")[2] for line in fake.read("queue")] == [
+    assert [line.split("|")[3] for line in fake.read("queue")] == [
         "toy:good-seed0",
         "toy:better-seed0",
     ]
@@ -349,7 +361,7 @@ def test_a_job_with_other_settings_is_not_adopted(tmp_path, fake):
     benchmark = toy(tmp_path, axes={"kind": ["good"]}, seeds=[0], set={"steps": 2})
     with pytest.raises(InputError, match=r"job 1 carries out good, seed 0 with other .*scancel 1"):
         carry_out(benchmark, on_slurm(benchmark))
-    assert fake.read("queue") == ["1|PENDING|toy:good-seed0"]
+    assert fake.read("queue") == ["1|PENDING|None|toy:good-seed0"]
     assert fake.read("cancelled") == []
 
 

@@ -5,6 +5,8 @@ import subprocess
 import sys
 import time
 
+from tqdm import tqdm
+
 POLL = 5  # seconds; squeue takes as long for one job as for a hundred
 PATIENCE = 60  # seconds that an answer may take
 OVER = {
@@ -20,6 +22,7 @@ OVER = {
     "TIMEOUT",
 }
 GONE = "gone from the queue"
+USUAL = {"None", "Resources", "Priority", "BeginTime", "Cleaning"}  # why a job waits
 
 
 class Queue:
@@ -31,8 +34,9 @@ class Queue:
 
     def __init__(self):
         self._asked = self._answered = float("-inf")
-        self._jobs: dict[str, tuple[str, str]] = {}
+        self._jobs: dict[str, tuple[str, str, str]] = {}  # id -> state, reason, name
         self._silent = False
+        self._told: set[str] = set()
 
     def end(self, job: str, name: str, since: float) -> str | None:
         """Return how a job ended, a word of OVER or GONE; None while it may go on.
@@ -43,9 +47,12 @@ class Queue:
         self._ask()
         if self._answered < since:
             return None
-        state, found = self._jobs.get(job, (GONE, name))
+        state, reason, found = self._jobs.get(job, (GONE, "None", name))
         if found != name:
             return GONE
+        if state == "PENDING" and reason not in USUAL | self._told:  # it may never start
+            self._told.add(reason)
+            tqdm.write(f"job {job} ({name}) waits: {reason}", file=sys.stderr)
         return state if state in OVER or state == GONE else None
 
     def _ask(self) -> None:
@@ -59,7 +66,7 @@ class Queue:
         variables = {k: v for k, v in os.environ.items() if not k.startswith("SQUEUE_")}
         try:
             answer = subprocess.run(
-                [*words, "--format=%A|%T|%j"],
+                [*words, "--format=%A|%T|%r|%j"],
                 capture_output=True,
                 text=True,
                 timeout=PATIENCE,
@@ -69,12 +76,12 @@ class Queue:
         except (OSError, subprocess.SubprocessError) as error:
             if not self._silent:
                 said = (getattr(error, "stderr", None) or str(error)).strip()
-                print(f"squeue does not answer, waiting: {said}", file=sys.stderr)
+                tqdm.write(f"squeue does not answer, waiting: {said}", file=sys.stderr)
             self._silent = True
             return
         self._answered, self._silent = now, False
-        lines = (line.split("|", 2) for line in answer.stdout.splitlines())
-        self._jobs = {line[0]: (line[1], line[2]) for line in lines if len(line) == 3}
+        lines = (line.split("|", 3) for line in answer.stdout.splitlines())
+        self._jobs = {line[0]: (line[1], line[2], line[3]) for line in lines if len(line) == 4}
 
 
 def cancel(jobs: list[str]) -> None:
@@ -82,4 +89,4 @@ def cancel(jobs: list[str]) -> None:
     if jobs:
         done = subprocess.run(["scancel", *jobs], capture_output=True, text=True, check=False)
         if done.stderr.strip():
-            print(done.stderr.strip(), file=sys.stderr)
+            tqdm.write(done.stderr.strip(), file=sys.stderr)

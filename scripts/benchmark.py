@@ -107,7 +107,8 @@ def main() -> int:
         execute(benchmark, where, args.processes_per_run, args.device)
     report = gather(benchmark)
     print(f"report: {page.write(report, benchmark.folder)}")
-    return int(bool(report.failed))
+    done = all(run.state == "done" for run in report.runs)
+    return int(bool(report.failed) if args.report else not done)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from convnorm.experiment.benchmark.execute import (
     execute,
 )
 from convnorm.experiment.benchmark.grid import Benchmark
-from convnorm.experiment.benchmark.plan import describe, seconds_left, survey
+from convnorm.experiment.benchmark.plan import attempts, check, describe, seconds_left, survey
 from convnorm.experiment.errors import InputError, Stopped
 from convnorm.experiment.run import checkpoint
 
@@ -185,6 +185,56 @@ def test_a_stop_does_not_hide_a_failure(tmp_path):
         ("cut", ""),
         ("failed", "why"),
     ]
+
+
+RECORD = {
+    "run": "good, seed 0",
+    "outcome": "failed",
+    "reason": "why",
+    "seconds": 1.0,
+    "evaluating": 0.0,
+    "before": 0.0,
+    "after": 0.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (b"\xff\xfe", "not readable as JSON; expected the record of an attempt"),
+        (b'{"run": "good, se', "not readable as JSON; expected the record of an attempt"),
+        (b"[" * 100_000, "not readable as JSON; expected the record of an attempt"),
+        (b"1" * 5_000, "not readable as JSON; expected the record of an attempt"),
+        (b"null", "null; expected keys and values"),
+        (b"3", "3; expected keys and values"),
+        (b"{}", "run: is missing; expected str"),
+        (json.dumps(RECORD | {"seconds": None}).encode(), "seconds: null; expected a finite num"),
+        (json.dumps(RECORD | {"outcome": "won"}).encode(), "outcome: 'won'; expected one of"),
+    ],
+)
+def test_a_damaged_line_of_attempts_is_told_and_hides_no_other(tmp_path, capsys, line, expected):
+    benchmark = toy(tmp_path)
+    benchmark.folder.mkdir()
+    good = json.dumps(RECORD).encode()
+    file = benchmark.folder / "attempts.jsonl"
+    file.write_bytes(good + b"\n" + line + b"\n" + good + b"\n")
+    check(benchmark)
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith(f"{file}, line 2: {expected}")
+    assert told.endswith("; the line is left out")
+    assert len(attempts(benchmark)) == 2
+    assert survey(benchmark)[0].reason == "why"
+
+
+def test_attempts_that_are_no_file_are_refused(tmp_path):
+    benchmark = toy(tmp_path)
+    for make in (Path.mkdir, os.mkfifo):
+        file = benchmark.folder / "attempts.jsonl"
+        file.parent.mkdir(exist_ok=True)
+        make(file)
+        with pytest.raises(InputError, match=r"attempts.jsonl: is no file; expected one"):
+            check(benchmark)
+        file.rmdir() if file.is_dir() else file.unlink()
 
 
 def test_what_a_run_said_is_kept(tmp_path):

@@ -18,6 +18,8 @@ from convnorm.experiment.run.checkpoint import is_held
 from convnorm.experiment.run.tracking import last_line
 
 CHILD = Path(__file__).with_name("child.py")
+# Exit codes after a request to stop, which a script may have noted or not.
+STOPPED = {sign for n in (signal.SIGINT, signal.SIGTERM) for sign in (-n, 128 + n)}
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ def fraction_done(run: Run, pipeline: Pipeline) -> float:
 class AttemptRecord:
     """How an attempt went: a line of attempts.jsonl.
 
-    reason: why it failed. seconds: in all. evaluating: those of them that came after the training.
+    outcome: stopped, where something from outside ended it. reason: why it failed or was stopped.
+    seconds: in all. evaluating: those of them that came after the training.
     before, after: the fraction of the training that was done.
     """
 
@@ -73,6 +76,19 @@ class AttemptRecord:
     evaluating: float
     before: float
     after: float
+
+
+def lost(run: str, outcome: Literal["failed", "stopped"], reason: str) -> AttemptRecord:
+    """The record of an attempt that left none of its own."""
+    return AttemptRecord(run, outcome, reason, 0.0, 0.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """An attempt that is over. where: a person finds what it said there."""
+
+    record: AttemptRecord
+    where: str
 
 
 @dataclass
@@ -92,9 +108,14 @@ class Attempt:
     _child: subprocess.Popen | None = field(default=None, init=False)
 
     @property
+    def label(self) -> str:
+        """The run's name as part of a file's."""
+        return f"{self.run.cell.slug}-seed{self.run.seed}"
+
+    @property
     def log(self) -> Path:
         """The file with the output of the commands."""
-        return self.benchmark.folder / "logs" / f"{self.run.cell.slug}-seed{self.run.seed}.txt"
+        return self.benchmark.folder / "logs" / f"{self.label}.txt"
 
     def __call__(self) -> AttemptRecord:
         """Do what is left of the run."""
@@ -112,7 +133,7 @@ class Attempt:
         return AttemptRecord(
             run=self.run.name,
             outcome=outcome,
-            reason=reason if outcome == "failed" else "",
+            reason=reason,
             seconds=time.monotonic() - began,
             evaluating=evaluating,
             before=before,
@@ -147,7 +168,7 @@ class Attempt:
             return "stopped"
         variables = {**os.environ, **self.environment, "CONVNORM_PARENT": str(os.getpid())}
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("a+") as log:
+        with self.log.open("a+", errors="replace") as log:
             print(f"$ {command}", file=log, flush=True)
             begin = log.tell()
             with subprocess.Popen(
@@ -166,6 +187,8 @@ class Attempt:
             said = [line for line in map(str.strip, log) if line]
         if code == 0:
             return ""
+        # Someone else can ask for it: scancel sends SIGTERM to all processes of a job.
+        self._stopping |= code in STOPPED
         errors = [line.removeprefix("error: ") for line in said if line.startswith("error: ")]
         last = (errors or said or ["nothing"])[-1]
         return last if code > 0 else f"killed by {signal.Signals(-code).name}; it last said: {last}"

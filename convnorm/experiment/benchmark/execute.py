@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
@@ -13,7 +14,13 @@ import torch
 from tqdm import tqdm
 
 from convnorm.experiment import files
-from convnorm.experiment.benchmark.attempt import Attempt, AttemptRecord, fraction_done
+from convnorm.experiment.benchmark.attempt import (
+    Attempt,
+    AttemptRecord,
+    Ended,
+    fraction_done,
+    lost,
+)
 from convnorm.experiment.benchmark.grid import Benchmark
 from convnorm.experiment.benchmark.plan import ATTEMPTS, GRID, about, seconds_left, survey
 from convnorm.experiment.codec import to_json
@@ -25,20 +32,16 @@ from convnorm.experiment.run.interrupts import Interrupts
 POLL = 0.5  # seconds
 
 
-class Job(Protocol):
-    """A future of an attempt's record."""
-
-    def done(self) -> bool: ...
-
-    def result(self) -> AttemptRecord: ...
-
-
 class Executor(Protocol):
     """Where attempts are carried out, `workers` at a time: a `LocalExecutor` or a `Cluster`."""
 
     workers: int
 
-    def submit(self, attempt: Attempt) -> Job: ...
+    def submit(self, attempt: Attempt) -> None: ...
+
+    def ended(self) -> Iterator[Ended]:
+        """Yield what has ended since; it is noted by the time that the next one is asked for."""
+        ...
 
     def stop(self) -> None: ...
 
@@ -50,12 +53,14 @@ def execute(benchmark: Benchmark, executor: Executor, processes: int, device: st
     the others.
 
     Raises:
-        InputError: Another process is carrying them out.
+        InputError: Another process is carrying them out, or a cluster refuses them.
         Stopped: After a Ctrl-C or SIGTERM, as soon as the runs that were going on have saved.
     """
-    left = [item.run for item in survey(benchmark) if item.state != "done"]
-    if left:
-        with checkpoint.locked(benchmark.folder, "folder"):
+    with checkpoint.locked(benchmark.folder, "folder"):
+        for ended in executor.ended():  # on a cluster, while nobody waited for it
+            print(_noted(benchmark, ended), file=sys.stderr)
+        left = [item.run for item in survey(benchmark) if item.state != "done"]
+        if left:
             _register(benchmark)
             _execute(benchmark, executor, [Attempt(benchmark, r, processes, device) for r in left])
 
@@ -70,22 +75,26 @@ def _register(benchmark: Benchmark) -> None:
 
 def _execute(benchmark: Benchmark, executor: Executor, attempts: list[Attempt]) -> None:
     total, stopping = len(attempts), False
+    left: dict[str, Attempt] = {}
     with Interrupts() as interrupts, _bar(total) as bar:
         try:
-            left = [(attempt, executor.submit(attempt)) for attempt in attempts]
+            for attempt in attempts:
+                if interrupts.signal is None:
+                    executor.submit(attempt)
+                    left[attempt.run.name] = attempt
+            cut = len(left) < total
             while left:
-                ended = [pair for pair in left if pair[1].done()]
-                left = [pair for pair in left if pair not in ended]
-                for attempt, job in ended:
-                    record = _record(attempt, job, stopping)
-                    if record.outcome != "stopped":
-                        _append(benchmark.folder / ATTEMPTS, record)
-                        bar.write(_told(record), file=sys.stderr)
-                if ended and left and not stopping:
+                before = len(left)
+                for ended in executor.ended():
+                    left.pop(ended.record.run, None)  # none: of a run that the grid has no more
+                    told = _noted(benchmark, ended)
+                    if not (stopping and ended.record.outcome == "stopped"):
+                        bar.write(told, file=sys.stderr)
+                if left and len(left) < before and not stopping:
                     seconds = seconds_left(benchmark, survey(benchmark), executor.workers)
                     told = f"{len(left)} of {total} runs left: {about(seconds)}"
                     bar.write(told, file=sys.stderr)
-                going = sum(fraction_done(attempt.run, benchmark.pipeline) for attempt, _ in left)
+                going = sum(fraction_done(a.run, benchmark.pipeline) for a in left.values())
                 bar.n = total - len(left) + going
                 bar.refresh()
                 if interrupts.signal is not None and not stopping:
@@ -97,7 +106,7 @@ def _execute(benchmark: Benchmark, executor: Executor, attempts: list[Attempt]) 
         except BaseException:  # a full disk, a second Ctrl-C: no run goes on without us
             executor.stop()
             raise
-    if stopping:
+    if stopping or cut:
         code = 128 + (interrupts.signal or 15)
         raise Stopped("stopped; the same command again goes on", code)
 
@@ -107,19 +116,14 @@ def _bar(total: int) -> tqdm:
     return tqdm(total=total, bar_format=shape, disable=None, file=sys.stderr)
 
 
-def _record(attempt: Attempt, job: Job, stopping: bool) -> AttemptRecord:
-    """Return the attempt's record, also where its job was lost."""
-    try:
-        return job.result()
-    except Exception as error:  # submitit's: the job was killed, or its result cannot be read
-        said = str(error).strip().splitlines() or [repr(error)]
-        outcome, reason = ("stopped", "") if stopping else ("failed", said[-1])
-        return AttemptRecord(attempt.run.name, outcome, reason, 0.0, 0.0, 0.0, 0.0)
-
-
-def _told(record: AttemptRecord) -> str:
+def _noted(benchmark: Benchmark, ended: Ended) -> str:
+    """Add an attempt to attempts.jsonl unless it was stopped; return what to tell."""
+    record = ended.record
+    if record.outcome == "stopped":
+        return f"{record.run}: stopped: {record.reason}; the next start goes on"
+    _append(benchmark.folder / ATTEMPTS, record)
     if record.outcome == "failed":
-        return f"{record.run}: FAILED: {record.reason}"
+        return f"{record.run}: FAILED: {record.reason} ({ended.where})"
     return f"{record.run}: done in {record.seconds:.0f} s"
 
 
@@ -149,6 +153,13 @@ def available_gpus() -> list[str]:
     return (visible.split(",") if visible else [str(i) for i in range(count)])[:count]
 
 
+def threads(cores: int, processes: int) -> int:
+    """Return how many threads each process gets; no more than OMP_NUM_THREADS asks for."""
+    share = max(1, cores // processes)
+    set_before = os.environ.get("OMP_NUM_THREADS", "")
+    return min(share, max(1, int(set_before))) if set_before.isdecimal() else share
+
+
 def divided_machine(workers: int | None, processes: int, device: str) -> list[dict[str, str]]:
     """Divide the machine among workers, and return the environment that each gives to its runs.
 
@@ -169,12 +180,9 @@ def divided_machine(workers: int | None, processes: int, device: str) -> list[di
     workers = side_by_side if workers is None else workers
     fits = 1 <= workers <= side_by_side
     require(fits, "workers", workers, f"1 to {side_by_side}, as {most} {units} are divided")
-    threads = max(1, cores // (workers * processes))
-    if (set_before := os.environ.get("OMP_NUM_THREADS", "")).isdecimal():
-        threads = min(threads, max(1, int(set_before)))
     found = []
     for worker in range(workers):
-        found.append({"OMP_NUM_THREADS": str(threads)})
+        found.append({"OMP_NUM_THREADS": str(threads(cores, workers * processes))})
         if gpus:
             own = gpus[worker * processes : (worker + 1) * processes]
             found[-1]["CUDA_VISIBLE_DEVICES"] = ",".join(own)
@@ -191,12 +199,17 @@ class LocalExecutor:
         self.workers = len(machine)
         self._free = deque(machine)
         self._pool = ThreadPoolExecutor(len(machine))
-        self._attempts: list[Attempt] = []
+        self._going: list[tuple[Attempt, Future]] = []
 
-    def submit(self, attempt: Attempt) -> Future:
-        """Return the future of the attempt's record."""
-        self._attempts.append(attempt)
-        return self._pool.submit(self._on_free_part, attempt)
+    def submit(self, attempt: Attempt) -> None:
+        """Carry out the attempt as soon as a part is free."""
+        self._going.append((attempt, self._pool.submit(self._on_free_part, attempt)))
+
+    def ended(self) -> Iterator[Ended]:
+        """Yield what has ended since."""
+        for attempt, future in [pair for pair in self._going if pair[1].done()]:
+            self._going.remove((attempt, future))
+            yield Ended(_record(attempt, future), str(attempt.log))
 
     def _on_free_part(self, attempt: Attempt) -> AttemptRecord:
         part = self._free.popleft()
@@ -208,5 +221,12 @@ class LocalExecutor:
 
     def stop(self) -> None:
         """Let every attempt save and end."""
-        for attempt in self._attempts:
+        for attempt, _ in self._going:
             attempt.stop()
+
+
+def _record(attempt: Attempt, future: Future) -> AttemptRecord:
+    try:
+        return future.result()
+    except Exception as error:  # a full disk, no process left: it stops no other run
+        return lost(attempt.run.name, "failed", " ".join(str(error).split()) or repr(error))

@@ -1,6 +1,8 @@
 """Which runs of a benchmark are done, which are left, and about how long these take."""
 
 import json
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from convnorm.experiment.benchmark.attempt import AttemptRecord, fraction_done, is_trained
@@ -28,25 +30,50 @@ class Progress:
 
 
 def check(benchmark: Benchmark) -> None:
-    """Raise an InputError where the folder of a run holds one of another config."""
+    """Say which lines of attempts.jsonl are damaged; they are left out.
+
+    Raises:
+        InputError: The folder of a run holds one of another config, or attempts.jsonl is no file.
+    """
     for run in benchmark.runs:
         if differing := checkpoint.in_the_way(run.folder, run.config):
             raise InputError(
                 f"{run.folder} holds a run of another config ({'; '.join(differing)}); expected "
                 "that of the benchmark, another --folder, or this one moved away"
             )
+    for found in _attempts(benchmark):
+        if isinstance(found, str):
+            print(f"{found}; the line is left out", file=sys.stderr)
 
 
 def attempts(benchmark: Benchmark) -> list[AttemptRecord]:
     """Return all attempts so far, the oldest first; damaged lines are left out."""
+    return [found for found in _attempts(benchmark) if isinstance(found, AttemptRecord)]
+
+
+def _attempts(benchmark: Benchmark) -> Iterator[AttemptRecord | str]:
+    """Yield the record of each line of attempts.jsonl, or what is wrong with it.
+
+    A kill can tear a line in the middle of the file, as the next start goes on below it.
+    """
     file = benchmark.folder / ATTEMPTS
-    found = []
-    for line in file.read_text(errors="replace").splitlines() if file.is_file() else []:
-        try:
-            found.append(from_json(AttemptRecord, json.loads(line), file))
-        except (json.JSONDecodeError, InputError):
-            continue
-    return found
+    if not file.exists():
+        return
+    if not file.is_file():
+        raise InputError(f"{file}: is no file; expected one with a line of JSON for each attempt")
+    try:
+        lines = file.read_bytes().split(b"\n")
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror})") from None
+    for number, line in enumerate(lines, start=1):
+        where = f"{file}, line {number}"
+        if line.strip():
+            try:
+                yield from_json(AttemptRecord, json.loads(line.decode()), where)
+            except InputError as error:
+                yield str(error)
+            except (ValueError, RecursionError):  # no UTF-8, no JSON, or nested without end
+                yield f"{where}: not readable as JSON; expected the record of an attempt"
 
 
 def survey(benchmark: Benchmark) -> list[Progress]:

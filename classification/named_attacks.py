@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from classification.attacks import Norm, fgsm, pgd, simba
 from classification.autoattack import STAGES, autoattack
 from classification.config import AdversaryConfig
+from classification.radii import Length, euclidean_norm, grey_levels, step_levels
 from convnorm.experiment.config import require
 from convnorm.experiment.errors import InputError
 
@@ -35,24 +36,29 @@ Run = Callable[[nn.Module, Tensor, Tensor, Tensor], dict[str, Tensor]]
 class Budget:
     """How far attacks may change an image, and how long they may search.
 
-    eps: of linf attacks, in grey levels of 1/255. eps_l2: of l2 attacks, the Euclidean norm of an
-        image's change, for values in [0, 1].
-    step_size: of PGD under linf, in grey levels; None for eps / 4. Under l2 it is eps_l2 / 4.
-    max_queries: how often SimBA may show an image to the network.
+    eps: of linf attacks, in grey levels of 255: 8 or "8/255", from 0.5. eps_l2: of l2 attacks, the
+        Euclidean norm of an image's change, for values in [0, 1]: 0.5 or "128/255".
+    step_size: of PGD under linf, in grey levels, up to 2 eps; None for eps / 4. Under l2 it is
+        eps_l2 / 4.
+    max_queries: how often SimBA may show an image to the network, up to 1,000,000.
+
+    Lengths are kept as numbers.
     """
 
-    eps: float = AdversaryConfig.eps
-    eps_l2: float = 0.5
-    step_size: float | None = None
+    eps: Length = AdversaryConfig.eps
+    eps_l2: Length = 0.5
+    step_size: Length | None = None
     max_queries: int = 5000
     seed: int = 0
 
     def __post_init__(self):
-        require(0 < self.eps <= 255, "eps", self.eps, "0 < eps <= 255 grey levels")
-        require(0 < self.eps_l2 < math.inf, "eps_l2", self.eps_l2, "more than 0")
-        if self.step_size is not None:
-            require(0 < self.step_size <= 255, "step_size", self.step_size, "0 < step_size <= 255")
-        require(self.max_queries >= 1, "max_queries", self.max_queries, "1 or more")
+        eps = grey_levels(self.eps, "eps")
+        step_size = step_levels(self.step_size, "step_size", eps)
+        numbers = {"eps": eps, "step_size": step_size}
+        for name, value in (numbers | {"eps_l2": euclidean_norm(self.eps_l2, "eps_l2")}).items():
+            object.__setattr__(self, name, value)
+        queries = 1 <= self.max_queries <= 1_000_000
+        require(queries, "max_queries", self.max_queries, "1 to 1,000,000")
         require(0 <= self.seed < 2**63, "seed", self.seed, "0 to 2**63 - 1")
 
 

@@ -42,17 +42,18 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         "--eps",
-        type=float,
-        help="of attacks under linf, in grey levels of 1/255 (the run's adversary.eps)",
+        help="of attacks under linf, in grey levels of 255: 8 or 8/255 (the run's adversary.eps)",
     )
     parser.add_argument(
         "--eps_l2",
-        type=float,
         default=Budget.eps_l2,
-        help="under l2, pixels in [0, 1] (%(default)s)",
+        help="of attacks under l2, the Euclidean norm of an image's change for pixels in [0, 1]: "
+        "0.5 or 128/255 (%(default)s)",
     )
     parser.add_argument(
-        "--step_size", type=float, help="of PGD under linf, in grey levels (eps / 4, as under l2)"
+        "--step_size",
+        help="of PGD under linf, in grey levels of 255: 2 or 2/255, at most 2 eps (eps / 4, which "
+        "it always is under l2)",
     )
     parser.add_argument(
         "--max_queries", type=int, default=Budget.max_queries, help="of SimBA (%(default)s)"

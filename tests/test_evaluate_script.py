@@ -185,7 +185,7 @@ def broken(tmp_path: Path) -> dict[str, Path]:
             "few/best.pt: a network for the 5 classes 0, 1, 2, 3, 4; the images have the 10",
         ),
         ("good", ["--attacks", "pgd"], "attacks: no attack is named 'pgd'; expected fgsm, pgd<"),
-        ("good", ["--eps", "300"], "eps: 300.0 is not allowed; expected 0 < eps <= 255"),
+        ("good", ["--eps", "300"], "eps: 300 is not allowed; expected grey levels of 255"),
         ("good", ["--corruptions_dir", "x"], "corruptions_dir: 'x' is not allowed; expected corr"),
         (
             "good",

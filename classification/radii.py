@@ -78,9 +78,7 @@ def _read(value: Length) -> tuple[float, bool]:
 
 
 def _refused(key: str, value: object, expected: str) -> InputError:
-    text = str(value) or "''"
-    shown = text if len(text) <= 40 else f"{text[:37]}..."
-    return InputError(f"{key}: {shown} is not allowed; expected {expected}")
+    return InputError(f"{key}: {str(value) or repr(value):.40} is not allowed; expected {expected}")
 
 
 def _meant(levels: float) -> float:

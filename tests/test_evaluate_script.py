@@ -122,11 +122,11 @@ def test_every_option_is_explained(capsys):
         patch.setenv("COLUMNS", "1000")
         with pytest.raises(SystemExit):
             script("evaluate_cls.py", "--help")
-    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
-    options = [line for line in lines if line.startswith("--")]
+    text = re.sub(r"\n {20,}", " ", capsys.readouterr().out)  # help that begins on the next line
+    options = [line.strip() for line in text.splitlines() if line.startswith("  --")]
     assert len(options) == 13
     for line in options:
-        assert re.search(r"\(.+\)$|by default", line), line
+        assert re.search(r" .+ \(.+\)$|by default", line), line
     for name in ("--eps ", "--step_size "):
         assert "in grey levels of 255" in next(line for line in options if line.startswith(name))
     assert "pixels in [0, 1]" in next(line for line in options if line.startswith("--eps_l2 "))

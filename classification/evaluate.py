@@ -11,7 +11,7 @@ from torch import Tensor
 
 from classification.attacks import frozen
 from classification.autoattack import check_classes
-from classification.corruption_sources import Corruption, made_here, official
+from classification.corruption_sources import Corruption, check_size, made_here, official
 from classification.corruptions import SEVERITIES
 from classification.evaluated_images import subject_of
 from classification.evaluation_options import CORRUPTIONS, Options
@@ -162,9 +162,11 @@ def _exact() -> Iterator[None]:
 
 
 def _sources(options: Options, images: Images) -> list[Corruption]:
-    if options.corruptions_dir is None:
-        return made_here(images, options.budget.seed)
-    return official(images, options.corruptions_dir)
+    if options.corruptions_dir is not None:
+        return official(images, options.corruptions_dir)
+    if CORRUPTIONS in options.attacks:
+        check_size(images)
+    return made_here(images, options.budget.seed)
 
 
 def _make_folder(folder: Path) -> None:

@@ -76,18 +76,20 @@ def read(file: Path) -> Evaluation:
 
 
 def others(file: Path, record: Evaluation) -> dict[Path, Evaluation]:
-    """Return the records of the same weights that lie beside `file`, as far as they can be read.
+    """Return the records of the same checkpoint that lie beside `file`, if they can be read.
 
     What cannot be read is told on standard error.
     """
-    found = {}
+    found, stem = {}, Path(record.checkpoint.file).stem
     for other in sorted(file.parent.glob("*.json")):
+        if other == file or not other.name.startswith(stem):
+            continue
         try:
-            there = None if other == file else read(other)
+            there = read(other)
         except InputError as error:
             print(f"left out: {error}", file=sys.stderr)
             continue
-        if there and there.checkpoint == record.checkpoint:
+        if there.checkpoint == record.checkpoint:
             found[other] = there
     return found
 

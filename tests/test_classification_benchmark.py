@@ -321,6 +321,21 @@ def test_which_way_a_score_is_better():
     assert all(metric.percent for metric in scores.values())
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("PGD20", "pgd20"),
+        ("fgsm,pgd20", "fgsm and pgd20, each by itself"),
+        ("Corruptions", "corruptions"),
+        ("pgd1000000000", "1 to 10,000 steps"),
+        ("nonsense", "fgsm, pgd<STEPS>"),
+    ],
+)
+def test_an_attack_of_a_grid_that_does_not_exist_is_told_with_the_one_that_does(name, expected):
+    with pytest.raises(InputError, match=f"attacks: .*{name}.*; expected {expected}"):
+        CLASSIFICATION.scores(tiny_classifier(), ["fgsm", name])
+
+
 def test_the_fraction_that_is_done_counts_epochs():
     config = tiny_classifier({"train.epochs": 8})
     assert CLASSIFICATION.fraction_done(config, {"step": 99, "epoch": 2.0}) == 0.25

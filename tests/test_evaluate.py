@@ -670,6 +670,14 @@ def test_official_files_that_do_not_fit_are_told(loaded, tmp_path):
     assert not (tmp_path / "evaluation").exists()
 
 
+def test_images_that_are_too_small_to_corrupt_are_told_before_any_work(loaded, tmp_path):
+    config = tiny_classifier({"data.image_size": 2, "train.crop": 1})
+    small = replace(loaded, config=config)
+    with pytest.raises(InputError, match="corruptions: the images have 2x2 pixels; expected at"):
+        run(small, "fgsm", "corruptions")
+    assert not (tmp_path / "evaluation").exists()
+
+
 def test_validation_of_a_run_that_held_nothing_out_is_told(loaded):
     config = tiny_classifier({"split.validation": 0})
     with pytest.raises(InputError, match=r"split.validation is 0; expected test"):

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from classification.config import ClassifierConfig
-from classification.evaluate import CORRUPTIONS
 from classification.evaluation_files import load
+from classification.evaluation_options import CORRUPTIONS
 from classification.named_attacks import Budget, attack_named
 from classification.records import Evaluation
 from convnorm.experiment.benchmark.pipeline import Pipeline, Result

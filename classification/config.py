@@ -6,6 +6,7 @@ from typing import Any, Literal
 from classification.label_noise import NoiseConfig
 from classification.networks import ARCHITECTURES
 from classification.networks.layers import ACTIVATIONS, NORM_POSITIONS
+from classification.radii import Length, grey_levels, step_levels
 from classification.splits import SplitConfig
 from convnorm.experiment.config import options_of, require
 from convnorm.experiment.data import DataConfig
@@ -37,28 +38,33 @@ class AdversaryConfig:
     kind: standard: the clean ones. free: one gradient for weights and perturbation, m `repeats`
         of each minibatch. fast: FGSM from a random start. pgd: `steps` of it. trades: clean ones,
         and the KL divergence of PGD's from them with weight `beta`.
-    eps, step_size: of an l_inf perturbation, in grey levels of 1/255; a step_size of null is the
-        published fraction of eps. A network is evaluated with this eps by default, also after
+    eps, step_size: of an l_inf perturbation, in grey levels of 255: 8 or 8/255, from 0.5; kept as
+        the number of levels. A step_size of null is the published fraction of eps, and one of more
+        than 2 eps would leave the ball. A network is evaluated with this eps by default, also after
         clean training.
+    steps: up to 1,000, as are `repeats`. beta: from 0 to 1,000.
     reset_perturbation: free: each minibatch begins at zero, as in ConvNorm's code, and not where
         the last one ended.
     """
 
     kind: Literal["standard", "free", "fast", "pgd", "trades"] = "standard"
-    eps: float = 8.0
-    step_size: float | None = None
+    eps: Length = 8.0
+    step_size: Length | None = None
     steps: int = 10
     repeats: int = 4
     reset_perturbation: bool = False
     beta: float = 6.0
 
     def __post_init__(self):
-        require(0 < self.eps <= 255, "adversary.eps", self.eps, "0 < eps <= 255")
-        fits = self.step_size is None or 0 < self.step_size <= 255
-        require(fits, "adversary.step_size", self.step_size, "0 < step_size <= 255, or null")
+        eps = grey_levels(self.eps, "adversary.eps")
+        step_size = step_levels(self.step_size, "adversary.step_size", eps)
+        # One form for all that is written alike, so that 8 and 8/255 are the same run.
+        object.__setattr__(self, "eps", eps)
+        object.__setattr__(self, "step_size", step_size)
         for key in ("steps", "repeats"):
-            require(getattr(self, key) >= 1, f"adversary.{key}", getattr(self, key), "1 or more")
-        require(self.beta >= 0, "adversary.beta", self.beta, "0 or more")
+            value = getattr(self, key)
+            require(1 <= value <= 1000, f"adversary.{key}", value, "1 to 1,000")
+        require(0 <= self.beta <= 1000, "adversary.beta", self.beta, "0 to 1,000")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from classification.corruptions import CORRUPTIONS, VERSION, applicable, corrupt
 from convnorm.experiment.data import Images
 from convnorm.experiment.errors import InputError
 
+SMALLEST = 3  # pixels of an image's side, as a blur mirrors two of them
+
 
 @dataclass(frozen=True)
 class Corruption:
@@ -33,6 +35,16 @@ def made_here(clean: Images, seed: int) -> list[Corruption]:
     settings = {"source": VERSION, "seed": seed, "pillow": version("pillow")}
     names = [name for name in CORRUPTIONS if applicable(name, clean.images.shape[1])]
     return [Corruption(name, settings, partial(_make, clean.images, name, seed)) for name in names]
+
+
+def check_size(clean: Images) -> None:
+    """Raise InputError for images that are too small to be blurred and pixelated."""
+    height, width = clean.images.shape[-2:]
+    if min(height, width) < SMALLEST:
+        raise InputError(
+            f"corruptions: the images have {height}x{width} pixels; expected at least "
+            f"{SMALLEST}x{SMALLEST}"
+        )
 
 
 def official(clean: Images, folder: Path) -> list[Corruption]:

@@ -71,7 +71,7 @@ def corrupt(images: Tensor, name: str, severity: int, *, seed: int, indices: Ten
     """
     if name not in CORRUPTIONS:
         raise InputError(f"corruption: got {name!r}, expected one of {', '.join(CORRUPTIONS)}")
-    if severity not in SEVERITIES:
+    if type(severity) is not int or severity not in SEVERITIES:
         raise InputError(f"severity of {name}: got {severity!r}, expected one of {SEVERITIES}")
     if not applicable(name, images.shape[1]):
         raise InputError(f"corruption {name}: got {images.shape[1]} channel, expected 3")
@@ -285,12 +285,15 @@ def load_official(folder: Path, name: str, test: Images) -> Tensor:
 def _open(file: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> np.ndarray:
     """Map a .npy file into memory; mode "c" because torch warns of read-only arrays."""
     expected = f"expected {dtype.__name__} {shape}"
+    if file.exists() and not file.is_file():
+        raise InputError(f"{file}: not a file, {expected}")
     try:
         array = np.lib.format.open_memmap(file, mode="c")
     except FileNotFoundError as error:
         raise InputError(f"{file}: missing, {expected}") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: cannot be read ({error}), {expected}") from error
+    except Exception as error:  # what is raised depends on the damage
+        reason = " ".join(str(error).split())
+        raise InputError(f"{file}: cannot be read ({reason:.100}), {expected}") from error
     if not np.issubdtype(array.dtype, dtype) or array.shape != shape:
         raise InputError(f"{file}: got {array.dtype} {array.shape}, {expected}")
     return array

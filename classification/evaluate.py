@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -11,104 +11,110 @@ from torch import Tensor
 
 from classification.attacks import frozen
 from classification.autoattack import check_classes
-from classification.corruption_sources import Corruption, made_here, official
+from classification.corruption_sources import Corruption, check_size, made_here, official
 from classification.corruptions import SEVERITIES
+from classification.evaluated_images import subject_of
+from classification.evaluation_options import CORRUPTIONS, Options
 from classification.evaluation_record import (
     attack_record,
+    chance_of,
     checks,
     clean_record,
     corruption_record,
     right_about,
     worst_cases,
 )
-from classification.models import LoadedClassifier
-from classification.named_attacks import Attack, Budget, attack_named
+from classification.models import FORMAT, LoadedClassifier, load_classifier
+from classification.named_attacks import Attack, Budget, attack_named, rank
 from classification.per_image import Rows, Subject, sha256_of
 from classification.records import Checkpoint, EvaluatedData, Evaluation
-from classification.splits import split
-from classification.training_data import sha256_of as sha256_of_file
-from convnorm.experiment.config import require
-from convnorm.experiment.data import Images, load_images
+from convnorm.experiment.data import Images
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.run import checkpoint
-from convnorm.experiment.streams import generator
-
-CORRUPTIONS = "corruptions"  # among the names of attacks
-
-
-@dataclass(frozen=True)
-class Options:
-    """What is measured.
-
-    attacks: names, see `named_attacks.NAMES`; the clean accuracy is always measured.
-    split: validation is what the run held out of its training file, with the file's own labels.
-    num: a random subset of so many images, drawn with `budget.seed`; None for all.
-    batch_size: images at a time; AutoAttack's result depends on it.
-    data_root: where the data are, if not where they were in training.
-    corruptions_dir: of the official CIFAR-10-C or CIFAR-100-C, in place of corruptions made here.
-    """
-
-    attacks: tuple[str, ...] = ("fgsm", "pgd20", "sweep")
-    budget: Budget = field(default_factory=Budget)
-    split: Literal["test", "validation"] = "test"
-    num: int | None = None
-    batch_size: int = 250
-    data_root: str | None = None
-    corruptions_dir: Path | None = None
-
-    def __post_init__(self):
-        require(self.num is None or self.num >= 1, "num", self.num, "1 or more")
-        require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
-        if self.corruptions_dir is not None:
-            folder = str(self.corruptions_dir)
-            asked = CORRUPTIONS in self.attacks
-            require(asked, "corruptions_dir", folder, "corruptions among the attacks")
-            require(self.split == "test", "corruptions_dir", folder, "the test split, as they are")
 
 
 def checkpoint_of(run: Path, which: Literal["best", "last"]) -> Path:
     """Return a run folder's checkpoint, or `run` itself if it is a file."""
     if not run.is_dir():
         return run
-    file = run / {"best": checkpoint.BEST, "last": checkpoint.CHECKPOINT}[which]
+    file, last = run / f"{which}.pt", run / checkpoint.CHECKPOINT
     if file.is_file():
         return file
     hint = "a run folder of train_cls.py or a checkpoint file"
-    if which == "best" and (run / checkpoint.CHECKPOINT).is_file():
+    if which == "best" and last.is_file():
+        _refuse_gan(last)
         hint += "; where nothing was selected on a validation split, --checkpoint last"
     raise InputError(f"{file}: no such checkpoint; expected {hint}")
 
 
-def evaluate(
-    loaded: LoadedClassifier, options: Options, device: torch.device
-) -> tuple[Evaluation, dict[str, Tensor]]:
-    """Measure a classifier that is on `device`; return a record and what it counts, per image.
+def load(file: Path, device: torch.device) -> LoadedClassifier:
+    """Return the classifier of a checkpoint on `device`; InputError if it is none."""
+    try:
+        return load_classifier(file, device)
+    except InputError:
+        _refuse_gan(file)
+        raise
 
-    The record does not depend on when or how fast it was made. Per image: `positions` (N,) int64 in
-    the split's file, and what `evaluation_record.right_about` returns.
+
+def _refuse_gan(file: Path) -> None:
+    try:
+        checkpoint.load(file, FORMAT)
+    except InputError as error:  # it names the format that was found
+        if "convnorm-suite/gan/" in str(error):
+            raise InputError(
+                f"{file}: a GAN; expected a classifier of train_cls.py. What scores a GAN is "
+                f"scripts/fid.py {file.parent} DATA"
+            ) from None
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """All that is known of a classifier on the images and with the settings of an evaluation.
+
+    record: what was asked for now, and what was measured before in the same way. It is a function
+        of the measurements, and does not depend on when, in which order or how fast they were made.
+    right: per image, `positions` (N,) int64 in the split's file, and what
+        `evaluation_record.right_about` returns.
+    computed: the names of what was measured now, at least in part.
+    """
+
+    record: Evaluation
+    right: dict[str, Tensor]
+    computed: frozenset[str]
+
+
+def evaluate(loaded: LoadedClassifier, options: Options, device: torch.device) -> Evaluated:
+    """Measure a classifier that is on `device`.
 
     Images that the network gets wrong as they are count as wrong under every attack and are not
     attacked. Everything is computed in float32, without TF32. The folder `evaluation` beside the
     checkpoint keeps the results of single images, from which the same call goes on.
 
     Raises:
-        InputError: An option, the data or the files of corruptions do not fit the classifier.
+        InputError: An option, the data or the files of corruptions do not fit the classifier, or a
+            file with results is damaged.
     """
     names = dict.fromkeys(options.attacks)
     attacks = [attack_named(name, options.budget) for name in names if name != CORRUPTIONS]
     if any(name.startswith("autoattack") for name in names):
         check_classes(len(loaded.classes))
-    subject = _subject(loaded, options, device)
-    sources = _sources(options, subject.images) if CORRUPTIONS in names else []
+    subject = subject_of(loaded, options, device)
+    sources = _sources(options, subject.images)
     _make_folder(subject.folder)
     with _exact(), frozen(loaded.network):
         clean = _clean(subject)
         queue = subject.positions[clean["right"]]
         found = [(attack, _attack(subject, attack, queue)) for attack in attacks]
-        right = {source.name: _corruption(subject, source) for source in sources}
+        if CORRUPTIONS in names:
+            right = {source.name: _corruption(subject, source) for source in sources}
+        else:
+            right = _known_corruptions(subject, sources)
+    others = [name for name in subject.names() if name not in names]
+    found += _known_attacks(subject, others, options.budget, queue)
+    found.sort(key=lambda item: rank(item[0]))
     n = len(subject.positions)
     attack_records = tuple(attack_record(attack, rows, n) for attack, rows in found)
-    chance = 1 / len(loaded.classes)
+    chance = chance_of(subject.images.labels[subject.positions])
     record = Evaluation(
         checkpoint=_checkpoint(loaded),
         data=EvaluatedData(
@@ -126,10 +132,11 @@ def evaluate(
         clean=clean_record(clean),
         attacks=attack_records,
         worst_cases=worst_cases(found, n),
-        corruptions=corruption_record(right, sources) if sources else None,
+        corruptions=corruption_record(right, sources) if right else None,
         checks=checks(attack_records, chance),
     )
-    return record, {"positions": subject.positions, **right_about(clean, found)}
+    right_each = {"positions": subject.positions, **right_about(clean, found)}
+    return Evaluated(record, right_each, frozenset(subject.computed))
 
 
 def _checkpoint(loaded: LoadedClassifier) -> Checkpoint:
@@ -154,39 +161,12 @@ def _exact() -> Iterator[None]:
         yield
 
 
-# ------------------------------------------------------------------------------- the images
-
-
-def _subject(loaded: LoadedClassifier, options: Options, device: torch.device) -> Subject:
-    data = loaded.config.data
-    if options.data_root is not None:
-        elsewhere = data.name != "digits"
-        require(elsewhere, "data_root", options.data_root, "none: the digits come with the suite")
-        data = replace(data, root=options.data_root)
-    images = load_images(data, "train" if options.split == "validation" else "test")
-    _check_fit(loaded, images)
-    if options.split == "validation" and sha256_of_file(images) != loaded.data_sha256:
-        raise InputError(
-            f"data.root: {data.root} has other training data than the run had, so what was held "
-            "out is not known; expected the same file, or --split test"
-        )
-    positions = _positions(loaded, options, images)
-    folder = loaded.file.parent / checkpoint.EVALUATION
-    facts = {
-        "checkpoint_sha256": loaded.sha256,
-        "images_sha256": images.sha256(),
-        "labels_sha256": sha256_of(images.labels),
-        "batch_size": options.batch_size,
-        "device": device.type,
-        "torch": str(torch.__version__),
-    }
-    return Subject(loaded.network, images, positions, device, options.batch_size, folder, facts)
-
-
 def _sources(options: Options, images: Images) -> list[Corruption]:
-    if options.corruptions_dir is None:
-        return made_here(images, options.budget.seed)
-    return official(images, options.corruptions_dir)
+    if options.corruptions_dir is not None:
+        return official(images, options.corruptions_dir)
+    if CORRUPTIONS in options.attacks:
+        check_size(images)
+    return made_here(images, options.budget.seed)
 
 
 def _make_folder(folder: Path) -> None:
@@ -194,42 +174,6 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder}: cannot be made ({error.strerror})") from None
-
-
-def _check_fit(loaded: LoadedClassifier, images: Images) -> None:
-    channels, known = images.images.shape[1], loaded.classes
-    if channels != loaded.channels:
-        raise InputError(
-            f"{loaded.file}: a network for {loaded.channels} channels; the images have {channels}"
-        )
-    if images.classes != known:
-        raise InputError(
-            f"{loaded.file}: a network for the {len(known)} classes {_shown(known)}; "
-            f"the images have the {len(images.classes)} classes {_shown(images.classes)}"
-        )
-
-
-def _shown(classes: tuple[str, ...]) -> str:
-    return ", ".join(classes[:10]) + ", ..." * (len(classes) > 10)
-
-
-def _positions(loaded: LoadedClassifier, options: Options, images: Images) -> Tensor:
-    positions = torch.arange(len(images.labels))
-    if options.split == "validation":
-        positions = split(images.labels, loaded.config.split)[1]
-        if len(positions) == 0:
-            raise InputError(
-                "split: validation has no image, as the run's split.validation is 0; expected test"
-            )
-    if options.num is None:
-        return positions
-    if options.num > len(positions):
-        raise InputError(
-            f"num: {options.num} is not allowed; expected at most the {len(positions)} images "
-            f"of the {options.split} split"
-        )
-    random = generator("cpu", options.budget.seed, "evaluation")
-    return positions[torch.randperm(len(positions), generator=random)[: options.num]].sort().values
 
 
 # ------------------------------------------------------------------------ the measurements
@@ -275,3 +219,29 @@ def _corruption(subject: Subject, source: Corruption) -> Tensor:
         return {"right": torch.stack(right, dim=1)}
 
     return subject.rows(source.name, source.settings, subject.positions, compute)["right"]
+
+
+# ---------------------------------------------------------------- what was measured before
+
+
+def _known_attacks(
+    subject: Subject, names: list[str], budget: Budget, queue: Tensor
+) -> list[tuple[Attack, Rows]]:
+    """Those of `names` that are the names of attacks and were measured within this budget."""
+    found = []
+    for name in names:
+        try:
+            attack = attack_named(name, budget)
+        except InputError:
+            continue  # a corruption, or an attack whose package is not there any more
+        rows = subject.known(name, attack.settings, queue)
+        found += [] if rows is None else [(attack, rows)]
+    return found
+
+
+def _known_corruptions(subject: Subject, sources: list[Corruption]) -> dict[str, Tensor]:
+    """Nothing unless all of them are there: their mean is one number."""
+    rows = [subject.known(each.name, each.settings, subject.positions) for each in sources]
+    if any(each is None for each in rows):
+        return {}
+    return {source.name: each["right"] for source, each in zip(sources, rows, strict=True)}

@@ -1,50 +1,101 @@
 """An evaluation's record, its picture and its results of single images as files.
 
-They lie beside the checkpoint, and are read again only as long as they belong together.
+They lie beside the checkpoint, and are read again only as long as they belong together. A record
+is replaced only by one that holds all of it.
 """
 
 import hashlib
 import io
 import json
-import zipfile
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
+from classification.evaluation_options import Options, differences_in_name
+from classification.evaluation_record import accuracy
 from classification.evaluation_report import plot
-from classification.records import Evaluation, PerImage
+from classification.records import Accuracy, Evaluation
 from convnorm.experiment.codec import from_json, to_json
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.files import write, write_json
 from convnorm.experiment.run.checkpoint import EVALUATION
 
+WRITTEN = "what evaluate_cls.py writes"
+SAME = ("checkpoint", "data", "chance", "batch_size", "seed", "torch", "clean")
 
-def save(record: Evaluation, per_image: dict[str, Tensor], checkpoint_file: Path) -> Path:
-    """Write what `evaluate` returned, and its picture, beside the checkpoint.
 
-    Returns the record's file, which is written last: with the SHA-256 of the .npz in it, a kill in
-    between cannot pair the numbers of one evaluation with the images of another.
+def record_file(checkpoint_file: Path, options: Options, own_eps: float) -> Path:
+    """Return where the record of an evaluation lies: its name tells the settings.
+
+    own_eps: the run's `adversary.eps`, in grey levels.
     """
-    split = record.data.split
-    name = checkpoint_file.stem + ("" if split == "test" else f"_{split}")
-    file = checkpoint_file.parent / EVALUATION / f"{name}.json"
+    name = f"{checkpoint_file.stem}{differences_in_name(options, own_eps)}.json"
+    return checkpoint_file.parent / EVALUATION / name
+
+
+def save(record: Evaluation, right: dict[str, Tensor], file: Path) -> None:
+    """Write a record, its picture and which images are right, as `evaluate` returned them.
+
+    The record is written last: with the SHA-256 of the .npz in it, a kill in between cannot pair
+    the numbers of one evaluation with the images of another. A record that lies there and has
+    something that this one lacks, because it is of other weights, data or versions, is kept under
+    another name, with its picture and images; so is what cannot be read.
+    """
+    _make_way(file, record)
     picture, images = file.with_suffix(".png"), file.with_suffix(".npz")
     if png := plot(record):
         write(picture, lambda opened: opened.write(png))
     else:
         picture.unlink(missing_ok=True)  # it would be that of another record
     content = io.BytesIO()
-    np.savez(content, **{name: values.numpy() for name, values in per_image.items()})
+    np.savez(content, **{name: values.numpy() for name, values in right.items()})
     write(images, lambda opened: opened.write(content.getbuffer()))
     sha256 = hashlib.sha256(content.getbuffer()).hexdigest()
-    write_json(file, to_json(replace(record, per_image=PerImage(images.name, sha256))))
-    return file
+    write_json(file, to_json(replace(record, right_sha256=sha256)))
+
+
+def read(file: Path) -> Evaluation:
+    """Read a record; InputError if the file is missing, damaged or of another version."""
+    try:
+        content = json.loads(_content(file).decode())
+        record = from_json(Evaluation, content, file)
+    except InputError:
+        raise
+    except (ValueError, RecursionError, OverflowError):  # no UTF-8, no JSON, or too deep or large
+        raise InputError(f"{file}: not readable as JSON; expected {WRITTEN}") from None
+    for counted in _counted(record):
+        if not _is_sound(counted):
+            raise InputError(
+                f"{file}: damaged: {counted.correct} of {counted.n} are not {counted.value:.6g} "
+                f"in {counted.interval}; expected {WRITTEN}"
+            )
+    return record
+
+
+def others(file: Path, record: Evaluation) -> dict[Path, Evaluation]:
+    """Return the records of the same checkpoint that lie beside `file`, if they can be read.
+
+    What cannot be read is told on standard error.
+    """
+    found, stem = {}, Path(record.checkpoint.file).stem
+    for other in sorted(file.parent.glob("*.json")):
+        if other == file or not other.name.startswith(stem):
+            continue
+        try:
+            there = read(other)
+        except InputError as error:
+            print(f"left out: {error}", file=sys.stderr)
+            continue
+        if there.checkpoint == record.checkpoint:
+            found[other] = there
+    return found
 
 
 def load(checkpoint_file: Path) -> tuple[Evaluation, dict[str, np.ndarray]]:
-    """Read what `save` wrote of the test split, as long as it is of this very checkpoint.
+    """Read what `save` wrote of the usual settings, as long as it is of this very checkpoint.
 
     Raises:
         InputError: A file is missing, damaged or of another version, or the files are not of one
@@ -56,36 +107,89 @@ def load(checkpoint_file: Path) -> tuple[Evaluation, dict[str, np.ndarray]]:
     try:
         with checkpoint_file.open("rb") as opened:
             sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
-        record = from_json(Evaluation, json.loads(file.read_text()), file)
-        content = images.read_bytes()
     except OSError as error:
-        raise InputError(f"{error.filename}: {error.strerror}; {expected}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise InputError(f"{file}: not readable as JSON; {expected}") from None
+        raise InputError(f"{checkpoint_file}: {error.strerror}; expected a checkpoint") from None
+    record, content = read(file), _content(images)
     if record.checkpoint.sha256 != sha256:
         raise InputError(f"{file}: is of a checkpoint that was there before; {expected}")
-    found = hashlib.sha256(content).hexdigest()
-    if record.per_image is None or record.per_image.sha256 != found:
+    if record.right_sha256 != hashlib.sha256(content).hexdigest():
         raise InputError(f"{images}: is of another evaluation than {file.name}; {expected}")
     try:
         with np.load(io.BytesIO(content)) as arrays:
-            per_image = dict(arrays)
-    except (EOFError, TypeError, ValueError, zipfile.BadZipFile):
+            right = dict(arrays)
+    except Exception:  # what is raised depends on the damage
         raise InputError(f"{images}: damaged; {expected}") from None
-    _check_counts(record, per_image, images)
-    return record, per_image
+    _check_counts(record, right, images)
+    return record, right
 
 
-def _check_counts(record: Evaluation, per_image: dict[str, np.ndarray], file: Path) -> None:
+def _make_way(file: Path, record: Evaluation) -> None:
+    """Keep what lies at `file` under a name of its own, unless `record` holds all of it."""
+    if not file.exists():
+        return
+    digest = hashlib.sha256(_content(file)).hexdigest()[:8]
+    try:
+        there = read(file)
+    except InputError as error:
+        kept, why = file.with_name(f"{file.name}-{digest}"), str(error)
+    else:
+        if _holds(record, there):
+            return
+        kept, why = file.with_name(f"{file.stem}-{digest}.json"), f"{file}: of other measurements"
+        for suffix in (".png", ".npz"):
+            if file.with_suffix(suffix).exists():
+                file.with_suffix(suffix).replace(kept.with_suffix(suffix))
+    file.replace(kept)
+    print(f"{why}; kept as {kept.name}", file=sys.stderr)
+
+
+def _holds(record: Evaluation, there: Evaluation) -> bool:
+    same = all(getattr(record, name) == getattr(there, name) for name in SAME)
+    attacks = all(attack in record.attacks for attack in there.attacks)
+    return same and attacks and there.corruptions in (None, record.corruptions)
+
+
+def _content(file: Path) -> bytes:
+    try:
+        if file.exists() and not file.is_file():
+            raise InputError(f"{file}: not a file; expected {WRITTEN}")
+        return file.read_bytes()
+    except OSError as error:
+        raise InputError(f"{file}: {error.strerror}; expected {WRITTEN}") from None
+
+
+def _counted(record: Evaluation) -> list[Accuracy]:
+    """Every accuracy that is a count of images."""
+    found = [record.clean.top1, record.clean.top5, *(case.accuracy for case in record.worst_cases)]
+    for attack in record.attacks:
+        found += [attack.accuracy, *(point.accuracy for point in attack.points)]
+        found += attack.stages.values()
+    if record.corruptions:
+        found += [each for row in record.corruptions.accuracies.values() for each in row]
+    return [each for each in found if each is not None]
+
+
+def _is_sound(found: Accuracy) -> bool:
+    """Whether its value and its interval are those of its counts."""
+    try:
+        expected = accuracy(found.correct, found.n)
+    except (ArithmeticError, TypeError, ValueError):
+        return False
+    close = np.allclose(found.interval, expected.interval, rtol=0, atol=1e-9)  # of any SciPy
+    return found.value == expected.value and close
+
+
+def _check_counts(record: Evaluation, right: dict[str, np.ndarray], file: Path) -> None:
     """Where the flags of single images are not what the record counts, one of them is wrong."""
     counted = {"clean": record.clean.top1}
     counted |= {attack.name: attack.accuracy for attack in record.attacks if attack.accuracy}
-    for name, accuracy in counted.items():
-        if name not in per_image:
+    for name, found in counted.items():
+        if name not in right:
             raise InputError(f"{file}: lacks {name}; expected all that the record counts")
-        flags = per_image[name]
-        if (flags.sum(), *flags.shape) != (accuracy.correct, accuracy.n):
+        flags = right[name]
+        if flags.dtype != bool or flags.shape != (found.n,) or flags.sum() != found.correct:
+            count = np.count_nonzero(flags)
             raise InputError(
-                f"{file}: {name}: right about {flags.sum()} of {len(flags)} images; expected the "
-                f"{accuracy.correct} of {accuracy.n} that the record counts"
+                f"{file}: {name}: right about {count} of {flags.size} images; expected the "
+                f"{found.correct} of {found.n} that the record counts"
             )

@@ -37,6 +37,11 @@ def accuracy(correct: int, n: int) -> Accuracy:
     return Accuracy(correct / n, wilson_interval(correct, n), correct, n)
 
 
+def chance_of(labels: Tensor) -> float:
+    """The accuracy of always guessing the largest class of `labels`, (N,): the best blind guess."""
+    return accuracy(int(labels.bincount().max()), len(labels)).value
+
+
 def clean_record(rows: Rows) -> Clean:
     """Of the images as they are."""
     n = len(rows["right"])

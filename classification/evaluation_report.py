@@ -1,5 +1,6 @@
 """An evaluation as a table to print and as a picture."""
 
+from collections.abc import Collection
 from textwrap import fill
 
 from matplotlib import rc_context
@@ -33,6 +34,17 @@ def table(record: Evaluation) -> str:
     if not record.checks:
         lines.append("not checked for masked gradients; --attacks sweep fgsm pgd20 does")
     return "\n".join(lines)
+
+
+def told_apart(record: Evaluation, computed: Collection[str]) -> str:
+    """Say what of the record was measured now, by the names in `computed`, and what before."""
+    parts = {"clean": {"clean"}} | {attack.name: {attack.name} for attack in record.attacks}
+    if record.corruptions:
+        parts["corruptions"] = set(record.corruptions.accuracies)
+    now = [name for name, own in parts.items() if own & set(computed)]
+    before = [name for name in parts if name not in now]
+    told = {"measured now": now, "measured before": before}
+    return "\n".join(f"{when}: {', '.join(names)}" for when, names in told.items() if names)
 
 
 def _subject(record: Evaluation) -> str:

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from classification.attacks import Norm, fgsm, pgd, simba
 from classification.autoattack import STAGES, autoattack
 from classification.config import AdversaryConfig
+from classification.radii import Length, euclidean_norm, grey_levels, step_levels
 from convnorm.experiment.config import require
 from convnorm.experiment.errors import InputError
 
@@ -25,34 +27,52 @@ NAMES = (
 # network can be right about more than one class: a working attack ends at chance or below.
 SWEEP = (1, 2, 4, 8, 16, 32, 64, 128)
 SWEEP_STEPS = 20
+MOST_STEPS, MOST_RESTARTS = 10_000, 1_000
 
 # (network, x, y, positions in the data set) -> results with a row for each image: `fooled_at`,
 # the least eps at which the image was misclassified (infinite if at none), and further columns.
 Run = Callable[[nn.Module, Tensor, Tensor, Tensor], dict[str, Tensor]]
+
+_KINDS = ("fgsm", "pgd", "autoattack", "simba_pixel", "simba_dct", "sweep")  # in a record's order
+_OTHERS = (
+    "fgsm",
+    "autoattack",
+    "autoattack_l2",
+    "simba_pixel",
+    "simba_dct",
+    "sweep",
+    "corruptions",
+)
+_PGD = re.compile(r"pgd([1-9][0-9]*)(?:x([1-9][0-9]*))?(_l2)?")
 
 
 @dataclass(frozen=True)
 class Budget:
     """How far attacks may change an image, and how long they may search.
 
-    eps: of linf attacks, in grey levels of 1/255. eps_l2: of l2 attacks, the Euclidean norm of an
-        image's change, for values in [0, 1].
-    step_size: of PGD under linf, in grey levels; None for eps / 4. Under l2 it is eps_l2 / 4.
-    max_queries: how often SimBA may show an image to the network.
+    eps: of linf attacks, in grey levels of 255: 8 or "8/255", from 0.5. eps_l2: of l2 attacks, the
+        Euclidean norm of an image's change, for values in [0, 1]: 0.5 or "128/255".
+    step_size: of PGD under linf, in grey levels, up to 2 eps; None for eps / 4. Under l2 it is
+        eps_l2 / 4.
+    max_queries: how often SimBA may show an image to the network, up to 1,000,000.
+
+    Lengths are kept as numbers.
     """
 
-    eps: float = AdversaryConfig.eps
-    eps_l2: float = 0.5
-    step_size: float | None = None
+    eps: Length = AdversaryConfig.eps
+    eps_l2: Length = 0.5
+    step_size: Length | None = None
     max_queries: int = 5000
     seed: int = 0
 
     def __post_init__(self):
-        require(0 < self.eps <= 255, "eps", self.eps, "0 < eps <= 255 grey levels")
-        require(0 < self.eps_l2 < math.inf, "eps_l2", self.eps_l2, "more than 0")
-        if self.step_size is not None:
-            require(0 < self.step_size <= 255, "step_size", self.step_size, "0 < step_size <= 255")
-        require(self.max_queries >= 1, "max_queries", self.max_queries, "1 or more")
+        eps = grey_levels(self.eps, "eps")
+        step_size = step_levels(self.step_size, "step_size", eps)
+        numbers = {"eps": eps, "step_size": step_size}
+        for name, value in (numbers | {"eps_l2": euclidean_norm(self.eps_l2, "eps_l2")}).items():
+            object.__setattr__(self, name, value)
+        queries = 1 <= self.max_queries <= 1_000_000
+        require(queries, "max_queries", self.max_queries, "1 to 1,000,000")
         require(0 <= self.seed < 2**63, "seed", self.seed, "0 to 2**63 - 1")
 
 
@@ -71,11 +91,15 @@ def attack_named(name: str, budget: Budget) -> Attack:
     if name.endswith("_l2"):
         ball = {"norm": "l2", "eps": budget.eps_l2}
     settings = {**ball, "seed": budget.seed}
-    if found := re.fullmatch(r"pgd([1-9]\d*)(?:x([1-9]\d*))?(_l2)?", name):
+    if found := _PGD.fullmatch(name):
         step_size = ball["eps"] / 4
         if ball["norm"] == "linf" and budget.step_size is not None:
             step_size = budget.step_size / 255
-        loop = {"step_size": step_size, "steps": int(found[1]), "restarts": int(found[2] or 1)}
+        loop = {
+            "step_size": step_size,
+            "steps": _count(name, found[1], MOST_STEPS, "steps"),
+            "restarts": _count(name, found[2] or "1", MOST_RESTARTS, "restarts"),
+        }
         return _attack(name, _pgd, settings | loop)
     match name:
         case "fgsm":
@@ -90,7 +114,31 @@ def attack_named(name: str, budget: Budget) -> Attack:
             ladder = {"norm": "linf", "eps": [eps / 255 for eps in SWEEP], "seed": budget.seed}
             climb = {"steps": SWEEP_STEPS, "step_size_of_eps": 1 / 4}
             return _attack(name, _sweep, ladder | climb)
-    raise InputError(f"attacks: no attack is named {name!r}; expected {NAMES}")
+    raise InputError(f"attacks: no attack is named {name!r:.60}; expected {_meant(name)}")
+
+
+def rank(attack: Attack) -> tuple[int, bool, int, int, str]:
+    """Where an attack stands among others in a record, whichever was measured first."""
+    kind = next(place for place, kind in enumerate(_KINDS) if attack.name.startswith(kind))
+    given = attack.settings
+    is_l2 = given["norm"] == "l2"
+    return kind, is_l2, given.get("steps", 0), given.get("restarts", 0), attack.name
+
+
+def _count(name: str, digits: str, most: int, what: str) -> int:
+    if len(digits) > len(str(most)) or int(digits) > most:
+        raise InputError(f"attacks: {name!r:.60} is not allowed; expected 1 to {most:,} {what}")
+    return int(digits)
+
+
+def _meant(name: str) -> str:
+    """The right spelling of a name in capitals, with a slip, or of several in one word."""
+    words = [re.sub(r"[-\s]", "", word) for word in re.split("[,;]", name.lower())]
+    close = [[w] if _PGD.fullmatch(w) else get_close_matches(w, _OTHERS, 1, 0.8) for w in words]
+    if not all(close):
+        return NAMES
+    found = [first for (first,) in close]
+    return " and ".join(found) + (", each by itself" if len(found) > 1 else "")
 
 
 def _attack(name: str, function: Callable, settings: dict[str, Any]) -> Attack:

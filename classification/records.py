@@ -158,22 +158,16 @@ class EvaluatedData:
 
 
 @dataclass(frozen=True)
-class PerImage:
-    """The .npz file, beside the record, that says which images the network is right about."""
-
-    file: str
-    sha256: str
-
-
-@dataclass(frozen=True)
 class Evaluation:
-    """All that was measured of a classifier.
+    """All that was measured of a classifier on the same images with the same settings.
 
-    chance: the accuracy of guessing. seed: of the random numbers of the evaluation.
-    per_image: None before the evaluation is saved.
+    chance: the share of the largest class among the images, the accuracy of the best blind guess.
+    seed: of the random numbers of the evaluation.
+    right_sha256: of the .npz file beside the record that says which images the network is right
+        about; None before the evaluation is saved.
     """
 
-    FORMAT: ClassVar = "convnorm-suite/evaluation/1"
+    FORMAT: ClassVar = "convnorm-suite/evaluation/2"
 
     checkpoint: Checkpoint
     data: EvaluatedData
@@ -187,4 +181,4 @@ class Evaluation:
     worst_cases: tuple[WorstCase, ...]
     corruptions: Corruptions | None
     checks: tuple[Check, ...]
-    per_image: PerImage | None = None
+    right_sha256: str | None = None

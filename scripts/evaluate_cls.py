@@ -4,22 +4,25 @@
     python scripts/evaluate_cls.py RUN --attacks pgd50x10 autoattack simba_pixel sweep corruptions
 
 RUN is a run folder or a checkpoint (.pt). Prints a table and writes beside the checkpoint the
-record and a picture, evaluation/best.json and .png, and which images it is right about, best.npz;
-the last command's replace the one's before. The same command again goes on where it was stopped.
+record and a picture, evaluation/best.json and .png, and which images it is right about, best.npz.
+Another command with the same settings adds its attacks to the record. One with other settings has a
+record of its own, whose name says which, such as best_num=60_eps=4.json. Nothing is measured twice:
+the same command again goes on where it was stopped, and says what is known by now.
 """
 
 import argparse
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from classification.evaluate import Options, checkpoint_of, evaluate
-from classification.evaluation_files import save
-from classification.evaluation_report import table
-from classification.models import load_classifier
+from classification.evaluate import checkpoint_of, evaluate, load
+from classification.evaluation_files import others, record_file, save
+from classification.evaluation_options import Options
+from classification.evaluation_report import table, told_apart
 from classification.named_attacks import NAMES, Budget
-from convnorm.experiment.errors import Stopped, exit_code
+from convnorm.experiment.errors import InputError, Stopped, exit_code
 from convnorm.experiment.run.distributed import pick_device
 
 
@@ -29,6 +32,7 @@ def parse_args() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.error = refuse
     parser.add_argument("run", metavar="RUN", type=Path, help="a run folder or a checkpoint (.pt)")
     parser.add_argument(
         "--attacks",
@@ -38,55 +42,105 @@ def parse_args() -> argparse.Namespace:
         help=f"{NAMES}; by default {' '.join(Options.attacks)}; none for the clean accuracy alone",
     )
     parser.add_argument(
-        "--checkpoint", choices=["best", "last"], default="best", help="which one of a folder"
+        "--checkpoint",
+        choices=["best", "last"],
+        default="best",
+        help="of a run folder: best.pt, selected on the validation split, or last.pt (%(default)s)",
     )
     parser.add_argument(
         "--eps",
-        type=float,
-        help="of attacks under linf, in grey levels of 1/255 (the run's adversary.eps)",
+        metavar="LEVELS",
+        help="of attacks under linf, in grey levels of 255: 8 or 8/255 (the run's adversary.eps)",
     )
     parser.add_argument(
         "--eps_l2",
-        type=float,
+        metavar="NORM",
         default=Budget.eps_l2,
-        help="under l2, pixels in [0, 1] (%(default)s)",
+        help="of attacks under l2, the Euclidean norm of an image's change for pixels in [0, 1]: "
+        "0.5 or 128/255 (%(default)s)",
     )
     parser.add_argument(
-        "--step_size", type=float, help="of PGD under linf, in grey levels (eps / 4, as under l2)"
+        "--step_size",
+        metavar="LEVELS",
+        help="of PGD under linf, in grey levels of 255: 2 or 2/255, at most 2 eps (eps / 4, which "
+        "it always is under l2)",
     )
     parser.add_argument(
-        "--max_queries", type=int, default=Budget.max_queries, help="of SimBA (%(default)s)"
+        "--max_queries",
+        metavar="N",
+        type=int,
+        default=Budget.max_queries,
+        help="how often SimBA may show an image to the network, 1 to 1,000,000 (%(default)s)",
     )
-    parser.add_argument("--split", choices=["test", "validation"], default=Options.split)
-    parser.add_argument("--num", type=int, help="evaluate a random subset of so many images")
+    parser.add_argument(
+        "--split",
+        choices=["test", "validation"],
+        default=Options.split,
+        help="validation: what the run held out of its training images (%(default)s)",
+    )
+    parser.add_argument(
+        "--num",
+        metavar="N",
+        type=int,
+        help="evaluate a random subset of so many images (all of the split)",
+    )
     parser.add_argument(
         "--batch_size",
+        metavar="N",
         type=int,
         default=Options.batch_size,
-        help="images at a time; AutoAttack's result depends on it (%(default)s)",
+        help="images at a time, 1 to 100,000; AutoAttack's result depends on it (%(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=Budget.seed, help="of all random numbers")
-    parser.add_argument("--corruptions_dir", type=Path, help="official CIFAR-10-C or CIFAR-100-C")
-    parser.add_argument("--data_root", help="where the data are, if they were moved")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument(
+        "--seed",
+        metavar="N",
+        type=int,
+        default=Budget.seed,
+        help="of all random numbers, 0 to 2**63 - 1 (%(default)s)",
+    )
+    parser.add_argument(
+        "--corruptions_dir",
+        metavar="FOLDER",
+        type=Path,
+        help="the .npy files of the official CIFAR-10-C or CIFAR-100-C (corruptions made here)",
+    )
+    parser.add_argument(
+        "--data_root", metavar="PATH", help="where the data are, if moved (the run's data.root)"
+    )
+    parser.add_argument(
+        "--device",
+        default="auto",
+        choices=["auto", "cpu", "cuda"],
+        help="auto takes a CUDA device where there is one (%(default)s)",
+    )
     return parser.parse_args()
+
+
+def refuse(message: str) -> NoReturn:
+    """One line, without the usage before it, as all other errors have."""
+    raise InputError(f"{message}; --help says what there is")
 
 
 def main() -> None:
     args = parse_args()
     device = pick_device(args.device)
-    loaded = load_classifier(checkpoint_of(args.run, args.checkpoint), device)
-    eps = loaded.config.adversary.eps if args.eps is None else args.eps
+    loaded = load(checkpoint_of(args.run, args.checkpoint), device)
+    own_eps = loaded.config.adversary.eps
     names = ("eps_l2", "step_size", "max_queries", "seed")
+    eps = own_eps if args.eps is None else args.eps
     budget = Budget(eps, **{name: getattr(args, name) for name in names})
     names = ("split", "num", "batch_size", "data_root", "corruptions_dir")
     options = Options(tuple(args.attacks), budget, **{name: getattr(args, name) for name in names})
     try:
-        record, per_image = evaluate(loaded, options, device)
+        found = evaluate(loaded, options, device)
     except KeyboardInterrupt:
         raise Stopped("interrupted; the same command goes on where it was", 130) from None
-    print(table(record))
-    print(f"\nwritten to {save(record, per_image, loaded.file)}")
+    file = record_file(loaded.file, options, own_eps)
+    save(found.record, found.right, file)
+    print(f"{table(found.record)}\n\n{told_apart(found.record, found.computed)}")
+    for other, record in others(file, found.record).items():
+        print(f"\n{other.name}, measured before with other settings:\n{table(record)}")
+    print(f"\nwritten to {file}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ The oracles are SciPy's filters, the standard library's colorsys and the noises'
 
 import colorsys
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
+from classification.corruption_sources import check_size
 from classification.corruptions import (
     CONSTANTS,
     CORRUPTIONS,
@@ -155,8 +157,10 @@ def test_unknown_names_severities_and_gray_images_for_saturate_are_refused():
     images = leaves(1, channels=1)
     with pytest.raises(InputError, match="corruption: got 'fog', expected one of gaussian_noise"):
         corrupted(images, "fog", 1)
-    with pytest.raises(InputError, match="severity of contrast: got 6, expected one of"):
-        corrupted(images, "contrast", 6)
+    for severity in (0, 6, -1, 10**24, 1.0, True, None, "1"):
+        message = f"severity of contrast: got {severity!r}, expected one of"
+        with pytest.raises(InputError, match=message):
+            corrupted(images, "contrast", severity)
     with pytest.raises(InputError, match="corruption saturate: got 1 channel, expected 3"):
         corrupted(images, "saturate", 1)
     with pytest.raises(TypeError, match=r"images: got torch.float32, expected torch.uint8"):
@@ -388,6 +392,52 @@ def test_missing_truncated_and_foreign_official_files_are_refused(name, official
         assert ", expected " in line
     file.unlink()
     assert refused(official, clean_images).startswith(f"{file}: missing, expected ")
+
+
+def header(text: str) -> bytes:
+    """A .npy file with these words for its shape and type, and 100 bytes."""
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode() + bytes(100)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        header("{'descr': '|u1', 'fortran_order': False, 'shape': (1" + 30 * "0" + ",)}"),
+        header("{'descr': '|u1', 'fortran_order': False, 'shape': (-5,)}"),
+        header("{'descr': '|u1', 'fortran_order': False, 'shape': (True,)}"),
+        header("{'descr': '|O', 'fortran_order': False, 'shape': (5,)}"),
+        header(
+            "{'descr': '|u1', 'fortran_order': False, 'shape': " + 5000 * "(" + 5000 * ")" + "}"
+        ),
+    ],
+    ids=["huge", "negative", "bool", "objects", "deep"],
+)
+def test_official_files_with_odd_headers_are_refused(content, official, clean_images):
+    file = official / "fog.npy"
+    file.write_bytes(content)
+    line = refused(official, clean_images)
+    assert line.startswith(f"{file}: cannot be read (")
+    assert len(line) < len(str(file)) + 200
+
+
+def test_a_folder_in_the_place_of_an_official_file_is_refused(official, clean_images):
+    file = official / "fog.npy"
+    file.unlink()
+    file.mkdir()
+    assert refused(official, clean_images).startswith(f"{file}: not a file, expected uint8")
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_images_that_are_too_small_for_a_corruption_are_refused(size):
+    images = Images(torch.zeros(1, 3, size, size, dtype=torch.uint8), torch.zeros(1), ("0",))
+    if size < 3:
+        with pytest.raises(InputError, match=f"the images have {size}x{size} pixels; expected at"):
+            check_size(images)
+        return
+    check_size(images)
+    for name in CORRUPTIONS:
+        for severity in SEVERITIES:
+            corrupted(images.images, name, severity)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,5 @@
 """Evaluations of a linear classifier on digits: numbers, resuming, doubts, tables and errors."""
 
-import hashlib
-import io
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from linear import (
+    CPU,
+    DIGITS,
+    TRAINED_ON,
+    as_of_a_run,
+    evaluated,
+    nearest_mean,
+    run,
+    text,
+)
 from runs import tiny_classifier
 from torch import Tensor, nn
 
@@ -17,7 +24,6 @@ from classification import corruptions, named_attacks
 from classification.attacks import fgsm, pgd
 from classification.corruption_sources import Corruption
 from classification.evaluate import Options, evaluate
-from classification.evaluation_files import load, save
 from classification.evaluation_record import (
     accuracy,
     attack_record,
@@ -26,32 +32,17 @@ from classification.evaluation_record import (
     settings_of,
     worst_cases,
 )
-from classification.evaluation_report import table
+from classification.evaluation_report import plot, table, told_apart
 from classification.models import LoadedClassifier, build
 from classification.named_attacks import Attack, Budget, attack_named
 from classification.per_image import Subject
 from classification.records import AttackRecord, AttackSettings, Evaluation
 from classification.splits import SplitConfig, split
-from classification.training_data import sha256_of
-from convnorm.experiment.codec import from_json, to_json
-from convnorm.experiment.data import DataConfig, load_images
+from convnorm.experiment.codec import to_json
+from convnorm.experiment.data import load_images
 from convnorm.experiment.errors import InputError
 
-CPU = torch.device("cpu")
-DIGITS = DataConfig("digits", image_size=8)
 EPS = Budget.eps / 255
-TRAINED_ON = sha256_of(load_images(DIGITS, "train"))
-
-
-def nearest_mean(sharpness: float = 1.0) -> nn.Module:
-    """A linear classifier that needs no training: the class whose mean image is nearest."""
-    train = load_images(DIGITS, "train")
-    x = train.images.flatten(1).double() / 255
-    means = torch.stack([x[train.labels == label].mean(0) for label in range(10)])
-    linear = nn.Linear(64, 10)
-    linear.weight.data = (2 * sharpness * means).float()
-    linear.bias.data = (-sharpness * means.square().sum(1)).float()
-    return nn.Sequential(nn.Flatten(), linear)
 
 
 class Rounded(nn.Module):
@@ -75,22 +66,7 @@ def _few_corruptions(monkeypatch):
 @pytest.fixture
 def loaded(tmp_path) -> LoadedClassifier:
     """The linear classifier as if it were of a run in tmp_path."""
-    config = tiny_classifier({"split.validation": 0.1})
-    classes = tuple("0123456789")
-    file = tmp_path / "best.pt"
-    return LoadedClassifier(
-        nearest_mean().eval(), config, classes, 1, 7, 2, file, "c" * 64, TRAINED_ON
-    )
-
-
-def run(loaded: LoadedClassifier, *attacks: str, **changes) -> Evaluation:
-    """Evaluate 60 images in batches of 25; return the record."""
-    return evaluated(loaded, *attacks, **changes)[0]
-
-
-def evaluated(loaded: LoadedClassifier, *attacks: str, **changes) -> tuple[Evaluation, dict]:
-    """The same, and what is known of single images."""
-    return evaluate(loaded, Options(attacks, **{"num": 60, "batch_size": 25, **changes}), CPU)
+    return as_of_a_run(tmp_path)
 
 
 def attack_of(record: Evaluation, name: str) -> AttackRecord:
@@ -99,10 +75,6 @@ def attack_of(record: Evaluation, name: str) -> AttackRecord:
 
 def correct(record: Evaluation, name: str) -> int:
     return attack_of(record, name).accuracy.correct
-
-
-def text(record: Evaluation) -> str:
-    return json.dumps(to_json(record), indent=2)
 
 
 # ----------------------------------------------------------------------------------- numbers
@@ -276,6 +248,29 @@ def test_a_network_that_is_always_wrong_has_a_record(loaded):
     assert "0.00 %" in table(record)
 
 
+class Constant(nn.Module):
+    """It sees nothing and always says the same class."""
+
+    def __init__(self, label: int):
+        super().__init__()
+        self.scores = nn.functional.one_hot(torch.tensor([label]), 10).float()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scores.expand(len(x), 10) + 0 * x.sum((1, 2, 3))[:, None]
+
+
+@pytest.mark.parametrize("num", [None, 60])
+def test_chance_is_the_share_of_the_largest_class(loaded, num):
+    """1 / K is below what always saying it scores: that would be a doubt about nothing."""
+    positions = evaluated(loaded, num=num)[1]["positions"]
+    labels = load_images(DIGITS, "test").labels[positions]
+    largest = labels.bincount()
+    constant = replace(loaded, network=Constant(int(largest.argmax())), sha256="d" * 64)
+    record = run(constant, "sweep", num=num)
+    assert record.chance == int(largest.max()) / len(labels) == record.clean.top1.value > 0.1
+    assert [check.passed for check in record.checks] == [True]
+
+
 class ShiftedClasses(nn.Module):
     def forward(self, scores: Tensor) -> Tensor:
         return scores.roll(1, dims=1)
@@ -350,7 +345,34 @@ def test_what_is_there_is_not_computed_again(loaded, monkeypatch):
     first = run(loaded, *NAMES, budget=QUICK)
     crash_after(monkeypatch, 0)
     assert text(run(loaded, *NAMES, budget=QUICK)) == text(first)
-    assert len(run(loaded, "fgsm", budget=QUICK).attacks) == 1
+
+
+def test_a_record_is_a_function_of_what_was_measured(loaded):
+    """Not of the order: what was measured before under the same settings belongs to it."""
+    whole = run(loaded, *NAMES, budget=QUICK)
+    forget(loaded)
+    for name in reversed(NAMES):
+        found = evaluate(loaded, Options((name,), QUICK, num=60, batch_size=25), CPU)
+        assert found.computed & {name, "shot_noise"}
+        assert not found.computed & set(NAMES) - {name}
+        told = told_apart(found.record, found.computed).splitlines()
+        assert told[0] == f"measured now: {'clean, ' * (name == NAMES[-1])}{name}"
+    assert told[1] == "measured before: clean, pgd3, simba_pixel, sweep, corruptions"
+    assert text(found.record) == text(whole)
+    assert text(run(loaded, budget=QUICK)) == text(whole)
+    assert evaluate(loaded, Options((), QUICK, num=60, batch_size=25), CPU).computed == set()
+
+
+def test_what_was_measured_in_another_way_or_not_to_its_end_is_not_in_a_record(loaded, monkeypatch):
+    """pgd3's accuracy at eps 64 would stand where that at eps 8 is expected."""
+    run(loaded, *NAMES, budget=QUICK)
+    assert [attack.name for attack in run(loaded, "fgsm").attacks] == ["fgsm", "sweep"]
+    assert run(loaded, "fgsm", num=61).attacks[1:] == ()
+    with monkeypatch.context() as patch:
+        crash_after(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            run(loaded, "pgd4", budget=QUICK)
+    assert "pgd4" not in [attack.name for attack in run(loaded, budget=QUICK).attacks]
 
 
 @pytest.mark.parametrize(
@@ -384,6 +406,34 @@ def test_results_of_single_images_are_kept_for_paired_tests(loaded):
     survived = (state["rows"]["fooled_at"] > EPS).sum()
     assert survived == correct(record, "fgsm")
     assert state["facts"]["eps"] == EPS
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"done": -1},
+        {"done": None},
+        {"done": 10**9},
+        {"done": 59},
+        {"rows": None},
+        {"rows": {}},
+        {"rows": {"fooled_at": 1.0}},
+        {"positions": torch.arange(3)},
+        {"facts": {}},
+        {"hardware": [1]},
+    ],
+    ids=str,
+)
+def test_a_measurement_that_is_not_whole_is_named_and_kept(loaded, change):
+    """Asked for or not: a record without it would lack what was measured."""
+    run(loaded, "fgsm")
+    (file,) = (loaded.file.parent / "evaluation").glob("fgsm-*.pt")
+    torch.save(torch.load(file) | change, file)
+    damaged = file.read_bytes()
+    for names in (["fgsm"], []):
+        with pytest.raises(InputError, match=rf"{file}: damaged; expected what evaluate_cls"):
+            run(loaded, *names)
+    assert file.read_bytes() == damaged
 
 
 def test_hardware_of_a_resumed_measurement_is_told_in_full(loaded, monkeypatch):
@@ -517,7 +567,7 @@ def test_other_official_files_are_other_results(loaded, tmp_path):
     assert second.mean.value < first.mean.value
 
 
-# ---------------------------------------------------------------------------- table and files
+# -------------------------------------------------------------------------------------- table
 
 
 def test_table_has_a_line_for_every_accuracy(loaded):
@@ -536,121 +586,12 @@ def test_table_has_a_line_for_every_accuracy(loaded):
     assert lines[-2].startswith("ok: sweep") or lines[-1].startswith("ok: sweep")
 
 
+def test_a_picture_is_a_png(loaded):
+    assert plot(run(loaded, "fgsm", "sweep", "corruptions")).startswith(b"\x89PNG")
+
+
 def test_a_record_without_checks_says_so(loaded):
     assert "not checked for masked gradients" in table(run(loaded, "pgd1"))
-
-
-def test_record_and_picture_lie_beside_the_checkpoint(loaded, tmp_path):
-    """Catches a picture that stays from another record, and names that collide."""
-    record, per_image = evaluated(loaded, "fgsm", "sweep", "corruptions")
-    file = save(record, per_image, loaded.file)
-    assert file == tmp_path / "evaluation" / "best.json"
-    written = file.read_text()
-    assert replace(from_json(Evaluation, json.loads(written), file), per_image=None) == record
-    assert file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-    save(*evaluated(loaded, split="validation", num=20), loaded.file)
-    assert file.read_text() == written
-    save(*evaluated(loaded), loaded.file)
-    assert not file.with_suffix(".png").exists()
-
-
-@pytest.fixture
-def saved(loaded) -> LoadedClassifier:
-    """It with a checkpoint file, and a record of an evaluation beside that."""
-    loaded.file.write_bytes(b"weights")
-    saved = replace(loaded, sha256=hashlib.sha256(b"weights").hexdigest())
-    save(*evaluated(saved, "fgsm", "sweep"), saved.file)
-    return saved
-
-
-def test_what_was_saved_is_loaded(saved):
-    record, per_image = evaluated(saved, "fgsm", "sweep")
-    record_again, per_image_again = load(saved.file)
-    assert replace(record_again, per_image=None) == record
-    assert record_again.per_image.file == "best.npz"
-    assert per_image_again.keys() == per_image.keys()
-    for name, values in per_image.items():
-        assert per_image_again[name].dtype == values.numpy().dtype
-        assert np.array_equal(per_image_again[name], values)
-
-
-def test_killed_between_its_files_an_evaluation_is_not_taken_for_another(saved, monkeypatch):
-    """The record of one and the images of the other would be paired."""
-
-    def killed(*args):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("classification.evaluation_files.write_json", killed)
-    with pytest.raises(KeyboardInterrupt):
-        save(*evaluated(saved, "fgsm", budget=Budget(eps=30)), saved.file)
-    with pytest.raises(InputError, match=r"best\.npz: is of another evaluation than best\.json"):
-        load(saved.file)
-
-
-def test_a_record_of_weights_that_have_changed_is_not_loaded(saved):
-    saved.file.write_bytes(b"other weights")
-    with pytest.raises(InputError, match=r"best\.json: is of a checkpoint that was there before"):
-        load(saved.file)
-
-
-def test_flags_that_are_not_what_the_record_counts_are_noticed(saved):
-    """Though the hash is right: whoever wrote them was wrong."""
-    record, per_image = load(saved.file)
-    per_image["fgsm"][per_image["fgsm"].argmax()] = False
-    content = io.BytesIO()
-    np.savez(content, **per_image)
-    sha256 = hashlib.sha256(content.getvalue()).hexdigest()
-    record = replace(record, per_image=replace(record.per_image, sha256=sha256))
-    file = saved.file.parent / "evaluation" / "best.json"
-    file.with_suffix(".npz").write_bytes(content.getvalue())
-    file.write_text(text(record))
-    with pytest.raises(InputError, match=r"best\.npz: fgsm: right about \d+ of 60 images;"):
-        load(saved.file)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("best.pt", None, "best.pt: No such file"),
-        ("evaluation/best.json", None, "best.json: No such file"),
-        ("evaluation/best.npz", None, "best.npz: No such file"),
-        ("evaluation/best.json", '{"checkpoint": ', "best.json: not readable as JSON"),
-        ("evaluation/best.json", "[]", "best.json: a list of 0; expected keys and values"),
-        ("evaluation/best.npz", "", "best.npz: is of another evaluation"),
-    ],
-)
-def test_an_evaluation_that_is_not_whole_is_told_in_one_line(saved, name, content, message):
-    file = saved.file.parent / name
-    file.unlink()
-    if content is not None:
-        file.write_text(content)
-    with pytest.raises(InputError, match=message) as error:
-        load(saved.file)
-    assert "\n" not in str(error.value)
-
-
-def test_a_record_of_an_older_version_is_told(saved):
-    """They had no format: misread, they would be compared with those of today."""
-    file = saved.file.parent / "evaluation" / "best.json"
-    record = json.loads(file.read_text())
-    del record["format"]
-    file.write_text(json.dumps(record))
-    expected = r"best\.json: holds no format; expected 'convnorm-suite/evaluation/1'"
-    with pytest.raises(InputError, match=expected):
-        load(saved.file)
-
-
-def test_an_archive_that_is_none_is_told(saved):
-    """Its hash may be right: what wrote it was wrong."""
-    record, _ = load(saved.file)
-    file = saved.file.parent / "evaluation" / "best.json"
-    for content in (b"PK\x03\x04", b"no archive"):
-        file.with_suffix(".npz").write_bytes(content)
-        sha256 = hashlib.sha256(content).hexdigest()
-        changed = replace(record, per_image=replace(record.per_image, sha256=sha256))
-        file.write_text(text(changed))
-        with pytest.raises(InputError, match=r"best\.npz: damaged; expected what evaluate_cls"):
-            load(saved.file)
 
 
 # ------------------------------------------------------------------------------------- errors
@@ -659,16 +600,27 @@ def test_an_archive_that_is_none_is_told(saved):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["pgd"], r"no attack is named 'pgd'; expected fgsm, pgd<STEPS>"),
-        (["fgsm", "pgd0"], "no attack is named 'pgd0'"),
-        (["pgd20x0"], "no attack is named 'pgd20x0'"),
-        (["fgsm_l2"], "no attack is named 'fgsm_l2'"),
-        (["PGD20"], "no attack is named 'PGD20'"),
+        (["pgd"], "no attack is named 'pgd'; expected fgsm, pgd<STEPS>"),
+        (["fgsm", "pgd0"], "no attack is named 'pgd0'; expected fgsm, pgd<"),
+        (["pgd20x0"], "no attack is named 'pgd20x0'; expected fgsm, pgd<"),
+        (["fgsm_l2"], "no attack is named 'fgsm_l2'; expected fgsm, pgd<"),
+        ([""], "no attack is named ''; expected fgsm, pgd<"),
+        (["PGD20"], "no attack is named 'PGD20'; expected pgd20"),
+        (["PGD-20x2_L2"], "no attack is named 'PGD-20x2_L2'; expected pgd20x2_l2"),
+        (["AutoAttack"], "no attack is named 'AutoAttack'; expected autoattack"),
+        (["simba-pixel"], "no attack is named 'simba-pixel'; expected simba_pixel"),
+        (["Corruptions"], "no attack is named 'Corruptions'; expected corruptions"),
+        (["fgsm,pgd20"], "named 'fgsm,pgd20'; expected fgsm and pgd20, each by itself"),
+        (["FGSM, sweep"], "named 'FGSM, sweep'; expected fgsm and sweep, each by itself"),
+        (["pgd1000000000"], "'pgd1000000000' is not allowed; expected 1 to 10,000 steps"),
+        (["pgd" + "9" * 5000], "9 is not allowed; expected 1 to 10,000 steps"),
+        (["pgd20x1001"], "'pgd20x1001' is not allowed; expected 1 to 1,000 restarts"),
     ],
 )
 def test_unknown_attacks_are_told_before_any_work(loaded, tmp_path, names, message):
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as error:
         run(loaded, *names)
+    assert len(str(error.value)) < 250
     assert list(tmp_path.iterdir()) == []
 
 
@@ -677,7 +629,11 @@ def test_unknown_attacks_are_told_before_any_work(loaded, tmp_path, names, messa
     [
         ({"num": 0}, "num: 0 is not allowed; expected 1 or more"),
         ({"num": 361}, "num: 361 is not allowed; expected at most the 360 images of the test"),
-        ({"batch_size": 0}, "batch_size: 0 is not allowed"),
+        ({"num": -1}, "num: -1 is not allowed; expected 1 or more"),
+        ({"num": 10**24}, "num: 10{24} is not allowed; expected at most the 360 images"),
+        ({"batch_size": 0}, "batch_size: 0 is not allowed; expected 1 to 100,000"),
+        ({"batch_size": 10**24}, "batch_size: 10{24} is not allowed; expected 1 to 100,000"),
+        ({"budget": Budget(eps_l2=4.1)}, "eps_l2: 4.1 is not allowed; expected at most 4, within"),
         ({"corruptions_dir": Path("absent")}, "corruptions_dir: 'absent' is not allowed; expected"),
     ],
 )
@@ -689,12 +645,10 @@ def test_wrong_options_are_told(loaded, change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"eps": 0}, "eps: 0 is not allowed"),
-        ({"eps": math.nan}, "eps: nan is not allowed"),
-        ({"eps_l2": -1}, "eps_l2: -1 is not allowed"),
-        ({"step_size": 0}, "step_size: 0 is not allowed"),
-        ({"max_queries": 0}, "max_queries: 0 is not allowed"),
+        ({"max_queries": 0}, "max_queries: 0 is not allowed; expected 1 to 1,000,000"),
+        ({"max_queries": 10**24}, "max_queries: 10{24} is not allowed; expected 1 to 1,000,000"),
         ({"seed": -1}, "seed: -1 is not allowed"),
+        ({"seed": 2**63}, r"seed: \d+ is not allowed; expected 0 to 2\*\*63 - 1"),
     ],
 )
 def test_wrong_budgets_are_told(change, message):
@@ -713,6 +667,14 @@ def test_official_files_that_do_not_fit_are_told(loaded, tmp_path):
         run(loaded, "corruptions", corruptions_dir=tmp_path / "empty")
     with pytest.raises(InputError, match="expected the test split"):
         run(loaded, "corruptions", corruptions_dir=folder, split="validation")
+    assert not (tmp_path / "evaluation").exists()
+
+
+def test_images_that_are_too_small_to_corrupt_are_told_before_any_work(loaded, tmp_path):
+    config = tiny_classifier({"data.image_size": 2, "train.crop": 1})
+    small = replace(loaded, config=config)
+    with pytest.raises(InputError, match="corruptions: the images have 2x2 pixels; expected at"):
+        run(small, "fgsm", "corruptions")
     assert not (tmp_path / "evaluation").exists()
 
 

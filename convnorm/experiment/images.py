@@ -93,8 +93,8 @@ def images_of(
     skipped: Sequence[Skipped] = (),
 ) -> Images:
     """Return images (N, C, H, W) uint8 that have their final size, with the line on them."""
-    line = f"{len(images)} images in {_number(len(classes), 'class', 'es')} from {where}"
-    line += said(skipped)
+    count, classes_count = _number(len(images), "image", "s"), _number(len(classes), "class", "es")
+    line = f"{count} in {classes_count} from {where}{said(skipped)}"
     first, last = (f"{size}x{size}" for size in native_sizes)
     line += f", {first}" if first == last else f", {first} to {last}"
     if native_sizes != (images.shape[-1],) * 2:

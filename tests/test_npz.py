@@ -182,6 +182,10 @@ BAD_ARCHIVES = {
     "negative shape": (archive(images=header_of((-3, 8, 8))), "images: its header says"),
     "too few bytes": (archive(images=npy(GOOD)[:-1]), "images: its header says uint8 (3, 8, 8, 3)"),
     "too many bytes": (archive(images=npy(GOOD) + b"x"), "images: its header says uint8"),
+    "name of bytes": (
+        archive(imäges=npy(GOOD)).replace("ä".encode(), b"\xe4g"),
+        "not an .npz file, or a truncated one",
+    ),
     "only a text": (b"", "not an .npz file, or a truncated one"),
     "twice": (twice(), "images: is there twice, expected one"),
 }

@@ -182,10 +182,11 @@ def _largest(labels: np.ndarray) -> int:
 @contextmanager
 def _opened(file: Path) -> Iterator[zipfile.ZipFile]:
     try:
-        with zipfile.ZipFile(file) as archive:
-            yield archive
-    except (zipfile.BadZipFile, NotImplementedError, OSError) as error:
-        raise InputError(f"{file}: not an .npz file, or a truncated one ({error})") from None
+        archive = zipfile.ZipFile(file)
+    except Exception as error:  # which one depends on what is damaged
+        raise InputError(f"{file}: not an .npz file, or a truncated one ({error})") from error
+    with archive:
+        yield archive
 
 
 def _headers(archive: zipfile.ZipFile, file: Path) -> dict[str, Header]:

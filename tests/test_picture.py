@@ -249,6 +249,19 @@ def test_the_srgb_profile_changes_nothing(tmp_path):
     assert np.array_equal(read_picture(path)[..., 0], GRAY)
 
 
+def test_a_profile_that_is_srgb_but_for_rounding_changes_nothing(tmp_path):
+    """Makers of sRGB profiles differ in the last digits of its primaries."""
+    content = bytearray(profile_of("sRGB"))
+    (offset,) = struct.unpack_from(">I", content, content.index(b"rXYZ") + 4)
+    (red,) = struct.unpack_from(">i", content, offset + 8)
+    struct.pack_into(">i", content, offset + 8, red + 50)
+    other = ImageCms.ImageCmsProfile(io.BytesIO(content))
+    image = Image.fromarray(COLOR)
+    moved = ImageCms.profileToProfile(image, other, ImageCms.createProfile("sRGB"))
+    assert not np.array_equal(moved, COLOR)
+    assert np.array_equal(read_picture(saved(tmp_path, image, icc_profile=bytes(content))), COLOR)
+
+
 def test_colors_of_another_profile_become_srgb(tmp_path):
     """Ignored, a profile leaves other colors than every viewer shows."""
     for suffix in ("png", "tiff", "webp"):

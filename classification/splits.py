@@ -51,8 +51,9 @@ def split(labels: Tensor, config: SplitConfig) -> tuple[Tensor, Tensor]:
         InputError: A class has no image left to train on, or none for the validation asked for.
     """
     train, validation = [], []
-    for label in labels.unique().tolist():
-        positions = (labels == label).nonzero().flatten()
+    counts = labels.unique(return_counts=True)[1].tolist()
+    for positions in labels.argsort(stable=True).split(counts):  # of one class, in order
+        label = labels[positions[0]].item()
         random = generator("cpu", config.seed, "split", label)
         positions = positions[torch.randperm(len(positions), generator=random)]
         held_out, trained = _sizes(label, len(positions), config)

@@ -9,7 +9,8 @@ import torch
 from classification import label_noise
 from classification.config import ClassifierConfig
 from classification.splits import split
-from convnorm.experiment.data import Images
+from convnorm.experiment.data import DataConfig, Images, has_split
+from convnorm.experiment.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class TrainingData:
 
 def training_data(config: ClassifierConfig, images: Images) -> TrainingData:
     """Split a training file and draw its noisy labels; InputError where the config does not fit."""
+    if len(images.classes) < 2:
+        raise InputError(f"data: {images.found or 'images of 1 class'}; expected 2 classes or more")
     noisy = label_noise.noisy_labels(images.labels, images.classes, config.noise)
     train, validation = split(images.labels, config.split)
     labelled = replace(images, labels=noisy)
@@ -61,6 +64,16 @@ def training_data(config: ClassifierConfig, images: Images) -> TrainingData:
     )
 
 
+def without_test_images(data: DataConfig) -> str | None:
+    """Return what to say before training on data without a test split; None where there is one."""
+    if has_split(data, "test"):
+        return None
+    return (
+        f"data.root: {data.root} has no test images; evaluate_cls.py will need --split validation, "
+        "or --data_root with a folder or file that has both"
+    )
+
+
 def sha256_of(images: Images) -> str:
     """Return the SHA-256 of images and their labels, as hexadecimal digits."""
     return hashlib.sha256(images.sha256().encode() + images.labels.numpy().tobytes()).hexdigest()
@@ -74,7 +87,6 @@ def noise_report(data: TrainingData, config: ClassifierConfig) -> dict[str, Any]
         report[part] = label_noise.describe(
             data.clean[positions], data.noisy[positions], len(data.train.classes), config.noise
         )
-        del report[part]["transitions"]  # 10,000 numbers for CIFAR-100; the labels are kept too
     return report
 
 

@@ -40,7 +40,9 @@ class Origin:
     ema: bool | None = None
     seed: int | None = None
     resized_from: int | None = None
+    resized_by: str | None = None
     sha256: str | None = None
+    found: str | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class ScoreRecord:
     selection: what the same generator scores under the protocol by which a step is selected.
     """
 
-    FORMAT: ClassVar = "convnorm-suite/score/1"
+    FORMAT: ClassVar = "convnorm-suite/score/2"
 
     protocol: dict[str, Any]
     extractor: ExtractorFacts

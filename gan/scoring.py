@@ -233,7 +233,8 @@ class Scorer:
         wanted = {key: value for key, value in sizes.items() if value is not None}
         wanted["image_size"] = data_config.image_size
         protocol = protocol_named(protocol_name).changed(**wanted)
-        images = load_images(data_config, protocol.split).images
+        loaded = load_images(data_config, protocol.split)
+        images = loaded.images
         protocol = protocol.fitted(len(images))  # first: the weights may be a long download
         self.extractor = load_extractor(
             protocol.extractor, device, weights=weights, allow_unverified=allow_unverified
@@ -242,7 +243,7 @@ class Scorer:
             images,
             protocol,
             self.extractor,
-            origin=Origin(data_config.name, protocol.split),
+            origin=Origin(data_config.name, protocol.split, found=loaded.found),
             cache_dir=cache_dir,
         )
 

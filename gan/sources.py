@@ -1,25 +1,24 @@
 """What can be scored: generators of runs, folders and files of images, and named data sets."""
 
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import get_args
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from convnorm.experiment.data import IMAGE_SUFFIXES, DataConfig, load_images
+from convnorm.experiment.data import data_path, read_images
 from convnorm.experiment.errors import InputError
-from convnorm.experiment.pixels import resize
+from convnorm.experiment.image_folder import has_splits
+from convnorm.experiment.pixels import RESIZED_BY, resize
+from convnorm.experiment.split_names import Split
 from gan.models import load_generator
 from gan.records import Origin
 from gan.scoring import Sample
 
-NATIVE_SIZES = {"digits": 8, "cifar10": 32, "cifar100": 32}
+NAMES = ("digits", "cifar10", "cifar100")
 SOURCES = (
     "a run folder, a checkpoint .pt, a folder of images, an .npz file, or digits, cifar10, "
-    "cifar100, with :train or :test if wanted"
+    "cifar100; any but a run with :train or :test if wanted"
 )
 
 
@@ -35,54 +34,76 @@ class ImageSource:
     origin: Origin
 
 
-def read_source(text: str, role: str, split: str, device: torch.device, root: str) -> ImageSource:
+def read_source(
+    text: str, role: str, split: Split, device: torch.device, root: str, size: int | None = None
+) -> ImageSource:
     """Read one of `SOURCES`.
 
     role: FAKE or REAL, for the error. split: of a data set whose text names none. root: the folder
-        of the CIFAR archives.
+        of the CIFAR archives. size: to which images are resized as they are read; None leaves
+        them as they are.
 
     Raises:
-        InputError: The text is none of them, or what it names cannot be read.
+        InputError: The text is none of them or could be two, or what it names cannot be read.
     """
-    name, _, given_split = text.partition(":")
-    path = Path(text).expanduser()
-    if name in NATIVE_SIZES and given_split in ("", "train", "test"):
-        origin = Origin(name, given_split or split)
-        data = DataConfig(name, root, NATIVE_SIZES[name])
-        return ImageSource(load_images(data, origin.split).images, data.image_size, origin)
+    name, given = _parts(text, role)
+    path = data_path(name, role)
+    if name in NAMES:
+        if path.exists():
+            raise InputError(
+                f"{role}: {text!r} is the name of a data set and of {path.absolute()}; expected "
+                f"./{text} for what lies here, or to be started where nothing of that name does"
+            )
+        return _images(name, text, root, given or split, size)
     if path.suffix == ".pt" or any((path / file).exists() for file in ("last.pt", "config.yaml")):
+        if given:
+            raise InputError(f"{role}: {text!r}: a generator has no splits, expected {name}")
         loaded = load_generator(path, device)
         origin = Origin(text, step=loaded.step, ema=loaded.ema, sha256=loaded.sha256)
-        return ImageSource(loaded.sample, loaded.config.data.image_size, origin)
-    if path.is_dir() or (path.is_file() and path.suffix == ".npz"):
-        kind = "folder" if path.is_dir() else "npz"
-        data = DataConfig(kind, str(path), native_size(path))
-        return ImageSource(load_images(data).images, data.image_size, Origin(text))
+        source = ImageSource(loaded.sample, loaded.config.data.image_size, origin)
+        return source if size is None else resized(source, size)
+    if path.is_dir() and not any(path.glob("[!.]*.npz")):
+        return _images("folder", text, name, given or (split if has_splits(path) else None), size)
+    if path.is_dir():
+        return _images("npz", text, name, given or split, size)
+    if path.is_file() and path.suffix == ".npz":
+        return _images("npz", text, name, given, size)
     state = "neither of these" if path.exists() else "not found"
     raise InputError(f"{role}: {text!r} is {state}: {SOURCES}")
 
 
-def native_size(path: Path) -> int:
-    """Return the height of the first image in a folder or .npz file, in pixels."""
-    with suppress(Exception):  # reading all of it comes next, and says what is wrong
-        if path.is_file():
-            return np.load(path)["images"].shape[1]
-        files = (file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
-        with Image.open(next(files)) as image:
-            return image.height
-    return DataConfig.image_size
+def _parts(text: str, role: str) -> tuple[str, Split | None]:
+    """Split `text` into a name or path and the split that it asks for."""
+    name, _, given = text.rpartition(":")
+    if given not in get_args(Split):
+        return text, None
+    if not data_path(text, role).exists():
+        return name, given
+    if data_path(name, role).exists():
+        raise InputError(f"{role}: there are both {text!r} and {name!r}, expected one of them")
+    return text, None
+
+
+def _images(name: str, text: str, root: str, split: Split | None, size: int | None) -> ImageSource:
+    """Read images and say where they come from."""
+    loaded = read_images(name, root, split, size)
+    smallest, largest = loaded.native_sizes
+    source = text.removesuffix(f":{split}")
+    origin = Origin(source, split, found=loaded.found)
+    final = loaded.images.shape[-1]
+    if (smallest, largest) != (final, final):
+        before = largest if smallest == largest else None
+        origin = replace(origin, resized_from=before, resized_by=RESIZED_BY)
+    return ImageSource(loaded.images, final, origin)
 
 
 def resized(source: ImageSource, size: int) -> ImageSource:
-    """Return the source with images of `size`; its origin says what they were resized from."""
+    """Return a generator's source with images of `size`; its origin says what they were before."""
     if source.image_size == size:
         return source
-    images = source.images
-    if isinstance(images, Tensor):
-        new = resize(images, size)
-    else:
 
-        def new(num: int, seed: int) -> Tensor:
-            return resize(images(num, seed), size)
+    def sample(num: int, seed: int) -> Tensor:
+        return resize(source.images(num, seed), size)
 
-    return ImageSource(new, size, replace(source.origin, resized_from=source.image_size))
+    origin = replace(source.origin, resized_from=source.image_size, resized_by=RESIZED_BY)
+    return ImageSource(sample, size, origin)

@@ -4,8 +4,9 @@
     python scripts/fid.py digits digits:test
 
 FAKE and REAL are each a run folder, a checkpoint (.pt), a folder of images, an .npz file with
-`images`, or digits, cifar10 or cifar100, with :train or :test if wanted. The column `floor` shows
-what REAL scores itself: one half of its images against the other, IS on all of them.
+`images`, or digits, cifar10 or cifar100; any but a run with :train or :test if wanted. What
+was read of them is said on stderr. The column `floor` shows what REAL scores itself: one half of
+its images against the other, IS on all of them.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from gan.extractors import EXTRACTORS, load_extractor
 from gan.protocols import PROTOCOLS, protocol_named
 from gan.records import ScoreRecord
 from gan.scoring import num_available, reference_of, score
-from gan.sources import SOURCES, read_source, resized
+from gan.sources import SOURCES, read_source
 
 
 def _shown(value: float | None) -> str:
@@ -96,8 +97,10 @@ def main() -> int:
     base = protocol_named(args.protocol or ("digits" if is_digits else "fid50k_train"))
 
     fake = read_source(args.fake, "FAKE", "train", device, args.data_root)
-    real = read_source(args.real, "REAL", base.split, device, args.data_root)
-    real = resized(real, fake.image_size)
+    real = read_source(args.real, "REAL", base.split, device, args.data_root, size=fake.image_size)
+    for role, source in (("FAKE", fake), ("REAL", real)):
+        if source.origin.found:
+            print(f"{role}: {source.origin.found}", file=sys.stderr)
 
     wanted = {key: getattr(args, key) for key in ("extractor", "num_real", "num_fake")}
     wanted = {key: value for key, value in wanted.items() if value is not None}

@@ -20,7 +20,7 @@ from runs import (
 from classification import trainer as trainer_module
 from classification.models import load_classifier
 from classification.trainer import Trainer
-from classification.training_data import noise_report, training_data
+from classification.training_data import noise_report, training_data, without_test_images
 from convnorm.experiment.data import DataConfig, Images, load_images
 from convnorm.experiment.errors import InputError, Stopped
 from convnorm.experiment.run.loop import take_step
@@ -55,6 +55,19 @@ def test_color_channels_have_moments_of_their_own():
     pixels = images.double() / 255
     assert data.mean == pytest.approx(pixels.mean(dim=(0, 2, 3)).tolist())
     assert data.std == pytest.approx(pixels.std(dim=(0, 2, 3), correction=0).tolist())
+
+
+def test_what_lacks_a_test_split_is_said_and_what_lacks_classes_refused(tmp_path):
+    """Found out after days of training, it would be too late to hold images out."""
+    (tmp_path / "a").mkdir()
+    data = DataConfig("folder", str(tmp_path))
+    assert "has no test images; evaluate_cls.py will need --split val" in without_test_images(data)
+    (tmp_path / "a").rename(tmp_path / "test")
+    assert without_test_images(data) is None
+    assert without_test_images(DataConfig("digits")) is None
+    one = Images(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(2).long(), ("a",), "2 x")
+    with pytest.raises(InputError, match="data: 2 x; expected 2 classes or more"):
+        training_data(tiny_classifier(), one)
 
 
 def test_noise_changes_labels_and_nothing_else():

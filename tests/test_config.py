@@ -88,7 +88,7 @@ def test_every_shipped_config_says_what_it_shows(name):
             "1 or more",
         ),
         (["--data.name", "mnist"], "data.name", "mnist", "digits, cifar10"),
-        (["--data.image_size", "0"], "data.image_size", "0", "integer >= 1"),
+        (["--data.image_size", "0"], "data.image_size", "0", "an integer from 1 to 1024"),
         (["--score.protocol", "fid"], "score.protocol", "fid", "none, fid50k_train"),
         (["--model", "dcgan"], "model", "dcgan", "keys and values"),
         (["--device", "tpu"], "device", "tpu", "auto, cpu, cuda"),

@@ -523,7 +523,8 @@ def test_scorer_leaves_the_random_state_alone(tmp_path, digits):
     assert record.protocol["name"] == "digits[fake=50]"
     assert (record.num_real, record.num_fake) == (1437, 50)
     assert (record.fake.source, record.fake.step, record.fake.ema) == ("training", 100, False)
-    assert record.real == Origin("digits", "train", sha256=sha256_of(digits))
+    found = load_images(DataConfig("digits", image_size=16)).found
+    assert record.real == Origin("digits", "train", sha256=sha256_of(digits), found=found)
 
 
 def test_scorer_finds_too_few_images_before_it_wants_weights(tmp_path, monkeypatch):

@@ -130,7 +130,9 @@ def test_images_without_classes_are_refused(tmp_path):
     changes = {"data.name": "npz", "data.root": tmp_path / "d.npz", "split.train_fraction": 1.0}
     images = np.random.default_rng(0).integers(0, 256, (80, 8, 8), np.uint8)
     np.savez(tmp_path / "d.npz", images=images)
-    assert refused(tmp_path, changes) == "error: data: images of 1 classes, expected 2 or more"
+    line = refused(tmp_path, changes)
+    assert line.startswith(f"error: data: 80 images in 1 class from {tmp_path / 'd.npz'}, 8x8")
+    assert line.endswith("; expected 2 classes or more")
 
 
 def test_another_config_in_the_folder_is_refused(tmp_path):

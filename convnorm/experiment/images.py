@@ -1,0 +1,152 @@
+"""One split of a data set in memory, and the line that says what was read."""
+
+import hashlib
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from convnorm.experiment.errors import InputError
+from convnorm.experiment.memory import require_memory
+from convnorm.experiment.pixels import RESIZED_BY, resize
+
+MAX_CLASSES = 32_768  # ImageNet-21k has 21,841; more are ids that were given as labels
+
+
+class NoSplit(InputError):
+    """The data are there, but not the split that is asked for."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """One split of a data set.
+
+    Args:
+        images: (N, C, H, W) uint8, C 1 (gray) or 3 (RGB).
+        labels: (N,) int64, the index of each image's class in `classes`.
+        classes: The names of the classes.
+        found: What was read and skipped, in one line.
+        native_sizes: The smallest and the largest height before images were resized.
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    found: str = ""
+    native_sizes: tuple[int, int] | None = None
+
+    def to(self, device: torch.device) -> "Images":
+        """Return the same images and labels on another device."""
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+    def sha256(self) -> str:
+        """Return the SHA-256 of the images' shape and bytes, in hex, without the labels."""
+        digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
+        digest.update(self.images.cpu().contiguous().numpy())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """What is not read. why: the rule, in a word or two. what: a file of a folder, a key of npz."""
+
+    why: str
+    name: str
+    what: str = "file"
+
+
+def from_array(
+    pixels: np.ndarray,
+    labels: np.ndarray,
+    classes: tuple[str, ...],
+    size: int | None,
+    where: object,
+    skipped: Sequence[Skipped] = (),
+) -> Images:
+    """Return images of (N, H, W, C) uint8 pixels, resized to `size`; None leaves them as they are.
+
+    Raises:
+        InputError: They are not squares, or do not fit into memory once they are resized.
+    """
+    height, width = pixels.shape[1:3]
+    if height != width:
+        raise InputError(
+            f"{where}: its images are {width} wide and {height} high, expected squares"
+        )
+    size = height if size is None else size
+    what = f"{where}: {len(pixels)} images of {size}x{size} pixels"
+    require_memory(len(pixels) * pixels.shape[3] * size**2, what)
+    images = resize(torch.from_numpy(pixels).permute(0, 3, 1, 2), size)
+    return images_of(images, labels, classes, (height, height), where, skipped)
+
+
+def images_of(
+    images: Tensor,
+    labels: np.ndarray,
+    classes: tuple[str, ...],
+    native_sizes: tuple[int, int],
+    where: object,
+    skipped: Sequence[Skipped] = (),
+) -> Images:
+    """Return images (N, C, H, W) uint8 that have their final size, with the line on them."""
+    count, classes_count = _number(len(images), "image", "s"), _number(len(classes), "class", "es")
+    line = f"{count} in {classes_count} from {where}{said(skipped)}"
+    first, last = (f"{size}x{size}" for size in native_sizes)
+    line += f", {first}" if first == last else f", {first} to {last}"
+    if native_sizes != (images.shape[-1],) * 2:
+        line += f" resized to {images.shape[-1]}x{images.shape[-1]} ({RESIZED_BY})"
+    labels = torch.from_numpy(labels.astype(np.int64))
+    return Images(images.contiguous(), labels, classes, line, native_sizes)
+
+
+def class_name(name: str) -> str:
+    """Return a class's name as it is recorded: in Unicode's composed form, without margins."""
+    return unicodedata.normalize("NFC", name).strip()
+
+
+def checked_classes(names: Sequence[str], where: object) -> tuple[str, ...]:
+    """Return the names of classes as they are recorded.
+
+    Raises:
+        InputError: There are more than `MAX_CLASSES`, one is empty or cannot be printed, or two
+            are equal; the case of letters tells them apart.
+    """
+    if len(names) > MAX_CLASSES:
+        raise InputError(f"{where}: {len(names)} classes, expected at most {MAX_CLASSES}")
+    names = [class_name(name) for name in names]
+    for name in names:
+        if not name or not name.isprintable():
+            raise InputError(f"{where}: a class is called {name!r}, expected a name in Unicode")
+    if len(set(names)) < len(names):
+        twice = sorted(name for name, times in Counter(names).items() if times > 1)
+        raise InputError(
+            f"{where}: more than one class is called {', '.join(map(repr, twice[:5]))}; "
+            "expected a name of its own for each"
+        )
+    return tuple(names)
+
+
+def said(skipped: Sequence[Skipped]) -> str:
+    """How many entries were skipped by which rule, each rule with its first entry."""
+    said = []
+    for what in ("file", "key"):
+        rules: dict[str, list[str]] = {}
+        for each in skipped:
+            if each.what == what:
+                rules.setdefault(each.why, []).append(each.name)
+        parts = [
+            f"{why} {names[0]}" + (f" and {len(names) - 1} more" if names[1:] else "")
+            for why, names in rules.items()
+        ]
+        if parts:
+            number = _number(sum(map(len, rules.values())), what, "s")
+            said.append(f"{number} skipped: {', '.join(parts)}")
+    return f" ({'; '.join(said)})" if said else ""
+
+
+def _number(number: int, noun: str, plural: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else plural}"

@@ -86,18 +86,20 @@ class Journal:
                 values |= by_name(layer_norms(trainer.discriminator, trainer.image_shape))
             self.tracker.log(step, values)
         if is_due(step, config.log.samples_every, config.steps):
-            self.tracker.images(step, generate(generator, self.grid))
+            nearest = not config.train.dequantize
+            self.tracker.images(step, generate(generator, self.grid, nearest=nearest))
         if self.scorer is not None and is_due(step, config.score.every, config.steps):
             self.tracker.score(step, to_json(self._score()))
 
     def _score(self) -> ScoreRecord:
         """Return the score that is reported, with the one by which a step can be selected in it."""
-        state, seed = self.trainer.state, self.trainer.config.seed
+        state, config = self.trainer.state, self.trainer.config
         facts = {"step": state.step, "ema": state.ema is not None}
-        draw = partial(sample, state.final_generator, self.prior)
-        record = self.scorer(draw, seed, **facts)
+        nearest = not config.train.dequantize
+        draw = partial(sample, state.final_generator, self.prior, nearest=nearest)
+        record = self.scorer(draw, config.seed, **facts)
         if self.selector is not None:
-            other = self.selector(partial(draw, stream="selection"), seed, **facts)
+            other = self.selector(partial(draw, stream="selection"), config.seed, **facts)
             record = replace(record, selection=other)
         return record
 

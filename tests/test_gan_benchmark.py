@@ -199,9 +199,9 @@ def cut_last_line(run_dir):
         (without("metrics.jsonl", "floor"), "metrics.jsonl: floor: is missing; expected keys"),
         (
             without("metrics.jsonl", "format"),
-            "holds no format; expected '.*/score/1'",
+            "holds no format; expected '.*/score/2'",
         ),
-        (older_scores, "metrics.jsonl: holds no format; expected 'convnorm-suite/score/1'"),
+        (older_scores, "metrics.jsonl: holds no format; expected 'convnorm-suite/score/2'"),
         (cut_last_line, "metrics.jsonl: lacks the line of step 4"),
     ],
 )

@@ -21,6 +21,7 @@ from convnorm.experiment.codec import from_json, to_json
 from convnorm.experiment.data import DataConfig, load_images
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.records import Metric
+from convnorm.experiment.streams import generator
 from gan import digits_network, extractors, fidelity
 from gan.digits_network import DIGITS_WEIGHTS
 from gan.extractors import (
@@ -745,6 +746,34 @@ def test_few_or_equal_images_are_said_in_the_record(
     for doubt, expected in zip(record.all_doubts, told, strict=True):
         assert doubt.startswith(expected)
     assert from_json(ScoreRecord, json.loads(json.dumps(to_json(record))), "") == record
+
+
+@pytest.mark.parametrize("half", [0, 1])
+def test_either_half_of_the_floor_is_doubted(half):
+    """Catches a floor of which one half alone, the first or the second, is looked at."""
+    order = torch.randperm(40, generator=generator("cpu", "floor"))
+    features = normal(40, 3)
+    features[order[20 * half : 20 * (half + 1)]] = features[0].clone()
+    found = floor(Features(features, None), SMALL, FROM_FEATURES).doubts
+    assert found == (
+        "FD: 20 images of one half for 3 features have a singular covariance (rank 0), as many are "
+        "equal, or nearly so",
+    )
+
+
+@pytest.mark.parametrize(("splits", "least"), [(1, 8), (2, 8), (10, 10), (20, 20)])
+def test_the_least_number_of_images_has_every_score_and_one_less_is_refused(
+    tmp_path, splits, least
+):
+    """Catches a k-th neighbour that is not there, in a half of the floor, and an empty split."""
+    protocol, extractor = replace(SMALL, is_splits=splits), stub()
+    with pytest.raises(InputError, match=f"needs at least {least} real images"):
+        reference_of(noise(least - 1), protocol, extractor, origin=NOISE, cache_dir=tmp_path)
+    reference = reference_of(noise(least), protocol, extractor, origin=NOISE, cache_dir=tmp_path)
+    with pytest.raises(InputError, match=f"needs at least {least} generated images"):
+        score(noise(least - 1), reference, extractor, seed=0, origin=NOISE)
+    record = score(noise(least, seed=1), reference, extractor, seed=0, origin=NOISE)
+    assert None not in record.scores.values()
 
 
 def broken(images: Tensor, part: int, num: int = 3) -> tuple[Tensor, Tensor]:

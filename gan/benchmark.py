@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ from convnorm.experiment.config import differences
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.records import Cost, CurvePoint, Metric, When
 from convnorm.experiment.run.tracking import read_lines
-from gan.config import GanConfig
-from gan.extractors import EXTRACTORS, metrics
-from gan.protocols import PROTOCOLS
+from gan.config import GanConfig, ScoreConfig
+from gan.extractors import metrics, scores_with
+from gan.keys import REPORTED
 from gan.records import ScoreRecord
 
 
@@ -28,19 +28,25 @@ def fraction_done(config: GanConfig, line: dict[str, Any]) -> float:
 
 
 def scores_of(config: GanConfig, attacks: Sequence[str]) -> dict[When, dict[str, Metric]]:
-    """The names of the scores that runs of a config will have; InputError for any attack."""
+    """The names of the scores that runs of a config will have; InputError for any attack.
+
+    Where weights are accepted that may not define FID, their file is read: it decides the names.
+    """
     if attacks:
         raise InputError(f"attacks: {', '.join(attacks)} is not allowed; expected none on a GAN")
-    if config.score.protocol == "none":
+    protocol = config.score.reported
+    if protocol is None:
         return {}
-    names = metrics(EXTRACTORS[PROTOCOLS[config.score.protocol].extractor].scores)
-    return {"final": names} | ({} if config.score.select == "none" else {"selected": names})
+    weights = Path(config.score.weights) if config.score.allow_unverified_weights else None
+    names = metrics(scores_with(protocol.extractor, weights, REPORTED))
+    return {"final": names} | ({} if config.score.selecting is None else {"selected": names})
 
 
 def conditions(config: GanConfig, attacks: Sequence[str]) -> dict[str, Any]:
     """What of a config decides how its runs are measured; `attacks` is empty."""
-    score = {"score.protocol": config.score.protocol, "score.select": config.score.select}
-    return {**score, "score.weights": config.score.weights, "data": asdict(config.data)}
+    of_a_score = [field.name for field in fields(ScoreConfig) if field.name != "every"]
+    score = {f"score.{name}": getattr(config.score, name) for name in of_a_score}
+    return {**score, "data": asdict(config.data)}
 
 
 def read(run_dir: Path, attacks: Sequence[str]) -> Result:
@@ -74,10 +80,11 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
             CurvePoint(step, float(np.interp(step, [0, *log], [0.0, *times])), value)
             for step, value in ((s, _scores(it)[final.distance]) for s, it in records.items())
         )
-        scores, selected = {"final": _scores(final)}, None
+        scores, selected, doubts = {"final": _scores(final)}, None, final.all_doubts
         if final.selection is not None:
             selected = min(records, key=lambda step: _selection(records[step]))
             scores["selected"] = _scores(records[selected])
+            doubts += records[selected].all_doubts
     pictures = sorted((run_dir / "samples").glob("*.png"))
     return Result(
         metrics=final.metrics,
@@ -92,6 +99,7 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
         hardware=hardware_of(hardware, summary["world_size"]),
         versions={"commit": commit or "unknown", **final.versions},
         picture=pictures[-1] if pictures else None,
+        doubts=tuple(dict.fromkeys(doubts)),
     )
 
 

@@ -103,13 +103,12 @@ class Drawing:
         )
 
     def _real(self, batches: Batches, index: int, stream: str) -> Batch:
-        """Real images in [-1, 1]; dequantized, each grey level u fills [u, u + 1) / 128 - 1."""
+        """Real images in [-1, 1], see `from_uint8`."""
         images, labels = batches(index)
         if not self.config.train.dequantize:
             return Batch(from_uint8(images), labels)
         noise = self._random(torch.rand, (batches.batch_size, *images.shape[1:]), stream, index)
-        # Just below 1, or rounding would now and then lift a pixel to the next level.
-        return Batch((images + noise * (1 - 2**-16)) / 128 - 1, labels)
+        return Batch(from_uint8(images, noise), labels)
 
     def _latents(self, num: int, *key: int | str) -> Latents:
         z = self._random(torch.randn, (num, self.config.model.z_dim), *key)

@@ -5,13 +5,10 @@
 
 import hashlib
 import io
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from http.client import HTTPException
 from pathlib import Path
 from typing import Literal, NamedTuple
-from urllib.parse import urlparse
 
 import torch
 from torch import Tensor
@@ -19,8 +16,9 @@ from tqdm import tqdm
 
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.records import Metric
-from gan import fidelity
+from gan import fidelity, weight_files
 from gan.digits_network import DIGITS_SHA256, DIGITS_WEIGHTS, DigitsNet, digits_input
+from gan.keys import OPTIONS, Keys
 from gan.records import ExtractorFacts
 
 # (N, C, H, W) uint8 -> features (N, D) and logits (N, K); None from a network without logits.
@@ -36,6 +34,12 @@ class Features(NamedTuple):
 
     features: Tensor
     logits: Tensor | None
+
+    @property
+    def num_not_finite(self) -> int:
+        """How many images have a feature or a logit that is NaN or infinite."""
+        finite = [part.isfinite().all(dim=1) for part in self if part is not None]
+        return int((~torch.stack(finite).all(dim=0)).sum())
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Features":
         """Return what `change` makes of the features and of the logits, if there are any."""
@@ -90,14 +94,15 @@ class ExtractorSpec:
     Args:
         name: What protocols and records call it.
         scores: The scores that it has with the weights that its name stands for.
-        load: Takes a file of weights (None for its own), a device, and whether weights other than
-            those that its name stands for are accepted. Returns `forward`, the SHA-256 of the file,
-            and whether its weights are those that the name stands for.
+        load: Takes a file of weights (None for its own), a device, whether weights other than
+            those that its name stands for are accepted, and what errors call these settings.
+            Returns `forward`, the SHA-256 of the file, and whether its weights are those that the
+            name stands for.
     """
 
     name: str
     scores: Scores
-    load: Callable[[Path | None, torch.device, bool], tuple[Forward, str, bool]]
+    load: Callable[[Path | None, torch.device, bool, Keys], tuple[Forward, str, bool]]
 
     def unverified_scores(self) -> Scores:
         """Return its scores with other weights, under names that say so."""
@@ -154,12 +159,20 @@ class Extractor:
         return ExtractorFacts(self.spec.name, self.weights_sha256, self.verified)
 
 
+def extractor_named(name: str) -> ExtractorSpec:
+    """Return the extractor called `name`, or raise an InputError that lists them."""
+    if name not in EXTRACTORS:
+        raise InputError(f"extractor: got {name!r}, expected {' or '.join(EXTRACTORS)}")
+    return EXTRACTORS[name]
+
+
 def load_extractor(
     name: str,
     device: torch.device | str,
     *,
     weights: Path | None = None,
     allow_unverified: bool = False,
+    keys: Keys = OPTIONS,
 ) -> Extractor:
     """Load the extractor called `name`, one of `EXTRACTORS`, onto `device`.
 
@@ -168,24 +181,38 @@ def load_extractor(
             not there, it is downloaded.
         allow_unverified: Accept Inception weights other than those that define FID. The scores are
             then not called FID or IS.
+        keys: What errors call these settings.
 
     Raises:
         InputError: The name is unknown, or the weights are missing, damaged or not those that the
             name stands for.
     """
-    if name not in EXTRACTORS:
-        raise InputError(f"extractor: got {name!r}, expected {' or '.join(EXTRACTORS)}")
-    device, spec = torch.device(device), EXTRACTORS[name]
-    forward, sha256, verified = spec.load(weights, device, allow_unverified)
+    device, spec = torch.device(device), extractor_named(name)
+    forward, sha256, verified = spec.load(weights, device, allow_unverified, keys)
     return Extractor(spec, sha256, verified, forward, device)
 
 
+def scores_with(name: str, weights: Path | None, keys: Keys) -> Scores:
+    """Return the scores of the extractor called `name` under the names that weights permit.
+
+    weights: A file that is accepted whatever it holds; None for weights that define the names.
+
+    Raises:
+        InputError: The name is unknown, or the file cannot be read.
+    """
+    spec = extractor_named(name)
+    if weights is None:
+        return spec.scores
+    sha256 = hashlib.sha256(weight_files.read(weight_files.given(weights, keys))).hexdigest()
+    return spec.scores if sha256 == fidelity.INCEPTION_SHA256 else spec.unverified_scores()
+
+
 def _digits(
-    weights: Path | None, device: torch.device, allow_unverified: bool
+    weights: Path | None, device: torch.device, allow_unverified: bool, keys: Keys
 ) -> tuple[Forward, str, bool]:
     if weights is not None:
-        raise InputError(f"weights: got {weights}, but the digits extractor has its own")
-    data = _read(DIGITS_WEIGHTS)
+        raise InputError(f"{keys.weights}: got {weights}, but the digits extractor has its own")
+    data = weight_files.read(DIGITS_WEIGHTS)
     sha256 = hashlib.sha256(data).hexdigest()
     if sha256 != DIGITS_SHA256:
         raise InputError(
@@ -203,16 +230,16 @@ def _digits(
 
 
 def _inception(
-    weights: Path | None, device: torch.device, allow_unverified: bool
+    weights: Path | None, device: torch.device, allow_unverified: bool, keys: Keys
 ) -> tuple[Forward, str, bool]:
-    file = Path(weights).expanduser() if weights else _hub_file()
-    data = _read(file)
+    file = weight_files.inception(keys) if weights is None else weight_files.given(weights, keys)
+    data = weight_files.read(file)
     sha256 = hashlib.sha256(data).hexdigest()
     verified = sha256 == fidelity.INCEPTION_SHA256
     if not verified and not allow_unverified:
         raise InputError(
             f"{file}: its SHA-256 is {sha256}, expected {fidelity.INCEPTION_SHA256}; "
-            "--allow_unverified_weights accepts it, but its scores are not called FID or IS"
+            f"{keys.allow_unverified_weights} accepts it, but its scores are not called FID or IS"
         )
     try:
         network = fidelity.inception(torch.load(io.BytesIO(data), weights_only=True))
@@ -225,34 +252,6 @@ def _inception(
         return network(images.expand(-1, 3, -1, -1))  # gray images become RGB
 
     return forward, sha256, verified
-
-
-def _read(file: Path) -> bytes:
-    # Read once, so that the bytes that were checked are the bytes that are loaded.
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise InputError(f"{file}: cannot read these weights ({error.strerror})") from error
-
-
-def _hub_file() -> Path:
-    """Return torch-fidelity's file in PyTorch's hub folder, downloaded if it is not there."""
-    url = fidelity.INCEPTION_URL
-    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
-    if file.exists():
-        return file
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        # It writes to a temporary name, and renames when the hash is right.
-        torch.hub.download_url_to_file(
-            url, str(file), hash_prefix=fidelity.INCEPTION_SHA256, progress=sys.stderr.isatty()
-        )
-    except (OSError, RuntimeError, HTTPException) as error:
-        raise InputError(
-            f"{file.name} is not in {file.parent} and could not be downloaded from {url} "
-            f"({error}); give the file with --weights FILE"
-        ) from error
-    return file
 
 
 EXTRACTORS = {

@@ -28,15 +28,11 @@ def cached_features(images: Tensor, extractor: Extractor, folder: Path | None = 
         InputError: The folder is not writable.
     """
     if folder is None:
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folder = Path(home) / "convnorm-suite"
+        folder = _home() / "convnorm-suite"
     file = Path(folder) / f"{_cache_key(images, extractor)}.features"
-    if file.exists():
-        content = file.read_bytes()
-        # The file begins with a hash of the rest: a damaged one is never believed.
-        if content[:32] == hashlib.sha256(content[32:]).digest():
-            saved = Features(*torch.load(io.BytesIO(content[32:]), weights_only=True))
-            return saved.map(lambda part: part.to(extractor.device))
+    saved = _saved(file, len(images))
+    if saved is not None:
+        return saved.map(lambda part: part.to(extractor.device))
     features = extractor(images)
     buffer = io.BytesIO()
     torch.save(list(features.map(Tensor.cpu)), buffer)
@@ -47,6 +43,31 @@ def cached_features(images: Tensor, extractor: Extractor, folder: Path | None = 
         raise InputError(f"{file.parent}: cannot be made a folder ({error.strerror})") from error
     files.write(file, lambda out: out.write(hashlib.sha256(content).digest() + content))
     return features
+
+
+def _home() -> Path:
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:  # a user without a home
+        raise InputError(
+            f"XDG_CACHE_HOME: is not set ({error}); expected a folder for caches"
+        ) from None
+
+
+def _saved(file: Path, num: int) -> Features | None:
+    """Return the features of `num` images that a file holds; None if it holds anything else."""
+    try:
+        if not file.is_file():
+            return None
+        content = file.read_bytes()
+        # The file begins with a hash of the rest: a damaged one is never believed.
+        if content[:32] != hashlib.sha256(content[32:]).digest():
+            return None
+        saved = Features(*torch.load(io.BytesIO(content[32:]), weights_only=True))
+        fits = all(part is None or part.shape == (num, part.shape[-1]) for part in saved)
+    except Exception:  # foreign bytes fail in many ways, and computing them again is always right
+        return None
+    return saved if fits else None
 
 
 def _cache_key(images: Tensor, extractor: Extractor) -> str:

@@ -3,10 +3,11 @@
 `torch_fidelity.calculate_metrics` caches by the input's name only (other weights or data get the
 old numbers back), ignores options that it does not know, wants CUDA unless told otherwise and
 leaves a generator in eval mode. So this file calls its functions on features, with every option.
-All features are (N, D) float32, all logits (N, K) float32.
+All features are (N, D) float32, all logits (N, K) float32, all of them finite.
 """
 
 import io
+import math
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,7 @@ __all__ = [
     "INCEPTION_URL",
     "VERSION",
     "classifier_score",
+    "covariance_rank",
     "frechet_distance",
     "inception",
     "kernel_distance",
@@ -49,6 +51,7 @@ __all__ = [
 
 # weights-inception-2015-12-05-6726825d.pth: the TensorFlow network that defines IS and FID.
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+LEAST = 1e-6  # of the features' size: what varies less is the rounding of float32
 RNG_SEED = 2020  # torch-fidelity's own, so that its command line gives the same numbers
 
 
@@ -80,11 +83,23 @@ def frechet_distance(features_1: Tensor, features_2: Tensor) -> float:
     return fid_statistics_to_metric(statistics_1, statistics_2, verbose=False)[KEY_METRIC_FID]
 
 
+def covariance_rank(features: Tensor) -> int:
+    """Return how many dimensions the features span around their mean: at most D, and below N."""
+    features = features.cpu().double()
+    centered = features - features.mean(dim=0)
+    tall = len(centered) > centered.shape[1]
+    scatter = centered.T @ centered if tall else centered @ centered.T
+    return int((torch.linalg.eigvalsh(scatter) > LEAST**2 * features.square().sum()).sum())
+
+
 def kernel_distance(
     features_1: Tensor, features_2: Tensor, num_subsets: int, subset_size: int
 ) -> tuple[float, float]:
     """Return mean and standard deviation over subsets of the squared MMD with the kernel
     (x'y / D + 1)^3 (Binkowski et al. 2018); unbiased, so that equal distributions give about 0.
+
+    Subsets of more than half of the images have most of them in common: their standard deviation
+    says nothing of the images', and is NaN.
     """
     kid = kid_features_to_metric(
         features_1,
@@ -98,16 +113,20 @@ def kernel_distance(
         rng_seed=RNG_SEED,
         verbose=False,
     )
-    return kid[KEY_METRIC_KID_MEAN], kid[KEY_METRIC_KID_STD]
+    overlap = 2 * subset_size > min(len(features_1), len(features_2))
+    return kid[KEY_METRIC_KID_MEAN], math.nan if overlap else kid[KEY_METRIC_KID_STD]
 
 
 def classifier_score(logits: Tensor, num_splits: int) -> tuple[float, float]:
     """Return mean and standard deviation over splits of exp(E KL(p(y|x) || p(y))), at most K.
 
-    With Inception's logits this is the inception score (Salimans et al. 2016).
+    With Inception's logits this is the inception score (Salimans et al. 2016). It is at most the
+    number of images in a split. A single split has no standard deviation, and splits of one image,
+    which all score 1, have none that says anything: NaN.
     """
     isc = isc_features_to_metric(logits.cpu(), splits=num_splits, shuffle=True, rng_seed=RNG_SEED)
-    return isc[KEY_METRIC_ISC_MEAN], isc[KEY_METRIC_ISC_STD]
+    has_spread = num_splits > 1 and len(logits) >= 2 * num_splits
+    return isc[KEY_METRIC_ISC_MEAN], isc[KEY_METRIC_ISC_STD] if has_spread else math.nan
 
 
 def precision_recall(fake: Tensor, real: Tensor, neighborhood: int) -> tuple[float, float]:

@@ -53,8 +53,12 @@ class Latents:
 
 
 @torch.no_grad()
-def generate(generator: nn.Module, latents: Latents, batch_size: int = 256) -> torch.Tensor:
+def generate(
+    generator: nn.Module, latents: Latents, *, nearest: bool = False, batch_size: int = 256
+) -> torch.Tensor:
     """Return images (N, C, H, W) uint8 on the CPU of N latents, made in evaluation mode.
+
+    nearest: see `to_uint8`; of a generator that was trained without `train.dequantize`.
 
     Afterwards the generator is in the mode that it was in before.
     """
@@ -63,9 +67,8 @@ def generate(generator: nn.Module, latents: Latents, batch_size: int = 256) -> t
     generator.eval()
     try:
         parts = zip(latents.z.split(batch_size), latents.labels.split(batch_size), strict=True)
-        return torch.cat(
-            [to_uint8(generator(z.to(device), labels.to(device))).cpu() for z, labels in parts]
-        )
+        made = (generator(z.to(device), labels.to(device)) for z, labels in parts)
+        return torch.cat([to_uint8(images, nearest=nearest).cpu() for images in made])
     finally:
         generator.train(training)
 
@@ -85,10 +88,19 @@ class Prior:
 
 
 def sample(
-    generator: nn.Module, prior: Prior, num: int, seed: int, stream: str = "samples"
+    generator: nn.Module,
+    prior: Prior,
+    num: int,
+    seed: int,
+    stream: str = "samples",
+    *,
+    nearest: bool = False,
 ) -> torch.Tensor:
-    """Return generated images (num, C, H, W) uint8, a function of the weights, seed and stream."""
-    return generate(generator, prior.draw(num, seed, stream))
+    """Return generated images (num, C, H, W) uint8, a function of the weights, seed and stream.
+
+    nearest: see `generate`.
+    """
+    return generate(generator, prior.draw(num, seed, stream), nearest=nearest)
 
 
 @dataclass(frozen=True)
@@ -105,7 +117,8 @@ class LoadedGenerator:
     def sample(self, num: int, seed: int) -> torch.Tensor:
         """Return generated images (num, C, H, W) uint8, a function of the weights and the seed."""
         prior = Prior(self.config.model.z_dim, self.num_classes)
-        return sample(self.generator, prior, num, seed)
+        nearest = not self.config.train.dequantize
+        return sample(self.generator, prior, num, seed, nearest=nearest)
 
 
 def load_generator(path: Path, device: torch.device | str = "cpu") -> LoadedGenerator:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from convnorm.experiment.errors import InputError
 from gan.extractors import EXTRACTORS
+from gan.keys import OPTIONS, Keys
 
 # What a protocol's name calls a field whose value was changed.
 SHORT_NAMES = {
@@ -18,6 +19,7 @@ SHORT_NAMES = {
     "num_real": "real",
     "num_fake": "fake",
 }
+MOST_IMAGES = 1_000_000  # of either side; their features alone then take 8 GB
 
 
 @dataclass(frozen=True)
@@ -53,24 +55,27 @@ class Protocol:
     def min_images(self) -> int:
         """The fewest images that can be scored.
 
-        Each split of IS takes one, and each half of the floor takes a neighbourhood.
+        Each split of IS takes one, and each half of the floor takes a neighbourhood. So few give
+        doubtful numbers, see `gan.doubts`.
         """
         return max(self.is_splits, 2 * (self.prc_neighborhood + 1))
 
-    def changed(self, **fields: str | int | None) -> "Protocol":
+    def changed(self, *, keys: Keys = OPTIONS, **fields: str | int | None) -> "Protocol":
         """Return the protocol with `fields` changed, under a name that says so.
 
         Args:
+            keys: What the error calls the numbers of images.
             fields: New values of extractor, split, image_size, num_real or num_fake.
 
         Raises:
-            InputError: A number is below `min_images`.
+            InputError: A number is below `min_images` or above `MOST_IMAGES`.
         """
         for key in ("num_real", "num_fake"):
             wanted = fields.get(key)
-            if wanted is not None and wanted < self.min_images:
+            if wanted is not None and not self.min_images <= wanted <= MOST_IMAGES:
                 raise InputError(
-                    f"{key}: got {wanted}, but {self.name} needs at least {self.min_images} images"
+                    f"{getattr(keys, key)}: got {wanted}, but {self.name} needs at least "
+                    f"{self.min_images} and takes at most {MOST_IMAGES} images"
                 )
         new = {key: value for key, value in fields.items() if value != getattr(self, key)}
         if not new:
@@ -78,12 +83,19 @@ class Protocol:
         told = ",".join(f"{short}={new[key]}" for key, short in SHORT_NAMES.items() if key in new)
         return replace(self, name=f"{self.name}[{told.lower()}]", **new)
 
-    def fitted(self, real_available: int | None, fake_available: int | None = None) -> "Protocol":
+    def fitted(
+        self,
+        real_available: int | None,
+        fake_available: int | None = None,
+        *,
+        keys: Keys = OPTIONS,
+    ) -> "Protocol":
         """Return the protocol with every number of images known.
 
         Args:
             real_available: Images of the reference; None for a generator, which has no end.
             fake_available: Images to score; None for a generator.
+            keys: What the error calls the numbers of images.
 
         Raises:
             InputError: There are too few images, or all images of a generator are asked for.
@@ -91,23 +103,28 @@ class Protocol:
         num_real = real_available if self.num_real is None else self.num_real
         if num_real is None:
             raise InputError(
-                f"num_real: {self.name} takes all real images, but a generator has no end; "
-                "say how many with --num_real N"
+                f"{keys.num_real}: {self.name} takes all real images, but a generator has no end; "
+                f"say how many with {keys.num_real}"
             )
-        num_real = max(num_real, self.min_images)
-        if real_available is not None and real_available < num_real:
-            raise InputError(
-                f"num_real: {self.name} needs {num_real} real images, the reference has "
-                f"{real_available}; take fewer (at least {self.min_images}) with --num_real"
-            )
+        self._require(num_real, "real images, the reference has", real_available, keys.num_real)
         num_fake = num_real if self.num_fake is None else self.num_fake
-        if fake_available is not None and fake_available < num_fake:
-            raise InputError(
-                f"num_fake: {self.name} needs {num_fake} generated images, got {fake_available}; "
-                f"take fewer (at least {self.min_images}) with --num_fake"
-            )
+        self._require(num_fake, "generated images, got", fake_available, keys.num_fake)
         size = min(self.kid_subset_size, num_real, num_fake)
         return replace(self, num_real=num_real, num_fake=num_fake, kid_subset_size=size)
+
+    def _require(self, num: int, images: str, available: int | None, key: str) -> None:
+        """Raise an InputError if there are fewer images than `num`, or than can be scored."""
+        if available is None:
+            return
+        if available < self.min_images:
+            raise InputError(
+                f"{self.name} needs at least {self.min_images} {images} {available}; give more"
+            )
+        if available < num:
+            raise InputError(
+                f"{key}: {self.name} needs {num} {images} {available}; "
+                f"set {key} to {available}, or less (at least {self.min_images})"
+            )
 
 
 PROTOCOLS = {
@@ -125,6 +142,10 @@ PROTOCOLS = {
         Protocol("digits_test", "digits", "test", None, 1437, image_size=16, kid_subset_size=120),
     )
 }
+
+
+# For images that come without a split: who gives them has chosen them.
+ALL_IMAGES = Protocol("all_images", "inception", None, None, None)
 
 
 def protocol_named(name: str) -> Protocol:

@@ -50,13 +50,14 @@ class Floor:
     """What real images score against real ones: about what a perfect generator would get.
 
     num_images: in each of the two halves that are compared. kid_subset_size: images in a subset.
-    scores, spreads: as in ScoreRecord.
+    scores, spreads, doubts: as in ScoreRecord.
     """
 
     num_images: int
     kid_subset_size: int
     scores: dict[str, float | None]
     spreads: dict[str, float | None]
+    doubts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,9 @@ class ScoreRecord:
     metrics: score -> how its values compare, so that a reader needs no table of names.
     distance: which of the scores is the Fréchet distance.
     scores: score -> value; None where it is not a finite number.
-    spreads: name -> standard deviation over the subsets or splits of one sample; it says nothing
-        about another seed.
+    spreads: name -> standard deviation over the subsets or splits of one sample, which says nothing
+        about another seed; None where these are too few or have too much in common to have one.
+    doubts: sentences, each a reason not to take the scores at face value, see `gan.doubts`.
     seed: of the draw of the generated images.
     versions: package -> version.
     selection: what the same generator scores under the protocol by which a step is selected.
@@ -82,6 +84,7 @@ class ScoreRecord:
     distance: str
     scores: dict[str, float | None]
     spreads: dict[str, float | None]
+    doubts: tuple[str, ...]
     floor: Floor
     num_fake: int
     num_real: int
@@ -90,3 +93,13 @@ class ScoreRecord:
     seed: int
     versions: dict[str, str]
     selection: "ScoreRecord | None" = None
+
+    @property
+    def all_doubts(self) -> tuple[str, ...]:
+        """Its own, and those about the floor and the score to select by, which say so."""
+        selection = () if self.selection is None else self.selection.doubts
+        return (
+            *self.doubts,
+            *(f"floor: {doubt}" for doubt in self.floor.doubts),
+            *(f"selection: {doubt}" for doubt in selection),
+        )

@@ -9,16 +9,19 @@ import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from convnorm.experiment.data import DataConfig, load_images
+from convnorm.experiment.errors import InputError
 from convnorm.experiment.streams import generator
-from gan import fidelity
+from gan import doubts, fidelity
 from gan.extractors import Extractor, Features, Number, Scores, load_extractor, metrics
 from gan.feature_cache import cached_features, sha256_of
-from gan.protocols import Protocol, protocol_named
+from gan.keys import Keys
+from gan.protocols import Protocol
 from gan.records import Floor, Origin, ScoreRecord
 
 Sample = Callable[[int, int], Tensor]  # (num, seed) -> (num, C, H, W) uint8
@@ -33,12 +36,14 @@ class Reference:
         protocol: With every number known, as `Protocol.fitted` returns it.
         floor: What the reference scores against itself, see `floor`.
         origin: Where the images come from.
+        doubts: What they make doubtful, see `ScoreRecord`.
     """
 
     features: Features
     protocol: Protocol
     floor: Floor
     origin: Origin
+    doubts: tuple[str, ...]
 
 
 def subset(images: Tensor, num: int, *key: int | str) -> Tensor:
@@ -60,7 +65,13 @@ def numbers(fake: Features, real: Features, protocol: Protocol) -> dict[Number, 
     """Compute everything that fake features against real ones, and the fakes' logits, give.
 
     protocol: Its sizes of splits and subsets count, its numbers of images do not.
+
+    Returns:
+        NaN for what cannot be computed, and for everything where a fake feature or logit is not
+        finite: precision and recall would take such an image for a bad one.
     """
+    if fake.num_not_finite:
+        return dict.fromkeys(get_args(Number), math.nan)
     return _distances(fake, real, protocol) | _classifier_score(fake, protocol)
 
 
@@ -75,8 +86,14 @@ def floor(real: Features, protocol: Protocol, scores: Scores) -> Floor:
     order = torch.randperm(len(real.features), generator=generator("cpu", "floor"))
     first, second = _rows(real, order[:n]), _rows(real, order[n : 2 * n])
     size = min(protocol.kid_subset_size, n)
-    distances = _distances(first, second, replace(protocol, kid_subset_size=size))
-    return Floor(n, size, *_named(distances | _classifier_score(real, protocol), scores))
+    computed = _distances(first, second, replace(protocol, kid_subset_size=size))
+    computed |= _classifier_score(real, protocol)
+    doubted = (
+        *doubts.of_distance(first, scores, "images of one half"),
+        *doubts.of_distance(second, scores, "images of one half"),
+        *doubts.of_numbers(computed, scores, len(real.features), protocol.is_splits),
+    )
+    return Floor(n, size, *_named(computed, scores), tuple(dict.fromkeys(doubted)))
 
 
 def _rows(features: Features, indices: Tensor) -> Features:
@@ -138,7 +155,8 @@ def reference_of(
         cache_dir: See `cached_features`.
 
     Raises:
-        InputError: Fewer images than the protocol needs, or a cache folder that is not writable.
+        InputError: Fewer images than the protocol needs, a cache folder that is not writable, or
+            weights that make features of the images that are not finite.
     """
     protocol = protocol.fitted(num_available(real))
     if isinstance(real, Tensor):
@@ -151,7 +169,19 @@ def reference_of(
         images = real(protocol.num_real, seed)
         origin = replace(origin, seed=seed, sha256=origin.sha256 or sha256_of(images))
         features = extractor(images)
-    return Reference(features, protocol, floor(features, protocol, extractor.scores), origin)
+    if num := features.num_not_finite:
+        raise InputError(
+            f"extractor {extractor.spec.name}: its features of {num} of {len(images)} real images "
+            f"are not finite; expected other weights (these have SHA-256 "
+            f"{extractor.weights_sha256})"
+        )
+    return Reference(
+        features,
+        protocol,
+        floor(features, protocol, extractor.scores),
+        origin,
+        doubts.of_images(images, features, extractor.scores, "real images"),
+    )
 
 
 def score(
@@ -179,7 +209,8 @@ def score(
     else:
         images = fake(protocol.num_fake, seed)
     features = extractor(images)
-    scores, spreads = _named(numbers(features, reference.features, protocol), extractor.scores)
+    computed = numbers(features, reference.features, protocol)
+    scores, spreads = _named(computed, extractor.scores)
     return ScoreRecord(
         protocol=asdict(protocol),
         extractor=extractor.facts,
@@ -187,6 +218,11 @@ def score(
         distance=extractor.scores["frechet"].name,
         scores=scores,
         spreads=spreads,
+        doubts=(
+            *doubts.of_images(images, features, extractor.scores, "fake images"),
+            *reference.doubts,
+            *doubts.of_numbers(computed, extractor.scores, len(images), protocol.is_splits),
+        ),
         floor=reference.floor,
         num_fake=protocol.num_fake,
         num_real=protocol.num_real,
@@ -209,35 +245,37 @@ class Scorer:
 
     def __init__(
         self,
-        protocol_name: str,
+        protocol: Protocol,
         data_config: DataConfig,
         device: torch.device | str,
         *,
+        keys: Keys,
         weights: Path | None = None,
         allow_unverified: bool = False,
         cache_dir: Path | None = None,
-        num_real: int | None = None,
-        num_fake: int | None = None,
     ) -> None:
         """Load the extractor and the reference.
 
         Args:
+            protocol: Its images have the size of the data's, whatever it says.
+            keys: What errors call the settings.
             weights, allow_unverified: See `load_extractor`.
             cache_dir: See `reference_of`.
-            num_real, num_fake: Other numbers than the protocol's; its name then says so.
 
         Raises:
-            InputError: No such protocol, no weights, no data or too few images.
+            InputError: No weights, no data or too few images.
         """
-        sizes = {"num_real": num_real, "num_fake": num_fake}
-        wanted = {key: value for key, value in sizes.items() if value is not None}
-        wanted["image_size"] = data_config.image_size
-        protocol = protocol_named(protocol_name).changed(**wanted)
+        protocol = protocol.changed(image_size=data_config.image_size)
         loaded = load_images(data_config, protocol.split)
         images = loaded.images
-        protocol = protocol.fitted(len(images))  # first: the weights may be a long download
+        # First: the weights may be a long download.
+        protocol = protocol.fitted(len(images), keys=keys)
         self.extractor = load_extractor(
-            protocol.extractor, device, weights=weights, allow_unverified=allow_unverified
+            protocol.extractor,
+            device,
+            weights=weights,
+            allow_unverified=allow_unverified,
+            keys=keys,
         )
         self.reference = reference_of(
             images,

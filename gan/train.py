@@ -21,7 +21,9 @@ from convnorm.experiment.run.loop import is_due
 from convnorm.experiment.run.tracking import Tracker, read_lines
 from convnorm.spectrum import by_name, layer_norms
 from gan.config import GanConfig
+from gan.keys import REPORTED, SELECTING, Keys
 from gan.models import FORMAT, Prior, generate, sample
+from gan.protocols import Protocol
 from gan.records import ScoreRecord
 from gan.scoring import Scorer
 from gan.trainer import Trainer
@@ -62,19 +64,25 @@ class Journal:
         self.trainer = trainer
         self.prior = Prior(config.model.z_dim, state.num_classes)
         self.grid = self.prior.draw(GRID, config.seed, "grid")
-        self.scorer = self._scorer(config.score.protocol)
-        self.selector = self._scorer(config.score.select)
+        self.scorer = self._scorer(config.score.reported, REPORTED)
+        self.selector = self._scorer(config.score.selecting, SELECTING)
         self.tracker = Tracker(
             run_dir, state.step, config.steps, to_yaml(config), trainer.process.device
         )
 
-    def _scorer(self, protocol: str) -> Scorer | None:
+    def _scorer(self, protocol: Protocol | None, keys: Keys) -> Scorer | None:
         """Load what a protocol needs: whatever is missing is found before training starts."""
-        if protocol == "none":
+        if protocol is None:
             return None
         config = self.trainer.config
-        weights = Path(config.score.weights) if config.score.weights else None
-        return Scorer(protocol, config.data, self.trainer.process.device, weights=weights)
+        return Scorer(
+            protocol,
+            config.data,
+            self.trainer.process.device,
+            keys=keys,
+            weights=Path(config.score.weights) if config.score.weights else None,
+            allow_unverified=config.score.allow_unverified_weights,
+        )
 
     def write(self, means: dict[str, float] | None) -> None:
         """Write what is due after a step; `means` is None unless a log line is due."""
@@ -86,18 +94,20 @@ class Journal:
                 values |= by_name(layer_norms(trainer.discriminator, trainer.image_shape))
             self.tracker.log(step, values)
         if is_due(step, config.log.samples_every, config.steps):
-            self.tracker.images(step, generate(generator, self.grid))
+            nearest = not config.train.dequantize
+            self.tracker.images(step, generate(generator, self.grid, nearest=nearest))
         if self.scorer is not None and is_due(step, config.score.every, config.steps):
             self.tracker.score(step, to_json(self._score()))
 
     def _score(self) -> ScoreRecord:
         """Return the score that is reported, with the one by which a step can be selected in it."""
-        state, seed = self.trainer.state, self.trainer.config.seed
+        state, config = self.trainer.state, self.trainer.config
         facts = {"step": state.step, "ema": state.ema is not None}
-        draw = partial(sample, state.final_generator, self.prior)
-        record = self.scorer(draw, seed, **facts)
+        nearest = not config.train.dequantize
+        draw = partial(sample, state.final_generator, self.prior, nearest=nearest)
+        record = self.scorer(draw, config.seed, **facts)
         if self.selector is not None:
-            other = self.selector(partial(draw, stream="selection"), seed, **facts)
+            other = self.selector(partial(draw, stream="selection"), config.seed, **facts)
             record = replace(record, selection=other)
         return record
 

@@ -6,11 +6,14 @@
 FAKE and REAL are each a run folder, a checkpoint (.pt), a folder of images, an .npz file with
 `images`, or digits, cifar10 or cifar100; any but a run with :train or :test if wanted. What
 was read of them is said on stderr. The column `floor` shows what REAL scores itself: one half of
-its images against the other, IS on all of them.
+its images against the other, IS on all of them. n/a is what has no value, such as a spread over
+subsets that share most of their images; a line that begins with DOUBT says why a score is not to
+be taken at face value.
 """
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -20,19 +23,21 @@ from convnorm.experiment.data import DataConfig
 from convnorm.experiment.errors import InputError, exit_code
 from convnorm.experiment.files import write_json
 from convnorm.experiment.run.distributed import pick_device
-from gan.extractors import EXTRACTORS, load_extractor
-from gan.protocols import PROTOCOLS, protocol_named
+from gan.extractors import EXTRACTORS, extractor_named, load_extractor
+from gan.protocols import ALL_IMAGES, PROTOCOLS, protocol_named
 from gan.records import ScoreRecord
 from gan.scoring import num_available, reference_of, score
-from gan.sources import SOURCES, read_source
+from gan.sources import NAMES, SOURCES, read_source
 
 
 def _shown(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.5g}"
+    return "n/a" if value is None else f"{value:.5g}"
 
 
 def table(record: ScoreRecord) -> str:
-    """Return the record's scores and spreads as aligned text, below what they are scores of."""
+    """Return the record's scores and spreads as aligned text, between what they are scores of and
+    what makes them doubtful.
+    """
     rows = [
         f"protocol   {record.protocol['name']}: {record.num_fake} fake against "
         f"{record.num_real} real images",
@@ -51,6 +56,7 @@ def table(record: ScoreRecord) -> str:
         f"{name:{width}}  {_shown(value):>10}  {_shown(floor[name])}"
         for name, value in values.items()
     ]
+    rows += [f"DOUBT: {doubt}" for doubt in record.all_doubts]
     return "\n".join(rows)
 
 
@@ -66,20 +72,47 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         "--protocol",
-        help=f"{', '.join(PROTOCOLS)}; by default digits for REAL digits, else fid50k_train",
+        help=f"{', '.join(PROTOCOLS)}; by default digits for REAL digits, all images of both sides "
+        "for a REAL folder or .npz, else fid50k_train",
     )
-    parser.add_argument("--extractor", help=f"{' or '.join(EXTRACTORS)}, instead of the protocol's")
-    parser.add_argument("--weights", type=Path, help="file of Inception weights")
+    parser.add_argument(
+        "--extractor",
+        help=f"network whose features are compared: {' or '.join(EXTRACTORS)}, instead of the "
+        "protocol's",
+    )
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        help="file of Inception weights; without, PyTorch's hub folder has them, or downloads them",
+    )
     parser.add_argument(
         "--allow_unverified_weights",
         action="store_true",
         help="accept Inception weights that do not define FID; no score is then called FID",
     )
-    parser.add_argument("--num_fake", type=int, help="instead of the protocol's")
-    parser.add_argument("--num_real", type=int, help="instead of the protocol's")
-    parser.add_argument("--seed", type=int, default=0, help="of the generated images (%(default)s)")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    parser.add_argument("--data_root", default=DataConfig.root, help="the CIFAR archives' folder")
+    parser.add_argument(
+        "--num_fake", type=int, help="how many images of FAKE, instead of the protocol's number"
+    )
+    parser.add_argument(
+        "--num_real", type=int, help="how many images of REAL, instead of the protocol's number"
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="of what a generator draws, and of which images of FAKE are taken (%(default)s)",
+    )
+    parser.add_argument(
+        "--device",
+        default="auto",
+        choices=["auto", "cpu", "cuda"],
+        help="what computes the features; auto takes a GPU where there is one (%(default)s)",
+    )
+    parser.add_argument(
+        "--data_root",
+        default=DataConfig.root,
+        help="folder of the CIFAR archives, which are downloaded to it (%(default)s)",
+    )
     parser.add_argument("--json", type=Path, help="file to write the whole record to")
     return parser.parse_args()
 
@@ -95,6 +128,18 @@ def main() -> int:
 
     is_digits = args.real.partition(":")[0] == "digits"
     base = protocol_named(args.protocol or ("digits" if is_digits else "fid50k_train"))
+    wanted = {key: getattr(args, key) for key in ("extractor", "num_real", "num_fake")}
+    wanted = {key: value for key, value in wanted.items() if value is not None}
+    # What can be wrong without the images is told before they are read.
+    base.changed(**wanted)
+    load = partial(
+        load_extractor,
+        extractor_named(args.extractor or base.extractor).name,
+        device,
+        weights=args.weights,
+        allow_unverified=args.allow_unverified_weights,
+    )
+    extractor = load() if args.weights else None
 
     fake = read_source(args.fake, "FAKE", "train", device, args.data_root)
     real = read_source(args.real, "REAL", base.split, device, args.data_root, size=fake.image_size)
@@ -102,16 +147,16 @@ def main() -> int:
         if source.origin.found:
             print(f"{role}: {source.origin.found}", file=sys.stderr)
 
-    wanted = {key: getattr(args, key) for key in ("extractor", "num_real", "num_fake")}
-    wanted = {key: value for key, value in wanted.items() if value is not None}
+    available = {"num_real": num_available(real.images), "num_fake": num_available(fake.images)}
+    is_named = args.real.partition(":")[0] in NAMES
+    if not args.protocol and not is_named and available["num_real"] is not None:
+        base = ALL_IMAGES
+        # `fitted` refuses less than the least number, and says how many there are.
+        least = {key: num and max(num, base.min_images) for key, num in available.items()}
+        wanted = least | wanted
     protocol = base.changed(**wanted, split=real.origin.split, image_size=fake.image_size)
-    protocol = protocol.fitted(num_available(real.images), num_available(fake.images))
-    extractor = load_extractor(
-        protocol.extractor,
-        device,
-        weights=args.weights,
-        allow_unverified=args.allow_unverified_weights,
-    )
+    protocol = protocol.fitted(*available.values())
+    extractor = extractor or load()  # last: it may be a long download
     # Another seed than that of FAKE: a generator must not be held against its own images.
     reference = reference_of(
         real.images, protocol, extractor, origin=real.origin, seed=args.seed + 1

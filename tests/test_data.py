@@ -52,21 +52,45 @@ def test_a_bad_setting_is_refused_by_its_key(key, value):
         DataConfig(**{key: value})
 
 
-def test_uint8_survives_the_round_trip_and_its_ends_are_exact():
-    """Truncation instead of rounding darkens; 128 instead of 127.5 loses a level."""
-    levels = torch.arange(256, dtype=torch.uint8)
-    assert torch.equal(to_uint8(from_uint8(levels)), levels)
-    assert from_uint8(levels)[[0, 255]].tolist() == [-1, 1]
+LEVELS = torch.arange(256, dtype=torch.uint8)[:, None]
+# The edges of noise in float32: 0, the least number above it, and the last ones below 1.
+EDGES = torch.tensor([0, 2**-149, 2**-24, 2**-16, 0.5, 1 - 2**-15, 1 - 2**-16, 1 - 2**-24])
 
 
-def test_to_uint8_rounds_to_nearest_clamps_and_computes_in_float32():
+@pytest.mark.parametrize("nearest", [False, True])
+def test_every_level_survives_the_way_to_floats_and_back(nearest):
+    """128 instead of 127.5 loses a level, and so does rounding down where nothing was added."""
+    assert torch.equal(to_uint8(from_uint8(LEVELS), nearest=nearest), LEVELS)
+    assert from_uint8(LEVELS)[[0, 255]].flatten().tolist() == [-1, 1]
+
+
+def test_every_level_survives_dequantization_with_any_noise():
+    """Rounded to nearest, as the generator's images were, a third of the pixels move by a level."""
+    noise = torch.cat([EDGES, torch.rand(2000, generator=torch.Generator().manual_seed(0))])
+    noise = noise.expand(256, -1)
+    images = from_uint8(LEVELS, noise)
+    assert images.dtype == torch.float32
+    assert images.min() >= -1
+    assert images.max() <= 1
+    assert torch.equal(to_uint8(images), LEVELS.expand_as(noise))
+    assert not torch.equal(to_uint8(images, nearest=True), LEVELS.expand_as(noise))
+
+
+def test_to_uint8_clamps_and_computes_in_float32():
     """Clamping left out, 1.5 would wrap around to a dark pixel."""
-    assert to_uint8(torch.tensor([-1.5, 1.5])).tolist() == [0, 255]
-    level = from_uint8(torch.tensor([100], dtype=torch.uint8))
-    assert to_uint8(level + 0.49 / 127.5) == 100
-    assert to_uint8(level + 0.51 / 127.5) == 101
     half = torch.linspace(-1, 1, 999, dtype=torch.bfloat16)
-    assert torch.equal(to_uint8(half), to_uint8(half.float()))
+    for nearest in (False, True):
+        assert to_uint8(torch.tensor([-1.5, 1.5]), nearest=nearest).tolist() == [0, 255]
+        same = (to_uint8(images, nearest=nearest) for images in (half, half.float()))
+        assert torch.equal(*same)
+
+
+def test_without_noise_the_nearest_level_counts():
+    """Floored, a network that misses a dark point by a hair would lose a level."""
+    level = from_uint8(torch.tensor([100], dtype=torch.uint8))
+    assert to_uint8(level - 0.49 / 127.5, nearest=True) == 100
+    assert to_uint8(level + 0.49 / 127.5, nearest=True) == 100
+    assert to_uint8(level + 0.51 / 127.5, nearest=True) == 101
 
 
 def test_resize_matches_pillow_and_does_not_depend_on_chunks():

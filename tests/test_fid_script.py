@@ -1,5 +1,6 @@
 """scripts/fid.py as a user runs it: from another folder, with every kind of FAKE and REAL."""
 
+import argparse
 import importlib.util
 import json
 import os
@@ -182,6 +183,60 @@ def test_extractor_without_logits_has_a_table_too(fid, monkeypatch, capsys):
     assert "extractor  toy, weights cccccccccccccccc\n" in printed
 
 
+def test_all_images_are_scored_where_no_protocol_says_how_many(fid, monkeypatch, tmp_path):
+    """Catches a demand for 50,000 images of two small files, and a name that hides it."""
+    save_npz(tmp_path / "fake.npz", num=30)
+    save_npz(tmp_path / "real.npz", num=40)
+    record = record_of(fid, monkeypatch, "fake.npz", "real.npz", "--extractor", "digits")
+    assert (record["num_fake"], record["num_real"]) == (30, 40)
+    assert record["protocol"]["name"] == "all_images[extractor=digits,size=12,real=40,fake=30]"
+    options = ["--extractor", "digits", "--num_fake", "20"]
+    record = record_of(fid, monkeypatch, "fake.npz", "real.npz", *options)
+    assert record["protocol"]["name"] == "all_images[extractor=digits,size=12,real=40,fake=20]"
+
+
+def test_few_images_are_said_in_the_table(fid, monkeypatch, tmp_path, capsys):
+    """Catches an FD of 12 images, far from that of 1,437, without a word."""
+    save_npz(tmp_path / "few.npz", num=12)
+    record = record_of(fid, monkeypatch, "few.npz", "digits", "--num_fake", "12")
+    printed = capsys.readouterr().out
+    (few,) = (doubt for doubt in record["doubts"] if doubt.startswith("FD (digits)"))
+    assert few.startswith("FD (digits): 12 fake images for 64 features have a singular covariance")
+    assert f"DOUBT: {few}\n" in printed
+    rows = {line.rsplit(maxsplit=2)[0]: line.split()[-2] for line in printed.splitlines() if line}
+    assert rows["KID std (digits)"] == rows["CS std (digits)"] == "n/a"
+    assert record["spreads"] == {"KID std (digits)": None, "CS std (digits)": None}
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--weights", "absent.pth"], "absent.pth: cannot read these weights"),
+        (["--weights", "text.txt"], "text.txt: its SHA-256 is .* --allow_unverified_weights acc"),
+        (["--weights", "text.txt", "--allow_unverified_weights"], "text.txt: not the Inception"),
+        (["--extractor", "vgg"], "extractor: got 'vgg', expected inception or digits"),
+        (["--extractor", "digits", "--weights", "text.txt"], "--weights: got text.txt, but the"),
+        (["--protocol", "fid"], "protocol: got 'fid', expected one of"),
+        (["--num_fake", "-3"], "--num_fake: got -3, but fid50k_train needs at least 10"),
+        (["--num_real", str(10**24)], "--num_real: got 1000.* takes at most 1000000 images"),
+    ],
+)
+def test_what_is_wrong_without_the_images_is_told_before_they_are_read(
+    fid, monkeypatch, tmp_path, args, message
+):
+    (tmp_path / "text.txt").touch()
+    monkeypatch.setattr(fid, "read_source", None)
+    with pytest.raises(InputError, match=message):
+        record_of(fid, monkeypatch, "a.npz", "b.npz", *args)
+
+
+def test_every_option_has_a_line_of_help(fid, monkeypatch):
+    shown = []
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", lambda parser: shown.append(parser))
+    fid.parse_args()
+    assert [action.dest for action in shown[0]._actions if not action.help] == []
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -196,12 +251,18 @@ def test_extractor_without_logits_has_a_table_too(fid, monkeypatch, capsys):
         (["digits", "digits", "--protocol", "fid10k_test"], "needs 10000 real .* has 360; "),
         (["digits", "empty"], "empty: no images"),
         (["junk.npz", "digits"], "junk.npz: not an .npz file"),
+        (["five.npz", "digits"], "digits.* needs at least 10 generated images, got 5; give more"),
+        (["five.npz", "digits:test"], "needs at least 10 generated images, got 5; give more"),
+        (["digits", "five.npz"], "all_images.* at least 10 real images, .* has 5; give more"),
+        (["five.npz", "a.npz"], "all_images.* at least 10 generated images, got 5; give more"),
     ],
 )
 def test_wrong_input_is_told_in_one_line(fid, monkeypatch, tmp_path, args, message):
     (tmp_path / "text.txt").touch()
     (tmp_path / "empty").mkdir()
     (tmp_path / "junk.npz").write_bytes(b"junk")
+    save_npz(tmp_path / "five.npz", num=5)
+    save_npz(tmp_path / "a.npz")
     with pytest.raises(InputError, match=message) as caught:
         record_of(fid, monkeypatch, *args)
     assert "\n" not in str(caught.value)

@@ -152,6 +152,24 @@ def test_the_protocol_tells_apart_what_does_not_compare(run_dir):
         assert before != known
 
 
+def test_doubts_of_what_is_reported_reach_the_report(run_dir):
+    """Of the last step and of the selected one; what an earlier step had is over."""
+
+    def change(record):
+        step = record["step"]
+        record["doubts"] = [f"few at {step}", "few"]
+        record["floor"]["doubts"] = ["halves"]
+        record["selection"]["doubts"] = [f"few to select by at {step}"]
+        record["selection"]["floor"]["doubts"] = ["halves to select by"]
+        record["selection"]["scores"]["FD (digits)"] = abs(step - 2)
+
+    rewrite(run_dir / "metrics.jsonl", change)
+    assert read(run_dir).doubts == (
+        *("few at 4", "few", "floor: halves", "selection: few to select by at 4"),
+        *("few at 2", "selection: few to select by at 2"),
+    )
+
+
 def test_a_run_that_was_not_scored_is_one_line(tmp_path):
     run(tmp_path)
     with pytest.raises(InputError, match=r"metrics.jsonl: holds no score; .*score.protocol"):

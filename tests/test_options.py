@@ -29,6 +29,7 @@ def expanded(names: list[str], architectures: dict[str, Any]) -> list[str]:
 
 
 # key -> (what makes it count, its other value); LEFT and RIGHT are folders of images.
+SELECTED = {"score.protocol": "digits", "score.select": "digits_test"}
 GAN = {
     "data.name": ({"data.root": "LEFT"}, "folder"),
     "data.root": ({"data.name": "folder", "data.root": "LEFT"}, "RIGHT"),
@@ -74,7 +75,12 @@ GAN = {
     "score.protocol": ({}, "digits"),
     "score.every": ({"score.protocol": "digits"}, 1),
     "score.select": ({"score.protocol": "digits"}, "digits_test"),
+    "score.num_real": ({"score.protocol": "digits"}, 100),
+    "score.num_fake": ({"score.protocol": "digits"}, 100),
+    "score.select_num_real": (SELECTED, 100),
+    "score.select_num_fake": (SELECTED, 100),
     "score.weights": ({"score.protocol": "digits"}, "weights.pt"),
+    "score.allow_unverified_weights": ({"score.protocol": "digits"}, True),
     "seed": ({}, 1),
     "steps": ({}, 3),
 }
@@ -209,8 +215,9 @@ def test_every_option_has_an_effect(pipeline, key, traces):
     base, value = effects[key]
     base = {**short, **base}
     before = traces(pipeline, base)
-    if key == "score.weights":  # the extractor of the digits has its own, and says so
-        with pytest.raises(InputError, match=value):
+    # The extractor of the digits has its own weights, and says so.
+    if key in ("score.weights", "score.allow_unverified_weights"):
+        with pytest.raises(InputError, match=str(value)):
             traces(pipeline, {**base, key: value})
         return
     changed = {**base, key: value}

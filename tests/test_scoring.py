@@ -1,6 +1,10 @@
 """The scores against closed forms, and their records against what could be mistaken."""
 
+import hashlib
+import io
 import json
+import math
+import os
 import pickle
 import random
 import urllib.error
@@ -13,9 +17,11 @@ import torch
 from torch import Tensor
 
 from convnorm.experiment import pixels
+from convnorm.experiment.codec import from_json, to_json
 from convnorm.experiment.data import DataConfig, load_images
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.records import Metric
+from convnorm.experiment.streams import generator
 from gan import digits_network, extractors, fidelity
 from gan.digits_network import DIGITS_WEIGHTS
 from gan.extractors import (
@@ -29,8 +35,9 @@ from gan.extractors import (
     metrics,
 )
 from gan.feature_cache import cached_features, sha256_of
+from gan.keys import OPTIONS, REPORTED, SELECTING
 from gan.protocols import PROTOCOLS, Protocol, protocol_named
-from gan.records import ExtractorFacts, Origin
+from gan.records import ExtractorFacts, Origin, ScoreRecord
 from gan.scoring import Scorer, floor, numbers, reference_of, score, subset
 
 SMALL = Protocol("small", "digits", "train", None, None, is_splits=2, kid_subsets=2)
@@ -90,7 +97,7 @@ def test_kernel_distance_is_the_unbiased_mmd_with_the_cubic_kernel():
 
     within = sum((kernel(a, a).sum() - kernel(a, a).trace()) / (40 * 39) for a in (x, y))
     expected = (within - 2 * kernel(x, y).mean()).item()
-    assert fidelity.kernel_distance(x, y, 1, 40) == pytest.approx((expected, 0), rel=1e-6)
+    assert fidelity.kernel_distance(x, y, 1, 40)[0] == pytest.approx(expected, rel=1e-6)
 
 
 def test_classifier_score_is_between_one_and_the_number_of_classes():
@@ -98,6 +105,49 @@ def test_classifier_score_is_between_one_and_the_number_of_classes():
     sure = 100 * torch.eye(7).repeat(50, 1)
     assert fidelity.classifier_score(sure, 1)[0] == pytest.approx(7)
     assert fidelity.classifier_score(torch.ones(50, 7), 5) == pytest.approx((1, 0))
+
+
+@pytest.mark.parametrize(("subset_size", "has_spread"), [(19, True), (20, True), (21, False)])
+@pytest.mark.parametrize("other", [40, 200])
+def test_kernel_distance_has_a_spread_where_subsets_can_differ(subset_size, has_spread, other):
+    """Catches 1e-7, the spread of rounding, over subsets that are all of a few images."""
+    sides = normal(40, 5), normal(other, 5, seed=1)
+    for first, second in (sides, sides[::-1]):
+        mean, std = fidelity.kernel_distance(first, second, 10, subset_size)
+        assert math.isfinite(mean)
+        assert (std > 1e-3) if has_spread else math.isnan(std)
+
+
+@pytest.mark.parametrize(
+    ("num", "splits", "has_spread"),
+    [(20, 10, True), (19, 10, False), (10, 10, False), (20, 1, False)],
+)
+def test_classifier_score_has_a_spread_where_splits_can_differ(num, splits, has_spread):
+    """Catches 0 of a single split, and of splits of one image, which all score 1."""
+    score, std = fidelity.classifier_score(3 * normal(num, 5), splits)
+    assert 1 <= score <= 5
+    assert (std > 1e-3) if has_spread else math.isnan(std)
+
+
+@pytest.mark.parametrize(
+    ("features", "rank"),
+    [
+        (normal(200, 6), 6),
+        (1000 + normal(200, 6), 6),
+        (normal(7, 6), 6),
+        (normal(6, 6), 5),
+        (normal(4, 6), 3),
+        (normal(4, 6).repeat(50, 1), 3),
+        (normal(1, 6).repeat(50, 1), 0),
+        (normal(1, 6).repeat(50, 1) * (1 + 1e-7 * normal(50, 6, seed=1)), 0),
+        (torch.zeros(50, 6), 0),
+        (normal(200, 2) @ normal(2, 6), 2),
+    ],
+    ids=str,
+)
+def test_covariance_rank_counts_the_dimensions_that_images_span(features, rank):
+    """Catches rounding that is taken for a dimension, and a mean that hides one."""
+    assert fidelity.covariance_rank(features) == rank
 
 
 def test_collapse_has_high_precision_and_low_recall():
@@ -210,6 +260,8 @@ def test_missing_inception_offline_names_file_folder_and_way_out(tmp_path, monke
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     with pytest.raises(InputError, match=r"6726825d\.pth is not in .*checkpoints.*--weights FILE"):
         load_extractor("inception", "cpu")
+    with pytest.raises(InputError, match=r"give the file with score\.weights FILE"):
+        load_extractor("inception", "cpu", keys=REPORTED)
 
 
 def test_file_planted_in_the_hub_folder_is_refused(tmp_path, monkeypatch):
@@ -220,6 +272,24 @@ def test_file_planted_in_the_hub_folder_is_refused(tmp_path, monkeypatch):
     torch.save({}, planted)
     with pytest.raises(InputError, match="expected 6726825d"):
         load_extractor("inception", "cpu")
+
+
+@pytest.mark.parametrize("kind", ["absent", "a folder", "a pipe", "no home", "no path"])
+def test_weights_that_cannot_be_read_are_one_line(tmp_path, kind):
+    """Catches a traceback, and a pipe that is waited for."""
+    file = tmp_path / "weights.pth"
+    match kind:
+        case "a folder":
+            file.mkdir()
+        case "a pipe":
+            os.mkfifo(file)
+        case "no home":
+            file = Path("~nobody-at-all/weights.pth")
+        case "no path":
+            file = Path("weights\0.pth")
+    with pytest.raises(InputError, match=r"weights.*\.pth: (cannot read|Could not)") as caught:
+        load_extractor("inception", "cpu", weights=file, keys=REPORTED)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.fixture(scope="module")
@@ -292,7 +362,7 @@ def blind(images: Tensor) -> tuple[Tensor, None]:
 TOY = ExtractorSpec(
     "toy",
     extractors.renamed("{}-toy", FROM_FEATURES),
-    lambda weights, device, allow_unverified: (blind, "c" * 64, True),
+    lambda weights, device, allow_unverified, keys: (blind, "c" * 64, not allow_unverified),
 )
 TOY_NAMES = ["FD-toy", "KID-toy", "precision-toy", "recall-toy"]
 
@@ -376,10 +446,47 @@ def test_damaged_cache_is_computed_again(tmp_path, damage):
     assert again.forward.num_seen == 20
 
 
-def test_cache_folder_that_cannot_be_written_is_one_line(tmp_path):
+def hashed(content: object) -> bytes:
+    """A file of the cache that is sound, whatever it holds."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return hashlib.sha256(buffer.getvalue()).digest() + buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        hashlib.sha256(b"").digest(),
+        hashed({"a": 1}),
+        hashed([torch.zeros(2)]),
+        hashed([torch.zeros(19, 4), torch.zeros(19, 3)]),
+        hashed([torch.zeros(20), None]),
+        hashed(["text", "text"]),
+    ],
+    ids=["nothing", "a dict", "one part", "other images", "no features", "text"],
+)
+def test_foreign_cache_is_computed_again(tmp_path, content):
+    """Catches trust in a hash that only says that a file is whole."""
+    features = cached_features(noise(20), stub(), tmp_path)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(content)
+    torch.testing.assert_close(cached_features(noise(20), stub(), tmp_path), features)
+
+
+def test_cache_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot be made a folder"):
         cached_features(noise(4), stub(), tmp_path / "file")
+    cached_features(noise(4), stub(), tmp_path / "cache")
+    (file,) = (tmp_path / "cache").iterdir()
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(InputError, match=r"features: cannot be written"):
+        cached_features(noise(4), stub(), tmp_path / "cache")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", Path("~nobody-at-all").expanduser)
+    with pytest.raises(InputError, match="XDG_CACHE_HOME: is not set"):
+        cached_features(noise(4), stub())
 
 
 # The protocols
@@ -402,15 +509,37 @@ def test_fitted_protocol_records_the_numbers_it_is_used_with():
     assert PROTOCOLS["fid50k_train"].fitted(50_000) == PROTOCOLS["fid50k_train"]
 
 
+@pytest.mark.parametrize("num", [-1, 0, 3, 10**24])
+@pytest.mark.parametrize(
+    ("keys", "name"),
+    [(OPTIONS, "--num_fake"), (REPORTED, "score.num_fake"), (SELECTING, "score.select_num_fake")],
+)
+def test_numbers_out_of_range_are_told_by_the_name_that_the_user_knows(keys, name, num):
+    with pytest.raises(InputError, match=f"^{name}: got {num}, but digits needs at least 10 and"):
+        PROTOCOLS["digits"].changed(num_fake=num, keys=keys)
+
+
 def test_wrong_numbers_are_told_with_the_way_out():
-    with pytest.raises(InputError, match=r"needs 10000 real images, .* has 360; .*--num_real"):
-        PROTOCOLS["fid10k_test"].fitted(360)
-    with pytest.raises(InputError, match="num_fake: got 3, but digits needs at least 10"):
-        PROTOCOLS["digits"].changed(num_fake=3)
-    with pytest.raises(InputError, match="--num_real"):
+    """Each line names a number that would do: following it must end in a score."""
+    protocol = PROTOCOLS["fid10k_test"]
+    message = r"^score\.num_real: .* needs 10000 .* has 360; set score\.num_real to 360, or less"
+    with pytest.raises(InputError, match=message):
+        protocol.fitted(360, keys=REPORTED)
+    followed = protocol.changed(num_real=360)
+    message = "^--num_fake: .* needs 10000 generated images, got 50; set --num_fake to 50, or less"
+    with pytest.raises(InputError, match=message):
+        followed.fitted(360, 50)
+    assert followed.changed(num_fake=50).fitted(360, 50).num_fake == 50
+    with pytest.raises(InputError, match="say how many with --num_real"):
         PROTOCOLS["digits"].fitted(None)
     with pytest.raises(InputError, match="got 'fid', expected one of fid50k_train"):
         protocol_named("fid")
+
+
+@pytest.mark.parametrize("available", [(5, 100), (100, 5), (9, 9)])
+def test_less_than_can_be_scored_is_not_told_to_take_fewer(available):
+    with pytest.raises(InputError, match=r"needs at least 10 .* images, .* (5|9); give more$"):
+        PROTOCOLS["digits"].fitted(*available)
 
 
 def test_the_real_images_to_select_by_are_enough(digits_extractor, digits):
@@ -467,6 +596,7 @@ def test_floor_compares_disjoint_halves(monkeypatch):
     assert result.scores["FD"] == fidelity.frechet_distance(first, second) > 1e-3
     assert result.scores["CS"] == fidelity.classifier_score(features.logits, 2)[0]
     assert result.spreads["CS std"] == fidelity.classifier_score(features.logits, 2)[1]
+    assert result.spreads["KID std"] is None  # subsets of 50 of 50
 
 
 def test_record_says_all_that_the_numbers_depend_on(tmp_path):
@@ -478,7 +608,7 @@ def test_record_says_all_that_the_numbers_depend_on(tmp_path):
 
     fake = Origin("run", step=5, ema=True)
     record = score(sample, reference, extractor, seed=3, origin=fake)
-    assert json.loads(json.dumps(asdict(record))) == asdict(record)
+    assert json.loads(json.dumps(to_json(record))) == to_json(record)
     assert record.protocol == asdict(SMALL.fitted(60))
     assert record.protocol["kid_subset_size"] == 60
     assert record.extractor == ExtractorFacts("digits", "a" * 64, verified=True)
@@ -487,16 +617,15 @@ def test_record_says_all_that_the_numbers_depend_on(tmp_path):
     assert (record.num_fake, record.num_real, record.seed) == (60, 60, 3)
     assert set(record.versions) == {"torch", "torch_fidelity", "python"}
     direct = numbers(extractor(noise(60, 3)), extractor(images), reference.protocol)
+    assert record.spreads.pop("KID std (digits)") is None  # subsets of 60 of 60
+    assert math.isnan(direct.pop("kernel_std"))
     assert record.scores | record.spreads == {
-        score.name: direct[number] for number, score in extractor.scores.items()
+        extractor.scores[number].name: value for number, value in direct.items()
     }
     assert record.metrics == metrics(extractor.scores)
     assert list(record.metrics) == list(record.scores) == list(record.floor.scores)
-    assert (
-        list(record.spreads)
-        == list(record.floor.spreads)
-        == ["KID std (digits)", "CS std (digits)"]
-    )
+    assert list(record.spreads) == ["CS std (digits)"]
+    assert list(record.floor.spreads) == ["KID std (digits)", "CS std (digits)"]
     assert record.distance == "FD (digits)"
     assert record.selection is None
 
@@ -516,7 +645,11 @@ def test_scorer_leaves_the_random_state_alone(tmp_path, digits):
 
     before = states()
     scorer = Scorer(
-        "digits", DataConfig("digits", image_size=16), "cpu", cache_dir=tmp_path, num_fake=50
+        PROTOCOLS["digits"].changed(num_fake=50),
+        DataConfig("digits", image_size=16),
+        "cpu",
+        keys=REPORTED,
+        cache_dir=tmp_path,
     )
     record = scorer(lambda num, seed: digits[:num], 0, step=100, ema=False)
     assert states() == before
@@ -530,5 +663,140 @@ def test_scorer_leaves_the_random_state_alone(tmp_path, digits):
 def test_scorer_finds_too_few_images_before_it_wants_weights(tmp_path, monkeypatch):
     """Catches a download of 96 MB, or a lack of weights, that hides the real mistake."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(InputError, match="needs 50000 real images, the reference has 1437"):
-        Scorer("fid50k_train", DataConfig("digits"), "cpu")
+    with pytest.raises(InputError, match=r"^score\.num_real: .* 1437; set .* to 1437, or less"):
+        Scorer(PROTOCOLS["fid50k_train"], DataConfig("digits"), "cpu", keys=REPORTED)
+
+
+# The doubts
+
+
+def scored(fake: Tensor, real: Tensor, extractor: Extractor, tmp_path: Path) -> ScoreRecord:
+    protocol = replace(PROTOCOLS["digits"].changed(num_fake=len(fake)), kid_subsets=2)
+    reference = reference_of(real, protocol, extractor, origin=NOISE, cache_dir=tmp_path)
+    return score(fake, reference, extractor, seed=0, origin=Origin("fakes"))
+
+
+def test_enough_images_are_not_doubted(digits, digits_extractor, tmp_path):
+    """A warning that always is there is not read."""
+    record = scored(digits[:1000], digits, digits_extractor, tmp_path)
+    assert record.all_doubts == ()
+    assert record.spreads["KID std (digits)"] > 1e-5
+    assert record.spreads["CS std (digits)"] > 1e-3
+
+
+FEW = "FD (digits): 12 {} images for 64 features have a singular covariance (rank 11), which"
+ALIKE = "FD (digits): {} fake images for 64 features have a singular covariance (rank {}), as many"
+
+
+@pytest.mark.parametrize(
+    ("fake", "real", "told"),
+    [
+        (
+            lambda digits: digits[:12],
+            lambda digits: digits,
+            [FEW.format("fake"), "CS (digits): splits of 1 bound it by 1"],
+        ),
+        (
+            lambda digits: digits[:1000],
+            lambda digits: digits[:12],
+            [
+                FEW.format("real"),
+                "floor: FD (digits): 6 images of one half for 64 features",
+                "floor: CS (digits): splits of 1",
+            ],
+        ),
+        (
+            lambda digits: digits[:1000],
+            lambda digits: digits[:100],
+            ["floor: FD (digits): 50 images of one half", "floor: CS (digits): splits of 10"],
+        ),
+        (
+            lambda digits: digits[:20].repeat(50, 1, 1, 1),
+            lambda digits: digits,
+            [ALIKE.format(1000, 19), "980 of 1000 fake images are copies of others"],
+        ),
+        (
+            lambda digits: digits[:1].repeat(100, 1, 1, 1),
+            lambda digits: digits,
+            [ALIKE.format(100, 0), "99 of 100 fake images are copies of others"],
+        ),
+        (
+            lambda digits: torch.zeros_like(digits[:100]),
+            lambda digits: digits,
+            [ALIKE.format(100, 0), "99 of 100 fake images are copies of others"],
+        ),
+        (
+            lambda digits: digits[:500].repeat(2, 1, 1, 1),
+            lambda digits: digits,
+            ["500 of 1000 fake images are copies of others"],
+        ),
+        (
+            lambda digits: digits[:1000],
+            lambda digits: digits[:500].repeat(2, 1, 1, 1),
+            ["500 of 1000 real images are copies of others"],
+        ),
+    ],
+    ids=["few fakes", "few reals", "few in a half", "20", "one", "black", "twice", "reals twice"],
+)
+def test_few_or_equal_images_are_said_in_the_record(
+    digits, digits_extractor, tmp_path, fake, real, told
+):
+    """An FD of 12 images, a CS of one image a split: numbers that say nothing, without a word."""
+    record = scored(fake(digits), real(digits), digits_extractor, tmp_path)
+    assert len(record.all_doubts) == len(told)
+    for doubt, expected in zip(record.all_doubts, told, strict=True):
+        assert doubt.startswith(expected)
+    assert from_json(ScoreRecord, json.loads(json.dumps(to_json(record))), "") == record
+
+
+@pytest.mark.parametrize("half", [0, 1])
+def test_either_half_of_the_floor_is_doubted(half):
+    """Catches a floor of which one half alone, the first or the second, is looked at."""
+    order = torch.randperm(40, generator=generator("cpu", "floor"))
+    features = normal(40, 3)
+    features[order[20 * half : 20 * (half + 1)]] = features[0].clone()
+    found = floor(Features(features, None), SMALL, FROM_FEATURES).doubts
+    assert found == (
+        "FD: 20 images of one half for 3 features have a singular covariance (rank 0), as many are "
+        "equal, or nearly so",
+    )
+
+
+@pytest.mark.parametrize(("splits", "least"), [(1, 8), (2, 8), (10, 10), (20, 20)])
+def test_the_least_number_of_images_has_every_score_and_one_less_is_refused(
+    tmp_path, splits, least
+):
+    """Catches a k-th neighbour that is not there, in a half of the floor, and an empty split."""
+    protocol, extractor = replace(SMALL, is_splits=splits), stub()
+    with pytest.raises(InputError, match=f"needs at least {least} real images"):
+        reference_of(noise(least - 1), protocol, extractor, origin=NOISE, cache_dir=tmp_path)
+    reference = reference_of(noise(least), protocol, extractor, origin=NOISE, cache_dir=tmp_path)
+    with pytest.raises(InputError, match=f"needs at least {least} generated images"):
+        score(noise(least - 1), reference, extractor, seed=0, origin=NOISE)
+    record = score(noise(least, seed=1), reference, extractor, seed=0, origin=NOISE)
+    assert None not in record.scores.values()
+
+
+def broken(images: Tensor, part: int, num: int = 3) -> tuple[Tensor, Tensor]:
+    """Features and logits of which one part is not finite for the brightest images."""
+    parts = images.float().flatten(1)[:, :4] / 255, images.float().flatten(1)[:, 4:8]
+    parts[part][images.float().flatten(1).mean(dim=1).argsort(descending=True)[:num]] = math.nan
+    return parts
+
+
+@pytest.mark.parametrize("part", [0, 1], ids=["features", "logits"])
+def test_features_that_are_no_numbers_are_refused_or_said(tmp_path, part):
+    """Catches a precision of 0 that is no more than a comparison with NaN."""
+    sound = replace(stub(), forward=lambda images: broken(images, part, num=0))
+    bad = replace(stub("b" * 64), forward=lambda images: broken(images, part))
+    images = noise(60)
+    with pytest.raises(InputError, match="features of 3 of 60 real images are not finite"):
+        reference_of(images, SMALL, bad, origin=NOISE, cache_dir=tmp_path)
+    reference = reference_of(images, SMALL, sound, origin=NOISE, cache_dir=tmp_path)
+    record = score(noise(60, seed=1), reference, bad, seed=0, origin=NOISE)
+    assert set(record.scores.values()) == set(record.spreads.values()) == {None}
+    assert record.doubts[0] == "3 of 60 fake images have features that are not finite"
+    assert [d for d in record.doubts if d.endswith("not a finite number")] == [
+        f"{name}: not a finite number" for name in record.scores
+    ]
+    assert to_json(record)["scores"]["FD (digits)"] is None

@@ -32,11 +32,27 @@ def resize(images: Tensor, size: int, max_floats: int = MAX_FLOATS) -> Tensor:
     return resized
 
 
-def to_uint8(images: Tensor) -> Tensor:
-    """Turn floats in [-1, 1] into uint8, rounded to nearest; values outside are clamped."""
-    return (images.float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
+def from_uint8(images: Tensor, noise: Tensor | None = None) -> Tensor:
+    """Turn uint8 into float32 in [-1, 1].
+
+    noise: uniform in [0, 1), of the images' shape. With it each level u fills [u, u + 1) / 128 - 1;
+        without, it is the point u / 127.5 - 1, so that 0 becomes -1 and 255 becomes 1, exactly.
+    """
+    if noise is None:
+        return images.float() / 127.5 - 1
+    # Just below 1, or rounding would now and then lift a pixel to the next level.
+    return (images + noise * (1 - 2**-16)) / 128 - 1
 
 
-def from_uint8(images: Tensor) -> Tensor:
-    """Turn uint8 into float32 in [-1, 1]: 0 becomes -1 and 255 becomes 1, exactly."""
-    return images.float() / 127.5 - 1
+def to_uint8(images: Tensor, *, nearest: bool = False) -> Tensor:
+    """Turn floats in [-1, 1] into uint8: what `from_uint8` made of a level becomes that level.
+
+    The level is the one whose interval [u, u + 1) / 128 - 1 holds the value, which is exact with
+    noise and without. Values outside of [-1, 1] are clamped.
+
+    nearest: take the nearest of the points u / 127.5 - 1 instead. Of a network that has learned
+        them from images without noise, and that misses a point by a little to either side.
+    """
+    images = images.float()
+    levels = (images * 127.5 + 127.5).round() if nearest else (images * 128 + 128).floor()
+    return levels.clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,66 @@
+"""Why scores are not to be taken at face value: too few images, or images too much alike.
+
+A doubt is a sentence without its full stop.
+"""
+
+import math
+
+import numpy as np
+from torch import Tensor
+
+from gan import fidelity
+from gan.extractors import Features, Number, Scores
+
+COPIES = 0.01  # CIFAR, too, has a few images twice
+FAR = 10  # a classifier score is this many times below its bound where the bound does not matter
+
+
+def of_images(images: Tensor, features: Features, scores: Scores, called: str) -> tuple[str, ...]:
+    """Doubt one side of a score.
+
+    images: (N, C, H, W) uint8. called: "fake images", "real images".
+    """
+    if num := features.num_not_finite:
+        return (f"{num} of {len(images)} {called} have features that are not finite",)
+    found = of_distance(features, scores, called)
+    rows = images.cpu().contiguous().flatten(1).numpy()
+    copies = len(rows) - len(np.unique(rows.view(f"V{rows.shape[1]}")))
+    if copies > COPIES * len(rows):
+        found = (*found, f"{copies} of {len(rows)} {called} are copies of others")
+    return found
+
+
+def of_distance(features: Features, scores: Scores, called: str) -> tuple[str, ...]:
+    """Doubt the Fréchet distance of features (N, D) that span less than their D dimensions."""
+    num, width = features.features.shape
+    rank = fidelity.covariance_rank(features.features)
+    if rank == width:
+        return ()
+    few, alike = "which biases the distance upwards", "as many are equal, or nearly so"
+    return (
+        f"{scores['frechet'].name}: {num} {called} for {width} features have a singular covariance "
+        f"(rank {rank}), {few if num <= width else alike}",
+    )
+
+
+def of_numbers(
+    computed: dict[Number, float], scores: Scores, num: int, splits: int
+) -> tuple[str, ...]:
+    """Doubt scores that are no number, and a classifier score of few images.
+
+    A split of n images has a classifier score of at most n, and a lower one than more images have.
+
+    num: Images that the classifier score is of. splits: How many parts it is averaged over.
+    """
+    found = [
+        f"{score.name}: not a finite number"
+        for number, score in scores.items()
+        if score.metric is not None and not math.isfinite(computed[number])
+    ]
+    bound = num // splits
+    if "classifier" in scores and FAR * computed["classifier"] > bound:
+        name = scores["classifier"].name
+        found.append(
+            f"{name}: splits of {bound} bound it by {bound}, and make it lower than larger ones do"
+        )
+    return tuple(found)

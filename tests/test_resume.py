@@ -8,6 +8,7 @@ import torch
 from runs import Crash, crash_before, differing, log_of, run, state_of
 
 from convnorm.experiment.errors import InputError, Stopped
+from convnorm.experiment.run import checkpoint
 from gan.trainer import Trainer
 
 # log.every and checkpoint_every fall on different steps: a log line spans the crash.
@@ -111,7 +112,7 @@ def test_a_foreign_checkpoint_is_refused_and_kept(damage, message, tmp_path, mon
             run(tmp_path, checkpoint_every=2)
     state = state_of(tmp_path)
     damage(state)
-    torch.save(state, tmp_path / "last.pt")
+    checkpoint.save(tmp_path / "last.pt", state)
     content = (tmp_path / "last.pt").read_bytes()
     with pytest.raises(InputError, match=f"last.pt: .*{message}"):
         run(tmp_path)

@@ -138,7 +138,8 @@ def test_a_damaged_checkpoint_is_named_and_kept(damage, tmp_path):
     code, output = train(tmp_path).end()
     assert (code, output) == (
         2,
-        f"error: {last}: damaged or not a checkpoint; expected one of this suite\n",
+        f"error: {last}: damaged or not a checkpoint of this version; "
+        "expected one of format 'convnorm-suite/gan/3'\n",
     )
     assert last.read_bytes() == content
 

@@ -3,18 +3,19 @@
 import fcntl
 import hashlib
 import io
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 import yaml
 
 from convnorm.experiment.config import differences, to_yaml
 from convnorm.experiment.errors import InputError
-from convnorm.experiment.files import write
+from convnorm.experiment.files import read, write
 
 CHECKPOINT = "last.pt"
 BEST = "best.pt"  # selected on a validation split
@@ -33,6 +34,8 @@ OWN_FILES = (
     "tensorboard",
     "config.yaml",
 )
+FOLDERS = (EVALUATION, "samples", "tensorboard")  # those of OWN_FILES that are no files
+DIGITS = 64  # of a SHA-256 in hexadecimal
 
 
 @contextmanager
@@ -70,9 +73,10 @@ def locked(folder: Path, option: str) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
+        lock = _open_lock(folder, os.O_CREAT)
     except OSError as error:
-        raise InputError(f"{option}: {folder} cannot be used ({error.strerror})") from None
+        reason = "its .lock is a link" if (folder / ".lock").is_symlink() else error.strerror
+        raise InputError(f"{option}: {folder} cannot be used ({reason})") from None
     with lock:  # the folder is free again when the file is closed, at the latest by a kill
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -85,16 +89,35 @@ def locked(folder: Path, option: str) -> Iterator[None]:
         yield
 
 
+def _open_lock(folder: Path, flags: int = 0) -> IO[bytes]:
+    """Open the file that is locked; never what a link leads to, and nothing in it changes."""
+    return open(os.open(folder / ".lock", os.O_RDWR | os.O_NOFOLLOW | flags, 0o644), "r+b", 0)
+
+
 def is_held(folder: Path) -> bool:
     """Whether another process holds `folder` now."""
     try:
-        with (folder / ".lock").open("r+") as lock:
+        with _open_lock(folder) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:
         pass  # no folder yet, or a file system without locks
     return False
+
+
+def _check_kinds(run_dir: Path) -> None:
+    """Raise InputError where something else has the name of a file or a folder of the run.
+
+    To read from a pipe would wait for ever, and a link to nothing would pass for no file at all.
+    """
+    for name in OWN_FILES:
+        path, expected = run_dir / name, "folder" if name in FOLDERS else "file"
+        fits = path.is_dir() if expected == "folder" else path.is_file()
+        if not fits and os.path.lexists(path):
+            raise InputError(
+                f"{path}: not a {expected}; expected the run's own (--overwrite starts anew)"
+            )
 
 
 def _claim(run_dir: Path, config: object) -> None:
@@ -119,14 +142,15 @@ def _has_begun(run_dir: Path) -> bool:
 def in_the_way(run_dir: Path, config: object) -> list[str]:
     """Return in which keys the run in `run_dir` differs from `config`; empty if in none.
 
-    Raises InputError if its config.yaml cannot be read.
+    Raises InputError if its config.yaml, or another file of it, cannot be one.
     """
+    _check_kinds(run_dir)
     if not _has_begun(run_dir):
         return []
     saved = run_dir / "config.yaml"
     try:
         there = yaml.safe_load(saved.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError, OSError):
+    except (yaml.YAMLError, ValueError, RecursionError, OSError):
         there = None
     if not isinstance(there, dict):
         raise InputError(f"{saved}: damaged; expected the run's config (--overwrite starts anew)")
@@ -136,39 +160,51 @@ def in_the_way(run_dir: Path, config: object) -> list[str]:
 def _delete_run(run_dir: Path) -> None:
     for name in OWN_FILES:
         path = run_dir / name
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint that `load` reads: tensors and plain Python values only."""
+    """Write a checkpoint that `load` reads: tensors and plain Python values only.
+
+    The file is what torch.save writes, a ZIP archive, with the SHA-256 of all bytes before it as
+    the archive's comment: torch.load, which checks no sums, reads it as any other.
+    """
     buffer = io.BytesIO()  # torch.save hides why a file could not be written
     torch.save(state, buffer)
+    buffer.seek(-2, io.SEEK_END)  # to the length of the comment, which ends an archive without one
+    buffer.write(DIGITS.to_bytes(2, "little"))
+    buffer.write(hashlib.sha256(buffer.getbuffer()).hexdigest().encode())
     write(path, lambda file: file.write(buffer.getbuffer()))
 
 
 def load(path: Path, kind: str) -> dict[str, Any]:
     """Read a checkpoint whose state["format"] is `kind`, onto the CPU.
 
-    Raises InputError for a file that is missing, cut, or of another kind.
+    Raises InputError for a file that is missing, of another kind, or not what `save` has written
+    to the last bit.
     """
     return load_with_hash(path, kind)[0]
 
 
 def load_with_hash(path: Path, kind: str) -> tuple[dict[str, Any], str]:
     """As `load`, with the SHA-256 of the bytes that were read; a run may replace the file later."""
+    if not os.path.lexists(path):
+        raise InputError(f"{path}: no such checkpoint")
+    content = memoryview(read(path))
+    digest = hashlib.sha256(content[:-DIGITS])
     try:
-        content = path.read_bytes()
+        if digest.hexdigest().encode() != content[-DIGITS:]:
+            raise ValueError
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such checkpoint") from None
-    except Exception:  # what the unpickler raises depends on the damage
+    except Exception:  # what the unpickler raises for what is no checkpoint depends on the content
         raise InputError(
-            f"{path}: damaged or not a checkpoint; expected one of this suite"
+            f"{path}: damaged or not a checkpoint of this version; expected one of format {kind!r}"
         ) from None
     found = state.get("format") if isinstance(state, dict) else type(state).__name__
     if found != kind:
         raise InputError(f"{path}: holds {found!r}; expected a checkpoint of format {kind!r}")
-    return state, hashlib.sha256(content).hexdigest()
+    digest.update(content[-DIGITS:])
+    return state, digest.hexdigest()

@@ -14,7 +14,7 @@ from classification.evaluation_files import load
 from classification.named_attacks import Budget, attack_named
 from classification.records import Evaluation
 from convnorm.experiment.benchmark.pipeline import Pipeline, Result
-from convnorm.experiment.benchmark.run_files import finished, hardware_of, norms
+from convnorm.experiment.benchmark.run_files import finished, norms, segments
 from convnorm.experiment.codec import to_json
 from convnorm.experiment.config import differences
 from convnorm.experiment.config import read as read_config
@@ -87,8 +87,7 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
         if summary["best"] is not None:
             steps["selected"] = summary["best"]["step"]
         size = {key: summary[key] for key in ("parameters", "macs", "steps")}
-        hardware, is_validated = summary["hardware"], summary["metrics"] is not None
-        versions = {"commit": summary["commit"] or "unknown", "torch": summary["torch"]}
+        parts, is_validated = segments(summary, file), summary["metrics"] is not None
     with finished(run_dir / "metrics.jsonl") as file:
         validated = {line["step"]: line["scores"] for line in read_lines(file)}
         noise = {when: _of_noise(validated[step]) for when, step in steps.items() if is_validated}
@@ -117,8 +116,8 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
         protocol=_common_protocol(run_dir, records, attacks),
         floor={},
         cost=cost,
-        hardware=hardware_of(hardware, summary["world_size"]),
-        versions=versions,
+        segments=parts,
+        versions={},
         right={
             when: {name: per_image[name] for name in ("clean", *attacks) if name in per_image}
             for when, (_, per_image) in evaluations.items()

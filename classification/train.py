@@ -15,12 +15,14 @@ from classification.models import FORMAT
 from classification.trainer import Trainer
 from classification.training_data import TrainingData, noise_report, training_data
 from convnorm.experiment import files
+from convnorm.experiment.codec import to_json
 from convnorm.experiment.config import RunOptions, to_yaml
 from convnorm.experiment.data import Images, load_images
+from convnorm.experiment.records import Segment
 from convnorm.experiment.run import checkpoint, loop
 from convnorm.experiment.run.cost import macs
 from convnorm.experiment.run.distributed import Process
-from convnorm.experiment.run.hardware import commit, hardware
+from convnorm.experiment.run.hardware import segment
 from convnorm.experiment.run.loop import is_due
 from convnorm.experiment.run.tracking import Tracker, read_lines
 from convnorm.spectrum import by_name, layer_norms
@@ -36,22 +38,23 @@ def train(config: ClassifierConfig, options: RunOptions, process: Process) -> di
     Raises InputError, or Stopped where a signal, or a loss or weight that is NaN or infinite, ends
     the run early.
     """
-    run_dir, code = Path(options.run_dir), commit()  # now: the clone may change meanwhile
+    run_dir, now = Path(options.run_dir), segment(process)  # the clone may change meanwhile
     opened = checkpoint.open_run(run_dir, config, options.overwrite)
     with opened if process.is_main else nullcontext():
-        images = loop.load_on_all(partial(load_images, config.data, "train"), process)
+        located = loop.located(config.data, options)
+        images = loop.load_on_all(partial(load_images, located, "train"), process)
         data = training_data(config, images)
         trainer = Trainer(config, data, process)
-        loop.resume(trainer, run_dir, FORMAT)
+        segments = loop.resume(trainer, options, FORMAT, now)
         done_before = trainer.state.step == trainer.state.steps
         if not done_before:
             if process.is_main:
                 _keep_noise(data, config, run_dir)
             journal = Journal(run_dir, trainer, data) if process.is_main else None
-            loop.run(trainer, journal, options, _log_intervals(trainer))
+            loop.run(trainer, journal, options, _log_intervals(trainer), segments)
         elif process.is_main:
             print(f"{run_dir}: all {trainer.state.steps} steps were done before", file=sys.stderr)
-        summary = _summary(trainer, data, run_dir, code)
+        summary = _summary(trainer, data, run_dir, segments)
         file = run_dir / "summary.json"
         if process.is_main and not (done_before and file.exists()):
             files.write_json(file, summary)
@@ -153,7 +156,7 @@ def _fraction(flags: torch.Tensor) -> float:
 
 
 def _summary(
-    trainer: Trainer, data: TrainingData, run_dir: Path, code: str | None
+    trainer: Trainer, data: TrainingData, run_dir: Path, segments: tuple[Segment, ...]
 ) -> dict[str, Any]:
     """Return what the run trained on, what was selected, and its last log line and scores.
 
@@ -170,10 +173,7 @@ def _summary(
         "train_images": len(data.train.labels),
         "validation_images": len(data.validation_positions),
         "noise": noise_report(data, trainer.config),
-        "hardware": hardware(device),
-        "world_size": trainer.process.world_size,
-        "commit": code,
-        "torch": torch.__version__,
+        "segments": [to_json(each) for each in segments],
         "best": state.best,
         "log": log[-1] if log else None,
         "metrics": metrics[-1] if metrics else None,

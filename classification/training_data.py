@@ -1,6 +1,5 @@
 """What a run trains and selects on: the parts of one training file, with noisy labels if asked."""
 
-import hashlib
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +9,7 @@ from classification import label_noise
 from classification.config import ClassifierConfig
 from classification.splits import split
 from convnorm.experiment.data import Images
+from convnorm.experiment.run.batches import sha256_of
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,6 @@ def training_data(config: ClassifierConfig, images: Images) -> TrainingData:
         std,
         sha256_of(images),
     )
-
-
-def sha256_of(images: Images) -> str:
-    """Return the SHA-256 of images and their labels, as hexadecimal digits."""
-    return hashlib.sha256(images.sha256().encode() + images.labels.numpy().tobytes()).hexdigest()
 
 
 def noise_report(data: TrainingData, config: ClassifierConfig) -> dict[str, Any]:

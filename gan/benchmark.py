@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from convnorm.experiment.benchmark.pipeline import Pipeline, Result
-from convnorm.experiment.benchmark.run_files import finished, hardware_of, norms
+from convnorm.experiment.benchmark.run_files import finished, norms, segments
 from convnorm.experiment.codec import from_json
 from convnorm.experiment.config import differences
 from convnorm.experiment.errors import InputError
@@ -54,7 +54,7 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
     """
     with finished(run_dir / "summary.json") as file:
         summary = json.loads(file.read_text())
-        steps, hardware, commit = (summary[key] for key in ("steps", "hardware", "commit"))
+        steps, parts = summary["steps"], segments(summary, file)
         size = {key: summary[key]["discriminator"] for key in ("parameters", "macs")}
     with finished(run_dir / "log.jsonl") as file:
         log = {line["step"]: line for line in read_lines(file)}
@@ -89,8 +89,8 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
         protocol=_protocol(final),
         floor={name: it for name, it in final.floor.scores.items() if it is not None},
         cost=cost,
-        hardware=hardware_of(hardware, summary["world_size"]),
-        versions={"commit": commit or "unknown", **final.versions},
+        segments=parts,
+        versions=final.versions,
         picture=pictures[-1] if pictures else None,
     )
 

@@ -18,7 +18,7 @@ from runs import (
 )
 
 from classification import trainer as trainer_module
-from classification.models import load_classifier
+from classification.models import FORMAT, load_classifier
 from classification.trainer import Trainer
 from classification.training_data import noise_report, training_data
 from convnorm.experiment.data import DataConfig, Images, load_images
@@ -284,7 +284,7 @@ def test_an_incomplete_checkpoint_is_refused_and_kept(damage, tmp_path, monkeypa
         crash_before(3, Trainer, patch)
         with pytest.raises(Crash):
             classifier_run(tmp_path, checkpoint_every=2)
-    state = state_of(tmp_path)
+    state = checkpoint.load(tmp_path / "last.pt", FORMAT)
     damage(state)
     checkpoint.save(tmp_path / "last.pt", state)
     content = (tmp_path / "last.pt").read_bytes()

@@ -6,8 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from convnorm.experiment.codec import from_json
 from convnorm.experiment.errors import InputError
-from convnorm.experiment.records import NormPoint, Norms
+from convnorm.experiment.records import NormPoint, Norms, Segment
 
 # Names in a log line -> names in Result.norms.
 NORMS = {"operator_norm": "operator", "matrix_norm": "matrix", "rms_singular_value": "rms"}
@@ -30,9 +31,12 @@ def finished(file: Path) -> Iterator[Path]:
         raise InputError(f"{file}: damaged; {expected}") from None
 
 
-def hardware_of(hardware: str, world_size: int) -> str:
-    """Return the hardware of a run, with the number of its processes where it had several."""
-    return hardware if world_size == 1 else f"{hardware}, in {world_size} processes"
+def segments(summary: dict[str, Any], file: Path) -> tuple[Segment, ...]:
+    """Return the parts of a run's training from the content of summary.json, `file`."""
+    found = tuple(from_json(Segment, each, f"{file}: segments") for each in summary["segments"])
+    if not found:
+        raise InputError(f"{file}: segments: none; expected those of a finished run")
+    return found
 
 
 def norms(log: dict[int, dict[str, Any]]) -> Norms:

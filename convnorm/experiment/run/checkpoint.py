@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import torch
 import yaml
@@ -38,8 +38,15 @@ FOLDERS = (EVALUATION, "samples", "tensorboard")  # those of OWN_FILES that are 
 DIGITS = 64  # of a SHA-256 in hexadecimal
 
 
+class Config(Protocol):
+    """What a pipeline's config of a run brings."""
+
+    def extends(self, there: dict[str, Any]) -> str | None:
+        """The key of the length, where this is a longer run of the config `there`, else None."""
+
+
 @contextmanager
-def open_run(run_dir: Path, config: object, overwrite: bool) -> Iterator[None]:
+def open_run(run_dir: Path, config: Config, overwrite: bool) -> Iterator[None]:
     """Hold `run_dir` as the folder of a run with this config, against any other process.
 
     Makes the folder and writes config.yaml before anything else, unless the same one is there.
@@ -120,15 +127,18 @@ def _check_kinds(run_dir: Path) -> None:
             )
 
 
-def _claim(run_dir: Path, config: object) -> None:
-    """Write config.yaml; where training has begun, check that it is the same instead."""
-    saved = run_dir / "config.yaml"
-    if differing := in_the_way(run_dir, config):
-        raise InputError(
-            f"run_dir: {run_dir} holds a run of another config ({'; '.join(differing)}); "
-            "expected another --run_dir, or --overwrite to delete it"
-        )
-    if not _has_begun(run_dir):
+def _claim(run_dir: Path, config: Config) -> None:
+    """Write config.yaml; where training has begun, check that it is of the same run before."""
+    saved, there = run_dir / "config.yaml", _config_of(run_dir)
+    if there is not None:
+        if differing := other_keys(there, config, config.extends(there)):
+            raise InputError(
+                f"run_dir: {run_dir} holds a run of another config ({'; '.join(differing)}); "
+                "expected another --run_dir, or --overwrite to delete it"
+            )
+        if config.extends(there):
+            (run_dir / "summary.json").unlink(missing_ok=True)  # it is not finished any more
+    if there != _plain(config):
         write(saved, lambda file: file.write(to_yaml(config).encode()))
     for name in OWN_FILES:  # what a kill in the middle of `files.write` has left
         for temporary in run_dir.glob(f".{name}.*"):
@@ -140,13 +150,34 @@ def _has_begun(run_dir: Path) -> bool:
 
 
 def in_the_way(run_dir: Path, config: object) -> list[str]:
-    """Return in which keys the run in `run_dir` differs from `config`; empty if in none.
+    """Return in which keys the run in `run_dir` is another one than that of `config`, if in any.
 
     Raises InputError if its config.yaml, or another file of it, cannot be one.
     """
+    there = _config_of(run_dir)
+    return [] if there is None else other_keys(there, config)
+
+
+def other_keys(there: dict[str, Any], config: object, free: str | None = None) -> list[str]:
+    """Return the keys in which `config` is another run than that of the config `there`.
+
+    Where the data are is no part of a run: their hash, which its checkpoint has, tells if they are
+    the same. free: a key that may differ too.
+    """
+    found = differences(there, _plain(config))
+    return [line for line in found if line.partition(": ")[0] not in ("data.root", free)]
+
+
+def _plain(config: object) -> dict[str, Any]:
+    """A config as it comes back from its file."""
+    return yaml.safe_load(to_yaml(config))
+
+
+def _config_of(run_dir: Path) -> dict[str, Any] | None:
+    """Read config.yaml of a run; None where no training has begun."""
     _check_kinds(run_dir)
     if not _has_begun(run_dir):
-        return []
+        return None
     saved = run_dir / "config.yaml"
     try:
         there = yaml.safe_load(saved.read_text())
@@ -154,7 +185,7 @@ def in_the_way(run_dir: Path, config: object) -> list[str]:
         there = None
     if not isinstance(there, dict):
         raise InputError(f"{saved}: damaged; expected the run's config (--overwrite starts anew)")
-    return differences(there, yaml.safe_load(to_yaml(config)))
+    return there
 
 
 def _delete_run(run_dir: Path) -> None:

@@ -1,7 +1,7 @@
 """The training of a classifier, and what a run leaves in its folder."""
 
 import sys
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from convnorm.experiment.run.cost import macs
 from convnorm.experiment.run.distributed import Process
 from convnorm.experiment.run.hardware import segment
 from convnorm.experiment.run.loop import is_due
-from convnorm.experiment.run.tracking import Tracker, read_lines
+from convnorm.experiment.run.tracking import Tracker, has_step, read_lines
 from convnorm.spectrum import by_name, layer_norms
 
 GRID = 64  # training images in a picture
@@ -54,6 +54,9 @@ def train(config: ClassifierConfig, options: RunOptions, process: Process) -> di
             loop.run(trainer, journal, options, _log_intervals(trainer), segments)
         elif process.is_main:
             print(f"{run_dir}: all {trainer.state.steps} steps were done before", file=sys.stderr)
+            if data.has_scores and not has_step(run_dir, trainer.state.steps):
+                (run_dir / "summary.json").unlink(missing_ok=True)  # it is made again
+                Journal(run_dir, trainer, data).score_again()
         summary = _summary(trainer, data, run_dir, segments)
         file = run_dir / "summary.json"
         if process.is_main and not (done_before and file.exists()):
@@ -112,10 +115,33 @@ class Journal:
             with frozen(trainer.state.final_network):  # one computation of gains for all scores
                 self._validate()
 
+    def score_again(self) -> None:
+        """Write the scores of the last step, which the files of a finished run have lost."""
+        with closing(self.tracker), frozen(self.trainer.state.final_network):
+            self._score(self._scores())
+
     def _validate(self) -> None:
-        """Score validation images and wrong labels; keep the network if it is the best so far."""
-        state, metric = self.trainer.state, self.trainer.config.select.metric
-        scores = {}
+        """Score the network, and keep it if it is the best so far."""
+        state, metric, scores = (
+            self.trainer.state,
+            self.trainer.config.select.metric,
+            self._scores(),
+        )
+        if scores:
+            self._score(scores)
+        if metric in scores and (
+            state.best is None or scores[metric] > state.best["scores"][metric]
+        ):
+            state.best = {"epoch": state.epoch, "step": state.step, "scores": scores}
+            checkpoint.save(self.run_dir / checkpoint.BEST, state.model_state())
+
+    def _score(self, scores: dict[str, float]) -> None:
+        state = self.trainer.state
+        self.tracker.score(state.step, {"epoch": state.epoch, "scores": scores})
+
+    def _scores(self) -> dict[str, float]:
+        """Accuracies on validation images, and fractions of the wrong labels, if there are any."""
+        metric, scores = self.trainer.config.select.metric, {}
         if self.validation is not None:
             right = self._predictions(self.validation.images) == self.validation.labels
             scores["accuracy"] = _fraction(right)
@@ -125,13 +151,7 @@ class Journal:
             wrong = self._predictions(self.mislabelled.images)
             scores["memorized"] = _fraction(wrong == self.mislabelled.labels)
             scores["recovered"] = _fraction(wrong == self.clean_labels)
-        if scores:
-            self.tracker.score(state.step, {"epoch": state.epoch, "scores": scores})
-        if metric in scores and (
-            state.best is None or scores[metric] > state.best["scores"][metric]
-        ):
-            state.best = {"epoch": state.epoch, "step": state.step, "scores": scores}
-            checkpoint.save(self.run_dir / checkpoint.BEST, state.model_state())
+        return scores
 
     def _predictions(self, images: torch.Tensor) -> torch.Tensor:
         """Predicted classes (N,) of uint8 images."""

@@ -35,6 +35,11 @@ class TrainingData:
     std: tuple[float, ...]
     sha256: str
 
+    @property
+    def has_scores(self) -> bool:
+        """Whether there are validation images or wrong labels, which are scored in training."""
+        return self.validation is not None or len(self.mislabelled(1)[1]) > 0
+
     def mislabelled(self, limit: int) -> tuple[Images, torch.Tensor]:
         """At most `limit` training images with their wrong labels, and their clean labels."""
         clean = self.clean[self.train_positions]

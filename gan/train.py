@@ -1,7 +1,7 @@
 """The training of a GAN, and what a run leaves in its folder."""
 
 import sys
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from convnorm.experiment.run.cost import macs
 from convnorm.experiment.run.distributed import Process
 from convnorm.experiment.run.hardware import segment
 from convnorm.experiment.run.loop import is_due
-from convnorm.experiment.run.tracking import Tracker, read_lines
+from convnorm.experiment.run.tracking import Tracker, has_step, read_lines
 from convnorm.spectrum import by_name, layer_norms
 from gan.config import GanConfig
 from gan.models import FORMAT, Prior, generate, sample
@@ -50,6 +50,9 @@ def train(config: GanConfig, options: RunOptions, process: Process) -> dict[str,
             loop.run(trainer, journal, options, intervals, segments)
         elif process.is_main:
             print(f"{run_dir}: all {config.steps} steps were done before", file=sys.stderr)
+            if config.score.protocol != "none" and not has_step(run_dir, config.steps):
+                (run_dir / "summary.json").unlink(missing_ok=True)  # it is made again
+                Journal(run_dir, trainer, data).score_again()
         summary = _summary(trainer, run_dir, segments)
         file = run_dir / "summary.json"
         if process.is_main and not (done_before and file.exists()):
@@ -95,6 +98,11 @@ class Journal:
             self.tracker.images(step, generate(generator, self.grid))
         if self.scorer is not None and is_due(step, config.score.every, config.steps):
             self.tracker.score(step, to_json(self._score()))
+
+    def score_again(self) -> None:
+        """Write the score of the last step, which the files of a finished run have lost."""
+        with closing(self.tracker):
+            self.tracker.score(self.trainer.state.step, to_json(self._score()))
 
     def _score(self) -> ScoreRecord:
         """Return the score that is reported, with the one by which a step can be selected in it."""

@@ -1,7 +1,7 @@
 """Reads what the files of finished runs have in common in all pipelines, or says what they lack."""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 from convnorm.experiment.codec import from_json
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.records import NormPoint, Norms, Segment
+from convnorm.experiment.run.tracking import read_lines
 
 # Names in a log line -> names in Result.norms.
 NORMS = {"operator_norm": "operator", "matrix_norm": "matrix", "rms_singular_value": "rms"}
@@ -29,6 +30,30 @@ def finished(file: Path) -> Iterator[Path]:
         raise
     except (TypeError, ValueError):
         raise InputError(f"{file}: damaged; {expected}") from None
+
+
+def by_step(file: Path, last: dict[str, Any] | None) -> dict[int, dict[str, Any]]:
+    """Read log.jsonl or metrics.jsonl as step -> record, in the order of the steps.
+
+    last: the last record as summary.json has it, for a file that was cut; None where it has none.
+    """
+    found = {line["step"]: line for line in read_lines(file)}
+    if last is not None:
+        found.setdefault(last["step"], last)
+    return dict(sorted(found.items()))
+
+
+def gaps(file: Path, found: Collection[int], every: int, steps: int) -> tuple[str, ...]:
+    """Say how many records a file lacks, in a sentence for `Result.doubts`, if it does.
+
+    found: the steps that it has. every: the steps between two records; 0 for the last one alone.
+    """
+    due = {*range(every, steps, every), steps} if every > 0 else {steps}
+    missing = sorted(due.difference(found))
+    if not missing:
+        return ()
+    where = f"step {missing[0]}" if len(missing) == 1 else f"steps {missing[0]} to {missing[-1]}"
+    return (f"{file.name} lacks {len(missing)} of {len(due)} records ({where})",)
 
 
 def segments(summary: dict[str, Any], file: Path) -> tuple[Segment, ...]:

@@ -36,6 +36,11 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [record for _, record in _lines(path) if record is not None]
 
 
+def has_step(run_dir: Path, step: int) -> bool:
+    """Whether metrics.jsonl has the scores of a step."""
+    return any(record["step"] == step for record in read_lines(run_dir / "metrics.jsonl"))
+
+
 def last_line(path: Path) -> dict[str, Any] | None:
     """Return the last whole record of log.jsonl without reading all of it; None without one."""
     if not path.is_file():

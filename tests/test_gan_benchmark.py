@@ -255,6 +255,10 @@ def test_the_end_of_a_run_that_was_made_longer_is_no_point_of_its_curve(tmp_path
         (lambda run_dir: (run_dir / "summary.json").unlink(), "summary.json: No such file"),
         (lambda run_dir: (run_dir / "summary.json").write_text("{"), "summary.json: damaged"),
         (lambda run_dir: (run_dir / "summary.json").write_text("[]"), "summary.json: damaged"),
+        (
+            lambda run_dir: (run_dir / "summary.json").write_text("[" * 30_000),
+            "summary.json: damaged",
+        ),
         (summary_without_macs, "summary.json: lacks 'discriminator'"),
         (summary_without("log"), "log.jsonl: lacks the line of step 4"),
         (summary_without("segments"), "summary.json: damaged"),

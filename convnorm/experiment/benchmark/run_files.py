@@ -28,7 +28,7 @@ def finished(file: Path) -> Iterator[Path]:
         raise InputError(f"{file}: lacks {missing}; {expected}") from None
     except InputError:
         raise
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, AttributeError, ArithmeticError, RecursionError):
         raise InputError(f"{file}: damaged; {expected}") from None
 
 

@@ -24,6 +24,7 @@ from convnorm.experiment.run.cost import macs
 from convnorm.experiment.run.distributed import Process
 from convnorm.experiment.run.hardware import segment
 from convnorm.experiment.run.loop import is_due
+from convnorm.experiment.run.opening import described, opening
 from convnorm.experiment.run.tracking import Tracker, has_step, read_lines
 from convnorm.spectrum import by_name, layer_norms
 
@@ -51,6 +52,13 @@ def train(config: ClassifierConfig, options: RunOptions, process: Process) -> di
             if process.is_main:
                 _keep_noise(data, config, run_dir)
             journal = Journal(run_dir, trainer, data) if process.is_main else None
+            if journal is not None:
+                found = (
+                    f"{described(images)}; {len(data.train_positions)} to train on, "
+                    f"{len(data.validation_positions)} held out"
+                )
+                networks, steps = {"classifier": trainer.state.network}, trainer.state.steps
+                journal.tracker.tell(opening(run_dir, found, networks, segments, steps))
             loop.run(trainer, journal, options, _log_intervals(trainer), segments)
         elif process.is_main:
             print(f"{run_dir}: all {trainer.state.steps} steps were done before", file=sys.stderr)

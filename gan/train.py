@@ -19,6 +19,7 @@ from convnorm.experiment.run.cost import macs
 from convnorm.experiment.run.distributed import Process
 from convnorm.experiment.run.hardware import segment
 from convnorm.experiment.run.loop import is_due
+from convnorm.experiment.run.opening import described, opening
 from convnorm.experiment.run.tracking import Tracker, has_step, read_lines
 from convnorm.spectrum import by_name, layer_norms
 from gan.config import GanConfig
@@ -46,6 +47,10 @@ def train(config: GanConfig, options: RunOptions, process: Process) -> dict[str,
         done_before = trainer.state.step == config.steps
         if not done_before:
             journal = Journal(run_dir, trainer, data) if process.is_main else None
+            if journal is not None:
+                networks = {"generator": trainer.generator, "discriminator": trainer.discriminator}
+                found = described(images)
+                journal.tracker.tell(opening(run_dir, found, networks, segments, config.steps))
             intervals = config.log.every, config.log.norms_every
             loop.run(trainer, journal, options, intervals, segments)
         elif process.is_main:

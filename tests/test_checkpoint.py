@@ -14,6 +14,7 @@ from runs import tiny
 from convnorm.experiment import files
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.files import write, write_json
+from convnorm.experiment.run import checkpoint
 from convnorm.experiment.run.checkpoint import (
     FOLDERS,
     OWN_FILES,
@@ -237,6 +238,68 @@ def test_others_may_read_what_is_written(tmp_path):
 def test_the_config_is_written_first(tmp_path):
     with open_run(tmp_path / "a" / "b", CONFIG, False):
         assert list(content(tmp_path / "a" / "b")) == ["config.yaml"]
+
+
+class Wrong(Exception):
+    """What ends a run."""
+
+
+def goes_wrong(run_dir: Path, after: str) -> None:
+    """Open a run that ends in an error as soon as it has this file."""
+
+    def go() -> None:
+        with open_run(run_dir, CONFIG, False):
+            assert (run_dir / "config.yaml").exists()
+            (run_dir / after).touch()
+            raise Wrong
+
+    with pytest.raises(Wrong):
+        go()
+
+
+def tree(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("there", ["", "a", "a/b", "a/b/config.yaml", "a/notes.txt"])
+def test_an_error_before_the_training_leaves_nothing_new_behind(there, tmp_path):
+    """And takes nothing away that was there before."""
+    path = tmp_path / there
+    (path.parent if path.suffix else path).mkdir(parents=True, exist_ok=True)
+    if path.suffix:
+        path.write_text("old")
+    before = tree(tmp_path)
+    goes_wrong(tmp_path / "a" / "b", "config.yaml")
+    hidden = {"a/b/.lock"} if there.startswith("a/b") else set()  # the folder itself was there
+    assert set(tree(tmp_path)) - hidden == set(before)
+
+
+def test_an_error_after_the_training_has_begun_leaves_the_run(tmp_path):
+    goes_wrong(tmp_path / "run", "log.jsonl")
+    assert sorted(content(tmp_path / "run")) == ["config.yaml", "log.jsonl"]
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a/" + "x" * 300])
+def test_a_folder_that_cannot_be_made_leaves_no_other_behind(name, tmp_path):
+    with pytest.raises(InputError, match="cannot be used"):
+        start(tmp_path / "new" / name)
+    assert tree(tmp_path) == []
+
+
+def test_a_lock_that_its_holder_has_removed_holds_nothing(tmp_path):
+    """Whoever opened it before would hold a folder that is not there any more."""
+    opened = checkpoint._open_lock
+
+    def late(folder, flags=0):
+        lock = opened(folder, flags)
+        (folder / ".lock").unlink()
+        return lock
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "_open_lock", late)
+        with pytest.raises(InputError, match="in use by another process"):
+            start(tmp_path / "run")
+    start(tmp_path / "run")
 
 
 def test_another_config_is_refused_with_the_keys_that_differ(tmp_path):

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from runs import Crash, crash_before, differing, run, state_of
-from test_pipelines import PIPELINES, Pipeline, each_pipeline, trained
+from runs import Crash, classifier_run, crash_before, differing, run, state_of
+from test_pipelines import CLASSIFICATION, PIPELINES, Pipeline, each_pipeline, trained
 
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.run import checkpoint
@@ -58,12 +58,20 @@ def test_an_extension_that_was_killed_at_its_start_is_not_finished(pipeline, tmp
 def test_a_longer_run_of_another_schedule_is_refused(pipeline, tmp_path):
     """Its first steps would have had other learning rates."""
     pipeline.run(tmp_path, {**shorter(pipeline), **pipeline.fading})
-    before = (tmp_path / "config.yaml").read_bytes(), (tmp_path / "last.pt").read_bytes()
-    with pytest.raises(
-        InputError, match=r"another config \((steps|train.epochs): \d there, \d here"
-    ):
+    files = [tmp_path / name for name in ("config.yaml", "last.pt", "summary.json")]
+    before = [file.read_bytes() for file in files]
+    refused = r"another config \((steps|train.epochs): \d there, \d here\)"
+    with pytest.raises(InputError, match=refused):
         pipeline.run(tmp_path, {**pipeline.longer, **pipeline.fading})
-    assert before == ((tmp_path / "config.yaml").read_bytes(), (tmp_path / "last.pt").read_bytes())
+    assert [file.read_bytes() for file in files] == before
+
+
+def test_an_end_that_a_longer_run_would_not_validate_is_no_beginning(tmp_path):
+    """What is selected there would not be selected in a run that was long from the start."""
+    changes = {**shorter(CLASSIFICATION), "select.every": 3}
+    classifier_run(tmp_path, changes)
+    with pytest.raises(InputError, match=r"train.epochs: 2 there, 4 here"):
+        classifier_run(tmp_path, {**changes, **CLASSIFICATION.longer})
 
 
 def npz(path: Path, seed: int = 0) -> dict[str, Any]:
@@ -134,6 +142,47 @@ def cut(request, tmp_path, monkeypatch) -> tuple[Pipeline, Path]:
         with pytest.raises(Crash):
             pipeline.run(tmp_path, checkpoint_every=1)
     return pipeline, tmp_path
+
+
+def test_a_training_begins_with_what_it_is(tmp_path, capsys):
+    run(tmp_path, {"steps": 1})
+    block = capsys.readouterr().err.split("\nstep 1/1")[0]
+    state = state_of(tmp_path)
+    sizes = {
+        name: sum(state[name][key].numel() for key in state[name] if is_parameter(key))
+        for name in ("generator", "discriminator")
+    }
+    assert block.splitlines() == [
+        f"run: {tmp_path}",
+        f"device: cpu: {hardware(torch.device('cpu'))}",
+        "data: 1437 images of 16x16 in 10 classes",
+        "parameters: " + ", ".join(f"{name} {size:,}" for name, size in sizes.items()),
+        "steps: 1",
+    ]
+
+
+def is_parameter(key: str) -> bool:
+    return not any(name in key for name in ("running_", "num_batches"))
+
+
+def test_a_classifiers_training_says_what_it_trains_on(tmp_path, capsys):
+    classifier_run(tmp_path, {"train.epochs": 1})
+    lines = capsys.readouterr().err.splitlines()
+    assert "data: 1437 images of 8x8 in 10 classes; 140 to train on, 20 held out" in lines
+
+
+def test_a_resumed_training_says_from_where_and_what_has_changed(cut, capsys):
+    pipeline, folder = cut
+    trained_elsewhere(folder, torch="2.6.0", hardware="other")
+    capsys.readouterr()
+    pipeline.run(folder)
+    lines = capsys.readouterr().err.splitlines()
+    assert any(line.endswith(", resuming from step 2") for line in lines)
+    assert f"another torch: {torch.__version__}; the steps before had 2.6.0" in lines
+    assert len([line for line in lines if line.startswith("another ")]) == 2
+    pipeline.run(folder)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("steps were done before")
 
 
 def trained_elsewhere(folder: Path, **changes: Any) -> None:

@@ -123,6 +123,11 @@ class Segment:
         found = {"commit": self.commit or "unknown", "torch": self.torch, "python": self.python}
         return found if self.cuda is None else {**found, "cuda": self.cuda}
 
+    @property
+    def facts(self) -> dict[str, str]:
+        """All by which two parts of a training can differ, beside their first steps."""
+        return {"hardware": self.place, **self.software}
+
 
 @dataclass(frozen=True)
 class RunResult:

@@ -179,7 +179,7 @@ def _changes(segments: tuple[Segment, ...]) -> list[str]:
     """What changed between two parts of a training, and at which step."""
     found = []
     for before, after in pairwise(segments):
-        old, new = ({"hardware": part.place, **part.software} for part in (before, after))
+        old, new = before.facts, after.facts
         found += [
             f"{name} {old.get(name, 'none')} to step {after.step}, then {new.get(name, 'none')}"
             for name in {**old, **new}

@@ -6,7 +6,7 @@ import io
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -50,6 +50,7 @@ def open_run(run_dir: Path, config: Config, overwrite: bool) -> Iterator[None]:
     """Hold `run_dir` as the folder of a run with this config, against any other process.
 
     Makes the folder and writes config.yaml before anything else, unless the same one is there.
+    Where an error comes before the training has written anything, what was made is removed again.
     Raises InputError, and changes nothing, for a folder that cannot be written, that holds other
     files or a run of another config (the error names the keys that differ), or that another
     process uses.
@@ -57,10 +58,17 @@ def open_run(run_dir: Path, config: Config, overwrite: bool) -> Iterator[None]:
     if _holds_other_files(run_dir):
         raise InputError(f"run_dir: {run_dir} holds other files; expected a run or nothing")
     with locked(run_dir, "run_dir"):
+        saved = run_dir / "config.yaml"
+        is_new = not os.path.lexists(saved)
         if overwrite:
             _delete_run(run_dir)
         _claim(run_dir, config)
-        yield
+        try:
+            yield
+        except BaseException:
+            if is_new and not _has_begun(run_dir):
+                saved.unlink(missing_ok=True)
+            raise
 
 
 def _holds_other_files(run_dir: Path) -> bool:
@@ -75,18 +83,40 @@ def _holds_other_files(run_dir: Path) -> bool:
 def locked(folder: Path, option: str) -> Iterator[None]:
     """Make `folder` and keep every other process out of it.
 
+    A folder that was made for what ends in an error, and holds nothing then, is removed again.
+
     option: the name of the option that gave the folder, for the error. Raises InputError if the
     folder cannot be used or another process holds it.
     """
+    new = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+    try:
+        with _lock(folder, option):
+            try:
+                yield
+            except BaseException:
+                if new and os.listdir(folder) == [".lock"]:
+                    (folder / ".lock").unlink()
+                raise
+    except BaseException:
+        for path in new:
+            with suppress(OSError):  # it holds something, or could not be made
+                path.rmdir()
+        raise
+
+
+@contextmanager
+def _lock(folder: Path, option: str) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = _open_lock(folder, os.O_CREAT)
     except OSError as error:
-        reason = "its .lock is a link" if (folder / ".lock").is_symlink() else error.strerror
+        reason = "its .lock is a link" if os.path.islink(folder / ".lock") else error.strerror
         raise InputError(f"{option}: {folder} cannot be used ({reason})") from None
     with lock:  # the folder is free again when the file is closed, at the latest by a kill
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(lock.fileno()).st_nlink == 0:  # whoever held it has just removed it
+                raise BlockingIOError
         except BlockingIOError:
             raise InputError(
                 f"{option}: {folder} is in use by another process; expected another --{option}"

@@ -154,6 +154,10 @@ class Tracker:
         self._since = (step, since + time.perf_counter() - self._paused)
         self._paused = None
 
+    def tell(self, text: str) -> None:
+        """Print lines for a person, above the bar."""
+        self._bar.write(text, file=sys.stderr)
+
     def advance(self) -> None:
         """Move the bar by one step."""
         self._bar.update()

@@ -1,5 +1,6 @@
 """Several processes: one run, shared out."""
 
+import json
 import os
 import signal
 import socket
@@ -227,10 +228,15 @@ def test_a_pair_resumes_and_only_the_main_process_writes(tmp_path):
     codes = pair(cut, interrupted, str(cut), *options)
     assert [code for code, _ in codes] == [143, 143], codes
     assert state_of(cut / "run")["step"] == 2
+    code, output = Child(cut / "alone.txt", script, "train_gan.py", *options).end()
+    assert code == 2
+    assert output.startswith(f"error: {cut}/run/last.pt: was trained by 2 processes on cpu; ")
     codes = train_pair(cut, changes)
     assert [code for code, _ in codes] == [0, 0], codes
     assert differing(state_of(cut / "run"), whole) == []
     assert log_of(cut / "run") == log_of(tmp_path / "run")
+    parts = json.loads((cut / "run" / "summary.json").read_text())["segments"]
+    assert [(part["step"], part["world_size"]) for part in parts] == [(0, 2), (2, 2)]
 
 
 def interrupted(folder: str, *argv: str) -> None:

@@ -11,9 +11,11 @@ import torch
 from runs import Crash, classifier_run, crash_before, differing, run, state_of
 from test_pipelines import CLASSIFICATION, PIPELINES, Pipeline, each_pipeline, trained
 
+from convnorm.experiment.config import parse
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.run import checkpoint
 from convnorm.experiment.run.hardware import hardware
+from gan.config import GanConfig
 
 
 def shorter(pipeline: Pipeline) -> dict[str, Any]:
@@ -128,6 +130,16 @@ def test_other_data_at_another_path_are_not(what, on_npz, tmp_path, monkeypatch)
 def test_the_digits_are_in_no_other_place(tmp_path):
     with pytest.raises(InputError, match=r"data_root: 'x' is not allowed; .* digits come with"):
         run(tmp_path, data_root="x")
+
+
+def test_options_of_a_resumed_run_are_given_on_the_command_line(tmp_path):
+    """--allow_other_hardware alone is a yes; neither is a field of the config."""
+    argv = ["--data_root", "moved", "--allow_other_hardware", "--run_dir", str(tmp_path)]
+    config, options = parse(GanConfig, "gan", "digits_convnorm", argv)
+    assert (options.data_root, options.allow_other_hardware) == ("moved", True)
+    plain, options = parse(GanConfig, "gan", "digits_convnorm", [])
+    assert (options.data_root, options.allow_other_hardware) == ("", False)
+    assert config == plain
 
 
 # Where a run was trained

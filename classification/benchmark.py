@@ -14,14 +14,13 @@ from classification.evaluation_options import CORRUPTIONS
 from classification.named_attacks import Budget, attack_named
 from classification.records import Evaluation
 from convnorm.experiment.benchmark.pipeline import Pipeline, Result
-from convnorm.experiment.benchmark.run_files import finished, hardware_of, norms
+from convnorm.experiment.benchmark.run_files import by_step, finished, gaps, norms, segments
 from convnorm.experiment.codec import to_json
 from convnorm.experiment.config import differences
 from convnorm.experiment.config import read as read_config
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.records import Cost, CurvePoint, Metric, When
 from convnorm.experiment.run.checkpoint import BEST, CHECKPOINT
-from convnorm.experiment.run.tracking import read_lines
 
 CHECKPOINTS: dict[When, str] = {"final": CHECKPOINT, "selected": BEST}
 
@@ -80,25 +79,34 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
     Raises:
         InputError: A file is missing, lacks something, or is not of the run's weights.
     """
-    metric = read_config(ClassifierConfig, run_dir / "config.yaml").select.metric
+    config = read_config(ClassifierConfig, run_dir / "config.yaml")
+    metric = config.select.metric
     with finished(run_dir / "summary.json") as file:
         summary = json.loads(file.read_text())
         steps: dict[When, int] = {"final": summary["steps"]}
+        best = {}  # step -> scores of the selected weights
         if summary["best"] is not None:
             steps["selected"] = summary["best"]["step"]
+            best = {steps["selected"]: summary["best"]["scores"]}
         size = {key: summary[key] for key in ("parameters", "macs", "steps")}
-        hardware, is_validated = summary["hardware"], summary["metrics"] is not None
-        versions = {"commit": summary["commit"] or "unknown", "torch": summary["torch"]}
+        parts = segments(summary, file)
+        every = config.select.every * (steps["final"] // summary["epochs"])
+        log_end, metrics_end = summary["log"], summary["metrics"]
     with finished(run_dir / "metrics.jsonl") as file:
-        validated = {line["step"]: line["scores"] for line in read_lines(file)}
-        noise = {when: _of_noise(validated[step]) for when, step in steps.items() if is_validated}
+        validated = {step: line["scores"] for step, line in by_step(file, metrics_end).items()}
+        doubts = gaps(file, validated, every, steps["final"]) if metrics_end else ()
+        validated = best | validated
+        noise = {when: _of_noise(validated[step]) for when, step in steps.items() if metrics_end}
     with finished(run_dir / "log.jsonl") as file:
-        log = {line["step"]: line for line in read_lines(file)}
+        log = by_step(file, log_end)
+        doubts += gaps(file, log, config.log.every, steps["final"])
         last = log[steps["final"]]
         cost = Cost("classifier", **size, **{key: last[key] for key in ("seconds", "peak_memory")})
+        times = [line["seconds"] for line in log.values()]
         curve = tuple(
-            CurvePoint(step, log[step]["seconds"], found[metric])
-            for step, found in validated.items()
+            # There is a log line at each of these steps, unless it was lost.
+            CurvePoint(step, float(np.interp(step, [0, *log], [0.0, *times])), found[metric])
+            for step, found in sorted(validated.items())
             if metric in found
         )
     evaluations = {
@@ -117,13 +125,14 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
         protocol=_common_protocol(run_dir, records, attacks),
         floor={},
         cost=cost,
-        hardware=hardware_of(hardware, summary["world_size"]),
-        versions=versions,
+        segments=parts,
+        versions={},
         right={
             when: {name: per_image[name] for name in ("clean", *attacks) if name in per_image}
             for when, (_, per_image) in evaluations.items()
         },
-        doubts=tuple(
+        doubts=doubts
+        + tuple(
             f"{when} weights, {check.name}: {check.detail}"
             for when, record in records.items()
             for check in record.checks

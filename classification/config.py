@@ -204,3 +204,16 @@ class ClassifierConfig:
                 f"optim.milestones: {list(optim.milestones)} is not allowed; expected epochs "
                 f"before the last of {self.train.epochs} (train.epochs)"
             )
+
+    def extends(self, there: dict[str, Any]) -> str | None:
+        """Return the key of the length where this run is a longer one of the config `there`.
+
+        None where it is not, or where the first epochs would not be those of a longer run: the
+        schedule depends on the length, or the last epoch of a short run is validated where a
+        longer one is not.
+        """
+        train = there.get("train")
+        epochs = train.get("epochs") if isinstance(train, dict) else None
+        fits = self.optim.schedule in ("constant", "multistep") and type(epochs) is int
+        longer = fits and epochs < self.train.epochs and epochs % self.select.every == 0
+        return "train.epochs" if longer else None

@@ -14,7 +14,7 @@ from convnorm.experiment.config import from_dict
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.run import checkpoint
 
-FORMAT = "convnorm-suite/classifier/2"
+FORMAT = "convnorm-suite/classifier/3"
 
 
 def build(

@@ -1,7 +1,7 @@
 """The training of a classifier, and what a run leaves in its folder."""
 
 import sys
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,24 @@ from classification.attacks import frozen, logits, pgd
 from classification.config import ClassifierConfig
 from classification.models import FORMAT
 from classification.trainer import Trainer
-from classification.training_data import TrainingData, noise_report, training_data
+from classification.training_data import (
+    TrainingData,
+    noise_report,
+    training_data,
+    without_test_images,
+)
 from convnorm.experiment import files
+from convnorm.experiment.codec import to_json
 from convnorm.experiment.config import RunOptions, to_yaml
 from convnorm.experiment.data import Images, load_images
+from convnorm.experiment.records import Segment
 from convnorm.experiment.run import checkpoint, loop
 from convnorm.experiment.run.cost import macs
 from convnorm.experiment.run.distributed import Process
-from convnorm.experiment.run.hardware import commit, hardware
+from convnorm.experiment.run.hardware import segment
 from convnorm.experiment.run.loop import is_due
-from convnorm.experiment.run.tracking import Tracker, read_lines
+from convnorm.experiment.run.opening import opening
+from convnorm.experiment.run.tracking import Tracker, has_step, read_lines
 from convnorm.spectrum import by_name, layer_norms
 
 GRID = 64  # training images in a picture
@@ -36,22 +44,35 @@ def train(config: ClassifierConfig, options: RunOptions, process: Process) -> di
     Raises InputError, or Stopped where a signal, or a loss or weight that is NaN or infinite, ends
     the run early.
     """
-    run_dir, code = Path(options.run_dir), commit()  # now: the clone may change meanwhile
+    run_dir, now = Path(options.run_dir), segment(process)  # the clone may change meanwhile
     opened = checkpoint.open_run(run_dir, config, options.overwrite)
     with opened if process.is_main else nullcontext():
-        images = loop.load_on_all(partial(load_images, config.data, "train"), process)
+        located = loop.located(config.data, options)
+        images = loop.load_on_all(partial(load_images, located, "train"), process)
         data = training_data(config, images)
         trainer = Trainer(config, data, process)
-        loop.resume(trainer, run_dir, FORMAT)
+        segments = loop.resume(trainer, options, FORMAT, now)
         done_before = trainer.state.step == trainer.state.steps
         if not done_before:
             if process.is_main:
                 _keep_noise(data, config, run_dir)
             journal = Journal(run_dir, trainer, data) if process.is_main else None
-            loop.run(trainer, journal, options, _log_intervals(trainer))
+            if journal is not None:
+                found = (
+                    f"{images.found}; {len(data.train_positions)} to train on, "
+                    f"{len(data.validation_positions)} held out"
+                )
+                networks, steps = {"classifier": trainer.state.network}, trainer.state.steps
+                journal.tracker.tell(opening(run_dir, found, networks, segments, steps))
+                if warning := without_test_images(located):
+                    journal.tracker.tell(warning)
+            loop.run(trainer, journal, options, _log_intervals(trainer), segments)
         elif process.is_main:
             print(f"{run_dir}: all {trainer.state.steps} steps were done before", file=sys.stderr)
-        summary = _summary(trainer, data, run_dir, code)
+            if data.has_scores and not has_step(run_dir, trainer.state.steps):
+                (run_dir / "summary.json").unlink(missing_ok=True)  # it is made again
+                Journal(run_dir, trainer, data).score_again()
+        summary = _summary(trainer, data, run_dir, segments)
         file = run_dir / "summary.json"
         if process.is_main and not (done_before and file.exists()):
             files.write_json(file, summary)
@@ -109,10 +130,33 @@ class Journal:
             with frozen(trainer.state.final_network):  # one computation of gains for all scores
                 self._validate()
 
+    def score_again(self) -> None:
+        """Write the scores of the last step, which the files of a finished run have lost."""
+        with closing(self.tracker), frozen(self.trainer.state.final_network):
+            self._score(self._scores())
+
     def _validate(self) -> None:
-        """Score validation images and wrong labels; keep the network if it is the best so far."""
-        state, metric = self.trainer.state, self.trainer.config.select.metric
-        scores = {}
+        """Score the network, and keep it if it is the best so far."""
+        state, metric, scores = (
+            self.trainer.state,
+            self.trainer.config.select.metric,
+            self._scores(),
+        )
+        if scores:
+            self._score(scores)
+        if metric in scores and (
+            state.best is None or scores[metric] > state.best["scores"][metric]
+        ):
+            state.best = {"epoch": state.epoch, "step": state.step, "scores": scores}
+            checkpoint.save(self.run_dir / checkpoint.BEST, state.model_state())
+
+    def _score(self, scores: dict[str, float]) -> None:
+        state = self.trainer.state
+        self.tracker.score(state.step, {"epoch": state.epoch, "scores": scores})
+
+    def _scores(self) -> dict[str, float]:
+        """Accuracies on validation images, and fractions of the wrong labels, if there are any."""
+        metric, scores = self.trainer.config.select.metric, {}
         if self.validation is not None:
             right = self._predictions(self.validation.images) == self.validation.labels
             scores["accuracy"] = _fraction(right)
@@ -122,13 +166,7 @@ class Journal:
             wrong = self._predictions(self.mislabelled.images)
             scores["memorized"] = _fraction(wrong == self.mislabelled.labels)
             scores["recovered"] = _fraction(wrong == self.clean_labels)
-        if scores:
-            self.tracker.score(state.step, {"epoch": state.epoch, "scores": scores})
-        if metric in scores and (
-            state.best is None or scores[metric] > state.best["scores"][metric]
-        ):
-            state.best = {"epoch": state.epoch, "step": state.step, "scores": scores}
-            checkpoint.save(self.run_dir / checkpoint.BEST, state.model_state())
+        return scores
 
     def _predictions(self, images: torch.Tensor) -> torch.Tensor:
         """Predicted classes (N,) of uint8 images."""
@@ -153,7 +191,7 @@ def _fraction(flags: torch.Tensor) -> float:
 
 
 def _summary(
-    trainer: Trainer, data: TrainingData, run_dir: Path, code: str | None
+    trainer: Trainer, data: TrainingData, run_dir: Path, segments: tuple[Segment, ...]
 ) -> dict[str, Any]:
     """Return what the run trained on, what was selected, and its last log line and scores.
 
@@ -170,10 +208,7 @@ def _summary(
         "train_images": len(data.train.labels),
         "validation_images": len(data.validation_positions),
         "noise": noise_report(data, trainer.config),
-        "hardware": hardware(device),
-        "world_size": trainer.process.world_size,
-        "commit": code,
-        "torch": torch.__version__,
+        "segments": [to_json(each) for each in segments],
         "best": state.best,
         "log": log[-1] if log else None,
         "metrics": metrics[-1] if metrics else None,

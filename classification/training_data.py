@@ -1,6 +1,5 @@
 """What a run trains and selects on: the parts of one training file, with noisy labels if asked."""
 
-import hashlib
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +10,7 @@ from classification.config import ClassifierConfig
 from classification.splits import split
 from convnorm.experiment.data import DataConfig, Images, has_split
 from convnorm.experiment.errors import InputError
+from convnorm.experiment.run.batches import sha256_of
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,11 @@ class TrainingData:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     sha256: str
+
+    @property
+    def has_scores(self) -> bool:
+        """Whether there are validation images or wrong labels, which are scored in training."""
+        return self.validation is not None or len(self.mislabelled(1)[1]) > 0
 
     def mislabelled(self, limit: int) -> tuple[Images, torch.Tensor]:
         """At most `limit` training images with their wrong labels, and their clean labels."""
@@ -72,11 +77,6 @@ def without_test_images(data: DataConfig) -> str | None:
         f"data.root: {data.root} has no test images; evaluate_cls.py will need --split validation, "
         "or --data_root with a folder or file that has both"
     )
-
-
-def sha256_of(images: Images) -> str:
-    """Return the SHA-256 of images and their labels, as hexadecimal digits."""
-    return hashlib.sha256(images.sha256().encode() + images.labels.numpy().tobytes()).hexdigest()
 
 
 def noise_report(data: TrainingData, config: ClassifierConfig) -> dict[str, Any]:

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from convnorm.experiment.benchmark.pipeline import Pipeline, Result
-from convnorm.experiment.benchmark.run_files import finished, hardware_of, norms
+from convnorm.experiment.benchmark.run_files import by_step, finished, gaps, norms, segments
 from convnorm.experiment.codec import from_json
 from convnorm.experiment.config import differences
+from convnorm.experiment.config import read as read_config
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.records import Cost, CurvePoint, Metric, When
-from convnorm.experiment.run.tracking import read_lines
+from convnorm.experiment.run.loop import is_due
 from gan.config import GanConfig, ScoreConfig
 from gan.extractors import metrics, scores_with
 from gan.keys import REPORTED
@@ -60,10 +61,13 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
     """
     with finished(run_dir / "summary.json") as file:
         summary = json.loads(file.read_text())
-        steps, hardware, commit = (summary[key] for key in ("steps", "hardware", "commit"))
+        steps, parts = summary["steps"], segments(summary, file)
         size = {key: summary[key]["discriminator"] for key in ("parameters", "macs")}
+        log_end, metrics_end = summary["log"], summary["metrics"]
+    config = read_config(GanConfig, run_dir / "config.yaml")
     with finished(run_dir / "log.jsonl") as file:
-        log = {line["step"]: line for line in read_lines(file)}
+        log = by_step(file, log_end)
+        doubts = gaps(file, log, config.log.every, steps)
         last = log[steps]
         cost = Cost(
             "discriminator",
@@ -73,14 +77,18 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
         )
         times = [line["seconds"] for line in log.values()]
     with finished(run_dir / "metrics.jsonl") as file:
-        records = _records(file)
+        records = _records(by_step(file, metrics_end), file)
+        # An end that was none any more when the run was made longer is no point of its curve.
+        records = {s: it for s, it in records.items() if is_due(s, config.score.every, steps)}
+        doubts += gaps(file, records, config.score.every, steps)
         final = records[steps]
         curve = tuple(
             # A step between two log lines is as far in time as in steps.
             CurvePoint(step, float(np.interp(step, [0, *log], [0.0, *times])), value)
             for step, value in ((s, _scores(it)[final.distance]) for s, it in records.items())
         )
-        scores, selected, doubts = {"final": _scores(final)}, None, final.all_doubts
+        scores, selected = {"final": _scores(final)}, None
+        doubts += final.all_doubts
         if final.selection is not None:
             selected = min(records, key=lambda step: _selection(records[step]))
             scores["selected"] = _scores(records[selected])
@@ -96,17 +104,17 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
         protocol=_protocol(final),
         floor={name: it for name, it in final.floor.scores.items() if it is not None},
         cost=cost,
-        hardware=hardware_of(hardware, summary["world_size"]),
-        versions={"commit": commit or "unknown", **final.versions},
+        segments=parts,
+        versions=final.versions,
         picture=pictures[-1] if pictures else None,
         doubts=tuple(dict.fromkeys(doubts)),
     )
 
 
-def _records(file: Path) -> dict[int, ScoreRecord]:
+def _records(lines: dict[int, dict[str, Any]], file: Path) -> dict[int, ScoreRecord]:
     """Step -> record; InputError if there is none, or they are not all of one protocol."""
-    lines = {line.pop("step"): line for line in read_lines(file)}
-    records = {step: from_json(ScoreRecord, line, file) for step, line in lines.items()}
+    found = {step: {k: v for k, v in line.items() if k != "step"} for step, line in lines.items()}
+    records = {step: from_json(ScoreRecord, line, file) for step, line in found.items()}
     if not records:
         raise InputError(f"{file}: holds no score; expected a run whose score.protocol is not none")
     last = list(records.values())[-1]

@@ -221,3 +221,12 @@ class GanConfig:
                     f"loss.{key}: needs the gradient of one image, and normalizer.kind "
                     f"{self.normalizer.kind!r} mixes the images of a batch; expected another kind"
                 )
+
+    def extends(self, there: dict[str, Any]) -> str | None:
+        """Return the key of the length where this run is a longer one of the config `there`.
+
+        None where it is not, or where the first steps would not be those of a longer run.
+        """
+        steps = there.get("steps")
+        fits = self.optim.decay == "none" and type(steps) is int and steps < self.steps
+        return "steps" if fits else None

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from convnorm.experiment import streams
 from convnorm.experiment.data import Images
 from convnorm.experiment.run.averaging import averaged, running_statistics
+from convnorm.experiment.run.batches import sha256_of
 from convnorm.experiment.run.distributed import Process
 from convnorm.experiment.run.meter import Meter
 from gan.config import GanConfig
@@ -35,7 +36,7 @@ class State:
         self.config, self.process = config, process
         self.generator, self.discriminator = generator, discriminator
         self.channels, self.num_classes = images.images.shape[1], len(images.classes)
-        self.data_sha256 = images.sha256()  # other data behind the same name are noticed
+        self.data_sha256 = sha256_of(images)  # other data behind the same name are noticed
         self.ema = averaged(generator, config.train.ema_decay)
         adam = {"lr": config.optim.lr, "betas": (config.optim.beta1, config.optim.beta2)}
         self.optim_g = torch.optim.Adam(generator.parameters(), **adam)

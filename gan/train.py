@@ -1,7 +1,7 @@
 """The training of a GAN, and what a run leaves in its folder."""
 
 import sys
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,13 +12,15 @@ import torch
 from convnorm.experiment import files
 from convnorm.experiment.codec import to_json
 from convnorm.experiment.config import RunOptions, to_yaml
-from convnorm.experiment.data import load_images
+from convnorm.experiment.data import DataConfig, load_images
+from convnorm.experiment.records import Segment
 from convnorm.experiment.run import checkpoint, loop
 from convnorm.experiment.run.cost import macs
 from convnorm.experiment.run.distributed import Process
-from convnorm.experiment.run.hardware import commit, hardware
+from convnorm.experiment.run.hardware import segment
 from convnorm.experiment.run.loop import is_due
-from convnorm.experiment.run.tracking import Tracker, read_lines
+from convnorm.experiment.run.opening import opening
+from convnorm.experiment.run.tracking import Tracker, has_step, read_lines
 from convnorm.spectrum import by_name, layer_norms
 from gan.config import GanConfig
 from gan.keys import REPORTED, SELECTING, Keys
@@ -37,19 +39,28 @@ def train(config: GanConfig, options: RunOptions, process: Process) -> dict[str,
     Raises InputError, or Stopped where a signal, or a loss or weight that is NaN or infinite, ends
     the run early.
     """
-    run_dir, code = Path(options.run_dir), commit()  # now: the clone may change meanwhile
+    run_dir, now = Path(options.run_dir), segment(process)  # the clone may change meanwhile
+    data = loop.located(config.data, options)
     opened = checkpoint.open_run(run_dir, config, options.overwrite)
     with opened if process.is_main else nullcontext():
-        images = loop.load_on_all(partial(load_images, config.data, "train"), process)
+        images = loop.load_on_all(partial(load_images, data, "train"), process)
         trainer = Trainer(config, images, process)
-        loop.resume(trainer, run_dir, FORMAT)
+        segments = loop.resume(trainer, options, FORMAT, now)
         done_before = trainer.state.step == config.steps
         if not done_before:
-            journal = Journal(run_dir, trainer) if process.is_main else None
-            loop.run(trainer, journal, options, (config.log.every, config.log.norms_every))
+            journal = Journal(run_dir, trainer, data) if process.is_main else None
+            if journal is not None:
+                networks = {"generator": trainer.generator, "discriminator": trainer.discriminator}
+                lines = opening(run_dir, images.found, networks, segments, config.steps)
+                journal.tracker.tell(lines)
+            intervals = config.log.every, config.log.norms_every
+            loop.run(trainer, journal, options, intervals, segments)
         elif process.is_main:
             print(f"{run_dir}: all {config.steps} steps were done before", file=sys.stderr)
-        summary = _summary(trainer, run_dir, code)
+            if config.score.protocol != "none" and not has_step(run_dir, config.steps):
+                (run_dir / "summary.json").unlink(missing_ok=True)  # it is made again
+                Journal(run_dir, trainer, data).score_again()
+        summary = _summary(trainer, run_dir, segments)
         file = run_dir / "summary.json"
         if process.is_main and not (done_before and file.exists()):
             files.write_json(file, summary)
@@ -57,11 +68,14 @@ def train(config: GanConfig, options: RunOptions, process: Process) -> dict[str,
 
 
 class Journal:
-    """Measures and writes what is due at a step: log lines, norms, samples, scores."""
+    """Measures and writes what is due at a step: log lines, norms, samples, scores.
 
-    def __init__(self, run_dir: Path, trainer: Trainer):
+    data: where the real images of the scores are.
+    """
+
+    def __init__(self, run_dir: Path, trainer: Trainer, data: DataConfig):
         config, state = trainer.config, trainer.state
-        self.trainer = trainer
+        self.trainer, self.data = trainer, data
         self.prior = Prior(config.model.z_dim, state.num_classes)
         self.grid = self.prior.draw(GRID, config.seed, "grid")
         self.scorer = self._scorer(config.score.reported, REPORTED)
@@ -77,7 +91,7 @@ class Journal:
         config = self.trainer.config
         return Scorer(
             protocol,
-            config.data,
+            self.data,
             self.trainer.process.device,
             keys=keys,
             weights=Path(config.score.weights) if config.score.weights else None,
@@ -99,6 +113,11 @@ class Journal:
         if self.scorer is not None and is_due(step, config.score.every, config.steps):
             self.tracker.score(step, to_json(self._score()))
 
+    def score_again(self) -> None:
+        """Write the score of the last step, which the files of a finished run have lost."""
+        with closing(self.tracker):
+            self.tracker.score(self.trainer.state.step, to_json(self._score()))
+
     def _score(self) -> ScoreRecord:
         """Return the score that is reported, with the one by which a step can be selected in it."""
         state, config = self.trainer.state, self.trainer.config
@@ -112,7 +131,7 @@ class Journal:
         return record
 
 
-def _summary(trainer: Trainer, run_dir: Path, code: str | None) -> dict[str, Any]:
+def _summary(trainer: Trainer, run_dir: Path, segments: tuple[Segment, ...]) -> dict[str, Any]:
     """Return what the run cost, and its last log line and scores.
 
     macs: of one image, counted in a batch of the run's size.
@@ -129,10 +148,7 @@ def _summary(trainer: Trainer, run_dir: Path, code: str | None) -> dict[str, Any
             "discriminator": sum(p.numel() for p in discriminator.parameters()),
         },
         "macs": {"generator": macs(generator, z), "discriminator": macs(discriminator, images)},
-        "hardware": hardware(device),
-        "world_size": trainer.process.world_size,
-        "commit": code,
-        "torch": torch.__version__,
+        "segments": [to_json(each) for each in segments],
         "log": log[-1] if log else None,
         "metrics": metrics[-1] if metrics else None,
     }

@@ -22,6 +22,7 @@ from convnorm.experiment.records import (
     RunRecord,
     RunResult,
     Score,
+    Segment,
 )
 from convnorm.experiment.run.tracking import save_png
 from convnorm.experiment.statistics import area_under, holm, mcnemar, paired, summary
@@ -174,7 +175,7 @@ def _result(cell, seed, outcome, primary, metrics, folder) -> RunResult:
             seconds=seconds[-1],
             peak_memory=345 * 2**20,
         ),
-        hardware="AMD EPYC, 1 thread",
+        segments=(Segment(0, None, "2.11.0", "3.11.7", None, "cpu", "AMD EPYC, 1 thread", 1),),
         versions={"torch": "2.11.0", "python": "3.11.7"},
         picture=_picture(folder, cell, seed) if folder else None,
         doubts=(),

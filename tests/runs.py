@@ -104,8 +104,9 @@ def classifier_run(
 
 
 def state_of(run_dir: Path, name: str = "last.pt") -> dict[str, Any]:
-    """The content of last.pt, or of another checkpoint."""
-    return torch.load(run_dir / name, weights_only=True)
+    """The content of last.pt, or of another checkpoint, but for the starts that it took."""
+    state = torch.load(run_dir / name, weights_only=True)
+    return {key: value for key, value in state.items() if key != "segments"}
 
 
 def log_of(run_dir: Path, name: str = "log.jsonl") -> list[dict[str, Any]]:

@@ -1,6 +1,10 @@
 """Run folders and checkpoints: nothing is lost, nothing foreign is touched."""
 
+import hashlib
 import os
+import random
+import socket
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -10,19 +14,31 @@ from runs import tiny
 from convnorm.experiment import files
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.files import write, write_json
-from convnorm.experiment.run.checkpoint import load, open_run, save
+from convnorm.experiment.run import checkpoint
+from convnorm.experiment.run.checkpoint import (
+    FOLDERS,
+    OWN_FILES,
+    in_the_way,
+    is_held,
+    load,
+    load_with_hash,
+    open_run,
+    save,
+)
 
+CONFIG = tiny()
 STATE = {"format": "test/1", "weights": torch.arange(2000.0), "step": 3, "none": None}
 
 
 def start(run_dir: Path, changes: dict | None = None, overwrite: bool = False) -> None:
     """Open and close a run that has trained."""
-    with open_run(run_dir, tiny(changes), overwrite):
+    with open_run(run_dir, tiny(changes) if changes else CONFIG, overwrite):
         (run_dir / "log.jsonl").touch()
 
 
-def content(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in folder.iterdir() if p.name != ".lock"}
+def content(folder: Path, without: set[str] = frozenset()) -> dict[str, bytes]:
+    ignored = {".lock", *without}
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.name not in ignored}
 
 
 def test_a_checkpoint_comes_back(tmp_path):
@@ -51,9 +67,103 @@ def test_a_damaged_checkpoint_is_one_line(tmp_path):
         assert path.read_bytes() == case
 
 
+def test_a_flipped_bit_anywhere_is_refused(tmp_path):
+    """PyTorch checks no sums: most flips used to go on with other weights, without a word."""
+    path = tmp_path / "last.pt"
+    save(path, STATE)
+    whole, random_ = path.read_bytes(), random.Random(0)
+    ends = [*range(60), *range(len(whole) - 120, len(whole))]
+    for position in ends + random_.sample(range(len(whole)), 300):
+        flipped = bytearray(whole)
+        flipped[position] ^= 1 << random_.randrange(8)
+        path.write_bytes(flipped)
+        with pytest.raises(InputError, match=r"last.pt: damaged or not .* 'test/1'$"):
+            load(path, "test/1")
+
+
+def test_others_read_a_checkpoint_and_its_digest_without_the_suite(tmp_path):
+    path = tmp_path / "last.pt"
+    save(path, STATE)
+    for how in ({}, {"mmap": True}):
+        assert torch.equal(torch.load(path, weights_only=True, **how)["weights"], STATE["weights"])
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+        digest = archive.comment.decode()
+    content = path.read_bytes()
+    assert hashlib.sha256(content[: -len(digest)]).hexdigest() == digest
+    assert load_with_hash(path, "test/1")[1] == hashlib.sha256(content).hexdigest()
+
+
+def test_a_checkpoint_of_before_digests_is_refused_with_the_format_that_is_expected(tmp_path):
+    torch.save(STATE, tmp_path / "last.pt")
+    with pytest.raises(InputError, match=r"last.pt: .* not a checkpoint of this version; .*test/1"):
+        load(tmp_path / "last.pt", "test/1")
+
+
+def make_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.path.relpath(path))  # a path of a socket may have 107 letters
+
+
+OTHER_THINGS = {
+    "pipe": os.mkfifo,
+    "folder": Path.mkdir,
+    "socket": make_socket,
+    "link to nothing": lambda path: path.symlink_to("nowhere"),
+}
+each_other_thing = pytest.mark.parametrize("make", OTHER_THINGS.values(), ids=OTHER_THINGS)
+
+
+@each_other_thing
+def test_what_is_no_file_is_no_checkpoint(make, tmp_path):
+    """To read from a pipe is to wait for ever."""
+    make(tmp_path / "x.pt")
+    with pytest.raises(InputError, match=r"x.pt: (not a file|cannot be read|no such)"):
+        load(tmp_path / "x.pt", "test/1")
+
+
+@pytest.mark.parametrize("name", OWN_FILES)
+@each_other_thing
+def test_what_has_the_name_of_a_runs_file_and_is_none_is_one_line(make, name, tmp_path):
+    start(tmp_path)
+    before, path = content(tmp_path), tmp_path / name
+    path.unlink(missing_ok=True)
+    if is_folder := name in FOLDERS:
+        make = Path.touch if make is Path.mkdir else make
+    make(path)
+    expected = f"{name}: not a {'folder' if is_folder else 'file'}; expected the run's own"
+    for refused in (lambda: start(tmp_path), lambda: in_the_way(tmp_path, CONFIG)):
+        with pytest.raises(InputError, match=expected):
+            refused()
+    assert content(tmp_path, {name}) == {n: c for n, c in before.items() if n != name}
+    start(tmp_path, overwrite=True)
+    assert sorted(content(tmp_path)) == ["config.yaml", "log.jsonl"]
+
+
+@pytest.mark.parametrize("text", ["a: [", "[" * 5000, "a: " + "1" * 5000, "a: !!binary x", "7"])
+def test_a_config_that_cannot_be_read_is_named(text, tmp_path):
+    start(tmp_path)
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(InputError, match=r"config.yaml: damaged"):
+        start(tmp_path)
+
+
+def test_a_lock_that_is_a_link_is_refused_and_its_target_kept(tmp_path):
+    """Opened for writing, the target was cut to nothing."""
+    thesis = tmp_path / "thesis.tex"
+    thesis.write_text("years of work")
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    (run_dir / ".lock").symlink_to(thesis)
+    with pytest.raises(InputError, match=r"run_dir: .*run cannot be used \(its .lock is a link\)"):
+        start(run_dir)
+    assert not is_held(run_dir)
+    assert thesis.read_text() == "years of work"
+
+
 def test_a_checkpoint_that_runs_code_is_refused(tmp_path):
     """Unpickling anything but tensors and plain values would execute what a file says."""
-    torch.save({"format": "test/1", "path": Path("/")}, tmp_path / "last.pt")
+    save(tmp_path / "last.pt", {"format": "test/1", "path": Path("/")})
     with pytest.raises(InputError, match="damaged or not a checkpoint"):
         load(tmp_path / "last.pt", "test/1")
 
@@ -62,7 +172,7 @@ def test_a_checkpoint_that_runs_code_is_refused(tmp_path):
     ("state", "found"), [({"format": "b"}, "'b'"), ({}, "None"), ([1], "'list'")]
 )
 def test_a_checkpoint_of_another_format_is_named(state, found, tmp_path):
-    torch.save(state, tmp_path / "x.pt")
+    save(tmp_path / "x.pt", state)
     with pytest.raises(InputError, match=f"x.pt: holds {found}; expected .*'test/1'"):
         load(tmp_path / "x.pt", "test/1")
 
@@ -126,8 +236,70 @@ def test_others_may_read_what_is_written(tmp_path):
 
 
 def test_the_config_is_written_first(tmp_path):
-    with open_run(tmp_path / "a" / "b", tiny(), False):
+    with open_run(tmp_path / "a" / "b", CONFIG, False):
         assert list(content(tmp_path / "a" / "b")) == ["config.yaml"]
+
+
+class Wrong(Exception):
+    """What ends a run."""
+
+
+def goes_wrong(run_dir: Path, after: str) -> None:
+    """Open a run that ends in an error as soon as it has this file."""
+
+    def go() -> None:
+        with open_run(run_dir, CONFIG, False):
+            assert (run_dir / "config.yaml").exists()
+            (run_dir / after).touch()
+            raise Wrong
+
+    with pytest.raises(Wrong):
+        go()
+
+
+def tree(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("there", ["", "a", "a/b", "a/b/config.yaml", "a/notes.txt"])
+def test_an_error_before_the_training_leaves_nothing_new_behind(there, tmp_path):
+    """And takes nothing away that was there before."""
+    path = tmp_path / there
+    (path.parent if path.suffix else path).mkdir(parents=True, exist_ok=True)
+    if path.suffix:
+        path.write_text("old")
+    before = tree(tmp_path)
+    goes_wrong(tmp_path / "a" / "b", "config.yaml")
+    hidden = {"a/b/.lock"} if there.startswith("a/b") else set()  # the folder itself was there
+    assert set(tree(tmp_path)) - hidden == set(before)
+
+
+def test_an_error_after_the_training_has_begun_leaves_the_run(tmp_path):
+    goes_wrong(tmp_path / "run", "log.jsonl")
+    assert sorted(content(tmp_path / "run")) == ["config.yaml", "log.jsonl"]
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a/" + "x" * 300])
+def test_a_folder_that_cannot_be_made_leaves_no_other_behind(name, tmp_path):
+    with pytest.raises(InputError, match="cannot be used"):
+        start(tmp_path / "new" / name)
+    assert tree(tmp_path) == []
+
+
+def test_a_lock_that_its_holder_has_removed_holds_nothing(tmp_path):
+    """Whoever opened it before would hold a folder that is not there any more."""
+    opened = checkpoint._open_lock
+
+    def late(folder, flags=0):
+        lock = opened(folder, flags)
+        (folder / ".lock").unlink()
+        return lock
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "_open_lock", late)
+        with pytest.raises(InputError, match="in use by another process"):
+            start(tmp_path / "run")
+    start(tmp_path / "run")
 
 
 def test_another_config_is_refused_with_the_keys_that_differ(tmp_path):
@@ -148,13 +320,6 @@ def test_a_config_that_never_trained_can_be_corrected(tmp_path):
         pass
     start(tmp_path, {"data.root": "right"})
     assert "root: right" in (tmp_path / "config.yaml").read_text()
-
-
-def test_a_damaged_config_is_named(tmp_path):
-    start(tmp_path)
-    (tmp_path / "config.yaml").write_text("a: [")
-    with pytest.raises(InputError, match=r"config.yaml: damaged"):
-        start(tmp_path)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -200,7 +365,7 @@ def test_a_kill_while_overwriting_leaves_a_run_that_can_start(tmp_path, monkeypa
 
 def test_a_folder_is_for_one_process_at_a_time(tmp_path):
     """Two processes would mix their log lines and overwrite each other's checkpoint."""
-    with open_run(tmp_path, tiny(), False):
+    with open_run(tmp_path, CONFIG, False):
         for overwrite in (False, True):
             with pytest.raises(InputError, match="in use by another process"):
                 start(tmp_path, overwrite=overwrite)
@@ -219,13 +384,13 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 def test_a_folder_without_write_permission_is_named(tmp_path, monkeypatch):
     """Patched, as root, who may run the tests, is allowed to write everywhere."""
     start(tmp_path)
-    original = Path.open
+    original = os.open
 
-    def denied(path, mode="r", *args, **kwargs):
-        if path.parent == tmp_path and mode != "r":
+    def denied(path, flags, *args, **kwargs):
+        if Path(path).parent == tmp_path and flags & os.O_RDWR:
             raise PermissionError(13, "Permission denied")
-        return original(path, mode, *args, **kwargs)
+        return original(path, flags, *args, **kwargs)
 
-    monkeypatch.setattr(Path, "open", denied)
+    monkeypatch.setattr(os, "open", denied)
     with pytest.raises(InputError, match=r"run_dir: .* cannot be used \(Permission denied\)"):
         start(tmp_path)

@@ -150,11 +150,7 @@ def test_costs_and_versions_are_the_runs(made):
         **{key: last[key] for key in ("seconds", "peak_memory")},
     }
     assert all(value > 0 for value in asdict(result.cost).values() if not isinstance(value, str))
-    assert result.hardware == summary["hardware"]
-    assert result.versions == {
-        "commit": summary["commit"] or "unknown",
-        "torch": summary["torch"],
-    }
+    assert [asdict(segment) for segment in result.segments] == summary["segments"]
 
 
 def test_a_check_that_failed_is_told(run_dir):
@@ -263,7 +259,7 @@ def test_an_evaluation_of_other_settings_is_another(run_dir):
 
 def test_a_best_that_is_not_the_one_of_the_summary_is_refused(run_dir):
     """Its numbers would stand at a step that was not selected."""
-    edit(run_dir / "summary.json", best={"step": 24})
+    edit(run_dir / "summary.json", best={"step": 24, "scores": {}})
     with pytest.raises(InputError, match=r"best\.pt: is of step 30; expected that of summary.*24"):
         read(run_dir)
 
@@ -276,10 +272,8 @@ def test_a_best_that_is_not_the_one_of_the_summary_is_refused(run_dir):
         ("summary.json", ("steps", "parts"), "summary.json: lacks 'steps'"),
         ("summary.json", ("macs", "mack"), "summary.json: lacks 'macs'"),
         ("summary.json", ("{", "["), "summary.json: damaged"),
-        ("log.jsonl", None, "log.jsonl: lacks the line of step 36"),
         ("log.jsonl", ("seconds", "centuries"), "log.jsonl: lacks 'seconds'"),
-        ("metrics.jsonl", None, "metrics.jsonl: lacks the line of step 36"),
-        ("metrics.jsonl", ("scores", "notes"), "metrics.jsonl: lacks 'scores'"),
+        ("metrics.jsonl", ("scores", "notes"), "metrics.jsonl, line 1: holds no scores"),
         ("last.pt", None, "last.pt: No such file"),
         ("best.pt", None, "best.pt: No such file"),
         ("evaluation/last.json", None, "last.json: No such file"),
@@ -299,6 +293,36 @@ def test_what_a_folder_lacks_is_told_in_one_line_that_names_the_file(
     with pytest.raises(InputError, match=message) as error:
         read(run_dir)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "metrics.jsonl"])
+def test_a_finished_run_without_its_lines_is_reported(run_dir, name):
+    """What summary.json has of them is enough; of what is lost the report has to say so."""
+    whole = read(run_dir)
+    (run_dir / name).unlink()
+    result = read(run_dir)
+    assert result.scores == whole.scores
+    assert result.cost == whole.cost
+    assert [doubt for doubt in result.doubts if "records" in doubt] == [
+        {
+            "log.jsonl": "log.jsonl lacks 8 of 9 records (steps 4 to 32)",
+            "metrics.jsonl": "metrics.jsonl lacks 5 of 6 records (steps 6 to 30)",
+        }[name]
+    ]
+    edit(run_dir / "summary.json", **{name.removesuffix(".jsonl"): None, "best": None})
+    if name == "log.jsonl":
+        with pytest.raises(InputError, match=r"log.jsonl: lacks the line of step 36"):
+            read(run_dir)
+
+
+def test_a_finished_run_that_lost_its_scores_is_validated_again(run_dir):
+    file, summary = run_dir / "metrics.jsonl", (run_dir / "summary.json").read_bytes()
+    lines, best = lines_of(run_dir, "metrics.jsonl"), (run_dir / "best.pt").read_bytes()
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines[:-1]))
+    classifier_run(run_dir, CHANGES)
+    assert lines_of(run_dir, "metrics.jsonl") == lines
+    assert (run_dir / "summary.json").read_bytes() == summary
+    assert (run_dir / "best.pt").read_bytes() == best
 
 
 def test_an_attack_that_was_not_run_is_named(made):

@@ -18,11 +18,12 @@ from runs import (
 )
 
 from classification import trainer as trainer_module
-from classification.models import load_classifier
+from classification.models import FORMAT, load_classifier
 from classification.trainer import Trainer
 from classification.training_data import noise_report, training_data, without_test_images
 from convnorm.experiment.data import DataConfig, Images, load_images
 from convnorm.experiment.errors import InputError, Stopped
+from convnorm.experiment.run import checkpoint
 from convnorm.experiment.run.loop import take_step
 from convnorm.spectrum import matrix_norm, normalized_convolutions, operator_norm
 
@@ -296,9 +297,9 @@ def test_an_incomplete_checkpoint_is_refused_and_kept(damage, tmp_path, monkeypa
         crash_before(3, Trainer, patch)
         with pytest.raises(Crash):
             classifier_run(tmp_path, checkpoint_every=2)
-    state = state_of(tmp_path)
+    state = checkpoint.load(tmp_path / "last.pt", FORMAT)
     damage(state)
-    torch.save(state, tmp_path / "last.pt")
+    checkpoint.save(tmp_path / "last.pt", state)
     content = (tmp_path / "last.pt").read_bytes()
     with pytest.raises(InputError, match=r"last.pt: not a complete checkpoint"):
         classifier_run(tmp_path)
@@ -308,8 +309,8 @@ def test_an_incomplete_checkpoint_is_refused_and_kept(damage, tmp_path, monkeypa
 def test_a_checkpoint_of_another_format_is_refused_in_one_line(tmp_path):
     classifier_run(tmp_path)
     state = state_of(tmp_path)
-    torch.save({**state, "format": "convnorm-suite/classifier/1"}, tmp_path / "last.pt")
-    with pytest.raises(InputError, match=r"classifier/1'; expected .*classifier/2") as refused:
+    checkpoint.save(tmp_path / "last.pt", {**state, "format": "convnorm-suite/classifier/1"})
+    with pytest.raises(InputError, match=r"classifier/1'; expected .*classifier/3") as refused:
         classifier_run(tmp_path)
     assert "\n" not in str(refused.value)
 

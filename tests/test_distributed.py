@@ -1,9 +1,12 @@
 """Several processes: one run, shared out."""
 
+import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -25,7 +28,7 @@ from runs import (
 
 from classification.trainer import Trainer as ClassifierTrainer
 from convnorm.experiment.data import load_images
-from convnorm.experiment.errors import InputError
+from convnorm.experiment.errors import InputError, Stopped
 from convnorm.experiment.run import distributed, loop
 from convnorm.experiment.run.distributed import Process
 from gan.trainer import Trainer
@@ -75,24 +78,126 @@ def ranks(folder: Path) -> list[dict]:
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-def test_two_processes_of_torchrun_are_one_run(tmp_path):
-    """Equal weights from unequal halves: only averaged gradients and buffers give that."""
+def start_torchrun(tmp_path: Path, function, changes: dict) -> subprocess.Popen:
+    """Start torchrun with two ranks, each of which calls function(folder, *arguments)."""
     main = tmp_path / "main.py"
     main.write_text(
         f"import sys\nsys.path[:0] = [{str(ROOT / 'tests')!r}, {str(ROOT)!r}]\n"
         "import torch\ntorch.set_num_threads(1)\n"
-        f"from test_distributed import rank_main\nrank_main({str(tmp_path)!r}, *sys.argv[1:])\n"
+        f"from test_distributed import {function.__name__} as function\n"
+        f"function({str(tmp_path)!r}, *sys.argv[1:])\n"
     )
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    done = subprocess.run(
-        [*torchrun, "--nproc_per_node=2", str(main), *arguments(tmp_path / "run", CHANGES)],
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    return subprocess.Popen(
+        [*torchrun, str(main), *arguments(tmp_path / "run", changes)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("trained 4 steps") == 1
+
+
+def rank_with_pid(folder: str, *argv: str) -> None:
+    """The training script as one rank, which says who it is."""
+    (Path(folder) / f"pid{os.environ['RANK']}").write_text(str(os.getpid()))
+    script("train_gan.py", *argv)
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process, and it is no zombie that waits for its new parent."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
+def test_ranks_save_and_end_when_torchrun_is_killed(tmp_path):
+    """Left behind, they would train on for hours, and hold the folder and the GPUs."""
+    torchrun = start_torchrun(tmp_path, rank_with_pid, {**CHANGES, "steps": 10**6})
+    log, deadline = tmp_path / "run" / "log.jsonl", time.monotonic() + 120
+    while not log.is_file() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    pids = [int((tmp_path / f"pid{rank}").read_text()) for rank in range(2)]
+    assert all(map(is_running, pids))
+    torchrun.kill()
+    try:
+        while any(map(is_running, pids)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not any(map(is_running, pids))
+    finally:
+        for pid in filter(is_running, pids):
+            os.kill(pid, signal.SIGKILL)
+        _, errors = torchrun.communicate()
+    assert state_of(tmp_path / "run")["step"] > 0
+    assert "of 1000000 and saved in" in errors
+
+
+PLACE = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize("given", range(1, 2 ** len(PLACE) - 1))
+def test_half_a_place_among_processes_is_one_line(given, monkeypatch):
+    """What a cluster has left in the environment; alone, each process would do the same run."""
+    there = [name for index, name in enumerate(PLACE) if given >> index & 1]
+    for name, value in PLACE.items():
+        monkeypatch.delenv(name, raising=False)
+        if name in there:
+            monkeypatch.setenv(name, value)
+    with pytest.raises(InputError) as error:
+        distributed.start("cpu")
+    lacking = [name for name in PLACE if name not in there]
+    assert str(error.value).startswith(
+        f"{', '.join(there)}: set, and {', '.join(lacking)} not; expected all of them"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("RANK", "2", "0 to 1"),
+        ("RANK", "-1", "0 to 1"),
+        ("RANK", "first", "0 to 1"),
+        ("RANK", "1.0", "0 to 1"),
+        ("RANK", "\u0661", "0 to 1"),
+        ("WORLD_SIZE", "0", "1 to"),
+        ("WORLD_SIZE", "two", "1 to"),
+        ("WORLD_SIZE", "9" * 5000, "1 to"),
+        ("MASTER_PORT", "70000", "1 to 65535"),
+        ("MASTER_PORT", "http", "1 to 65535"),
+        ("LOCAL_RANK", "2", "0 to 1"),
+        ("LOCAL_RANK", "x", "0 to 1"),
+    ],
+)
+def test_a_place_that_cannot_be_is_one_line(name, value, expected, monkeypatch):
+    for key, good in {**PLACE, name: value}.items():
+        monkeypatch.setenv(key, good)
+    with pytest.raises(InputError, match=f"^{name}: .* is not allowed; expected {expected}"):
+        distributed.start("cpu")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "no-such-host.invalid"])
+def test_others_that_do_not_come_are_one_line(address, monkeypatch):
+    """It waited for four hours."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setattr(distributed, "MEETING", 1)
+    place = {**PLACE, "RANK": "1", "MASTER_ADDR": address, "MASTER_PORT": str(port)}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    expected = rf"^process 1: cannot meet the others at {address}, port {port} \("
+    with pytest.raises(Stopped, match=expected) as stopped:
+        distributed.start("cpu")
+    assert "\n" not in str(stopped.value)
+
+
+def test_two_processes_of_torchrun_are_one_run(tmp_path):
+    """Equal weights from unequal halves: only averaged gradients and buffers give that."""
+    torchrun = start_torchrun(tmp_path, rank_main, CHANGES)
+    output, errors = torchrun.communicate()
+    assert torchrun.returncode == 0, errors
+    assert output.count("trained 4 steps") == 1
     first, second = ranks(tmp_path)
     halves = first.pop("batches"), second.pop("batches")
     assert differing(first, second) == []
@@ -123,10 +228,15 @@ def test_a_pair_resumes_and_only_the_main_process_writes(tmp_path):
     codes = pair(cut, interrupted, str(cut), *options)
     assert [code for code, _ in codes] == [143, 143], codes
     assert state_of(cut / "run")["step"] == 2
+    code, output = Child(cut / "alone.txt", script, "train_gan.py", *options).end()
+    assert code == 2
+    assert output.startswith(f"error: {cut}/run/last.pt: was trained by 2 processes on cpu; ")
     codes = train_pair(cut, changes)
     assert [code for code, _ in codes] == [0, 0], codes
     assert differing(state_of(cut / "run"), whole) == []
     assert log_of(cut / "run") == log_of(tmp_path / "run")
+    parts = json.loads((cut / "run" / "summary.json").read_text())["segments"]
+    assert [(part["step"], part["world_size"]) for part in parts] == [(0, 2), (2, 2)]
 
 
 def interrupted(folder: str, *argv: str) -> None:

@@ -73,8 +73,8 @@ def test_a_run_is_read(run_dir):
         "seconds": last_log["seconds"],
         "peak_memory": last_log["peak_memory"],
     }
-    assert result.hardware == summary["hardware"]
-    assert set(result.versions) == {"commit", "torch", "torch_fidelity", "python"}
+    assert [asdict(segment) for segment in result.segments] == summary["segments"]
+    assert set(result.versions) == {"torch", "torch_fidelity", "python"}
     assert result.picture == run_dir / "samples" / "step0000004.png"
 
 
@@ -199,9 +199,72 @@ def older_scores(run_dir):
     rewrite(run_dir / "metrics.jsonl", change)
 
 
-def cut_last_line(run_dir):
-    file = run_dir / "metrics.jsonl"
-    file.write_text(file.read_text()[:-20])
+def summary_without(*keys):
+    def change(run_dir):
+        file = run_dir / "summary.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), **dict.fromkeys(keys)}))
+        for name in keys:
+            (run_dir / f"{name}.jsonl").write_text("")
+
+    return change
+
+
+def cut_line(name, number):
+    """Cut a line of a file short, and leave those behind it out if there are no others."""
+
+    def change(run_dir):
+        lines = (run_dir / name).read_bytes().splitlines(keepends=True)
+        lines[number] = lines[number][:20] + (b"" if number == len(lines) - 1 else b"\n")
+        (run_dir / name).write_bytes(b"".join(lines))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("damage", "doubts"),
+    [
+        (cut_line("metrics.jsonl", 3), ()),
+        (cut_line("log.jsonl", 1), ()),
+        (cut_line("metrics.jsonl", 1), ("metrics.jsonl lacks 1 of 4 records (step 2)",)),
+        (
+            lambda run_dir: (run_dir / "metrics.jsonl").unlink(),
+            ("metrics.jsonl lacks 3 of 4 records (steps 1 to 3)",),
+        ),
+        (
+            lambda run_dir: (run_dir / "log.jsonl").unlink(),
+            ("log.jsonl lacks 1 of 2 records (step 2)",),
+        ),
+    ],
+)
+def test_a_finished_run_whose_files_were_cut_is_reported(run_dir, damage, doubts):
+    """The last lines are in summary.json too; of what is lost the report has to say so."""
+    whole = read(run_dir)
+    assert whole.doubts == ()
+    damage(run_dir)
+    result = read(run_dir)
+    assert result.scores["final"] == whole.scores["final"]
+    assert result.cost == whole.cost
+    assert set(result.curve) <= set(whole.curve) or doubts[0].startswith("log")
+    assert result.doubts == doubts
+
+
+def test_a_finished_run_that_lost_its_score_is_measured_again(run_dir):
+    """To the same bits, and summary.json with it; the other lines stay as they are."""
+    before = [(run_dir / n).read_bytes() for n in ("metrics.jsonl", "summary.json", "last.pt")]
+    cut_line("metrics.jsonl", 3)(run_dir)
+    scored = {"score.protocol": "digits", "score.select": "digits_test", "score.every": 1}
+    run(run_dir, {**scored, "log.every": 2, "log.norms_every": 2, "log.samples_every": 2})
+    after = [(run_dir / n).read_bytes() for n in ("metrics.jsonl", "summary.json", "last.pt")]
+    assert after == before
+
+
+def test_the_end_of_a_run_that_was_made_longer_is_no_point_of_its_curve(tmp_path):
+    """It is none of a run that was long from the start, and could be selected."""
+    changes = {"score.protocol": "digits", "score.every": 2, "optim.decay": "none"}
+    run(tmp_path, {**changes, "steps": 3})
+    run(tmp_path, {**changes, "steps": 5})
+    assert [line["step"] for line in lines_of(tmp_path / "metrics.jsonl")] == [2, 3, 4, 5]
+    assert [point.step for point in read(tmp_path).curve] == [2, 4, 5]
 
 
 @pytest.mark.parametrize(
@@ -210,8 +273,14 @@ def cut_last_line(run_dir):
         (lambda run_dir: (run_dir / "summary.json").unlink(), "summary.json: No such file"),
         (lambda run_dir: (run_dir / "summary.json").write_text("{"), "summary.json: damaged"),
         (lambda run_dir: (run_dir / "summary.json").write_text("[]"), "summary.json: damaged"),
+        (
+            lambda run_dir: (run_dir / "summary.json").write_text("[" * 30_000),
+            "summary.json: damaged",
+        ),
         (summary_without_macs, "summary.json: lacks 'discriminator'"),
-        (lambda run_dir: (run_dir / "log.jsonl").unlink(), "log.jsonl: lacks the line of step 4"),
+        (summary_without("log"), "log.jsonl: lacks the line of step 4"),
+        (summary_without("segments"), "summary.json: damaged"),
+        (lambda run_dir: (run_dir / "metrics.jsonl").write_text("null\n"), "metrics.jsonl, line 1"),
         (without("log.jsonl", "seconds"), "log.jsonl: lacks 'seconds'"),
         (without("log.jsonl", "peak_memory"), "log.jsonl: lacks 'peak_memory'"),
         (without("metrics.jsonl", "floor"), "metrics.jsonl: floor: is missing; expected keys"),
@@ -220,7 +289,7 @@ def cut_last_line(run_dir):
             "holds no format; expected '.*/score/2'",
         ),
         (older_scores, "metrics.jsonl: holds no format; expected 'convnorm-suite/score/2'"),
-        (cut_last_line, "metrics.jsonl: lacks the line of step 4"),
+        (summary_without("metrics"), "metrics.jsonl: holds no score"),
     ],
 )
 def test_a_run_that_lacks_something_is_one_line(run_dir, damage, message):

@@ -55,6 +55,8 @@ class Pipeline:
     losses: the methods of the trainer whose gradients are followed. networks: in a checkpoint.
     variants: changes under which an update does different things.
     drawn: changes that make a step draw all that it can.
+    longer, fading: changes that give a run more steps than the tiny one's, where its schedule does
+        not depend on their number, and changes by which it does.
     rarely, often: changes by which a run is measured in between as seldom, and as often, as it can.
     """
 
@@ -65,6 +67,8 @@ class Pipeline:
     networks: tuple[str, ...]
     variants: tuple[dict[str, Any], ...]
     drawn: dict[str, Any]
+    longer: dict[str, Any]
+    fading: dict[str, Any]
     rarely: dict[str, Any]
     often: dict[str, Any]
 
@@ -83,6 +87,8 @@ GAN = Pipeline(
         {"normalizer.kind": "ocnn"},
     ),
     drawn={"train.flip": True},
+    longer={"optim.decay": "none", "steps": 7},
+    fading={"optim.decay": "linear"},
     rarely={},
     often={"log.every": 1, "log.samples_every": 1, "log.norms_every": 1},
 )
@@ -100,6 +106,8 @@ CLASSIFICATION = Pipeline(
         {"normalizer.kind": "convnorm", "adversary.kind": "trades"},
     ),
     drawn={"adversary.kind": "fast"},
+    longer={"optim.schedule": "multistep", "optim.milestones": [1], "train.epochs": 4},
+    fading={"optim.schedule": "cosine"},
     rarely={"select.every": 2},
     often={"select.every": 1, "select.metric": "pgd10", "log.norms_every": 1, "log.every": 1},
 )

@@ -269,6 +269,19 @@ def test_scores_that_failed_a_check_are_doubted():
     assert any(expected in sentence for sentence in answer(results))
 
 
+def test_a_run_that_went_on_elsewhere_is_told_with_what_changed():
+    """Its scores are of neither place; parts that differ in their first step alone are one."""
+    results = classification()
+    (part,) = results.runs[1].result.segments
+    same = changed(results, 1, segments=(part, replace(part, step=300)))
+    assert not any("went on in another place" in sentence for sentence in answer(same))
+    other = replace(part, step=300, hardware="H100", world_size=2, commit="abc")
+    (told,) = [it for it in answer(changed(results, 1, segments=(part, other))) if "went on" in it]
+    assert "1 of 9 finished runs went on in another place" in told
+    assert "batch (seed 1): hardware AMD EPYC, 1 thread to step 300, then H100, in 2 proc" in told
+    assert told.endswith("commit unknown to step 300, then abc.")
+
+
 def test_a_cell_of_failures_alone_keeps_its_row(undrawn, tmp_path):
     outcomes = {("none", "x"): ["failed", "failed"], ("convnorm", "x"): [1.5, 1.6]}
     text, page = written(gan(outcomes=outcomes), tmp_path)

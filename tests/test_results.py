@@ -57,6 +57,23 @@ def test_every_cell_gets_the_runs_that_are_its_own(tmp_path):
     assert report.metrics == {"FD": Metric("lower")}
 
 
+def test_every_place_and_version_of_a_training_is_listed(tmp_path):
+    """Catches those of the last start alone."""
+
+    def resumed(folder, result):
+        (part,) = result.segments
+        other = replace(part, step=2, torch="2.12.0", hardware="other", world_size=2)
+        return replace(result, segments=(part, other), versions={"torch": "2.13.0"})
+
+    report = report_of(
+        changing(done(toy(tmp_path, **KINDS), good=[3, 4, 5], bad=[9, 8, 7]), resumed)
+    )
+    assert report.hardware == ("other, in 2 processes", "toy")
+    assert report.versions["torch"] == ("2.11.0", "2.12.0", "2.13.0")
+    assert report.versions["commit"] == ("unknown",)
+    assert len(report.runs[0].result.segments) == 2
+
+
 def test_seeds_are_paired_and_only_those_that_both_have(tmp_path):
     report = report_of(done(toy(tmp_path, **KINDS), good=[3, 4, 5], bad=[None, 9, 8]))
     (comparison,) = report.comparisons

@@ -8,6 +8,8 @@ import torch
 from runs import Crash, crash_before, differing, log_of, run, state_of
 
 from convnorm.experiment.errors import InputError, Stopped
+from convnorm.experiment.run import checkpoint
+from gan.models import FORMAT
 from gan.trainer import Trainer
 
 # log.every and checkpoint_every fall on different steps: a log line spans the crash.
@@ -109,9 +111,9 @@ def test_a_foreign_checkpoint_is_refused_and_kept(damage, message, tmp_path, mon
         crash_before(3, Trainer, patch)
         with pytest.raises(Crash):
             run(tmp_path, checkpoint_every=2)
-    state = state_of(tmp_path)
+    state = checkpoint.load(tmp_path / "last.pt", FORMAT)
     damage(state)
-    torch.save(state, tmp_path / "last.pt")
+    checkpoint.save(tmp_path / "last.pt", state)
     content = (tmp_path / "last.pt").read_bytes()
     with pytest.raises(InputError, match=f"last.pt: .*{message}"):
         run(tmp_path)

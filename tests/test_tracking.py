@@ -1,6 +1,7 @@
 """What a run writes while it trains."""
 
 import io
+import json
 import sys
 from contextlib import closing
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.run import tracking
-from convnorm.experiment.run.tracking import Tracker, read_lines
+from convnorm.experiment.run.tracking import Tracker, last_line, read_lines
 
 CPU = torch.device("cpu")
 
@@ -75,6 +76,65 @@ def test_a_line_cut_by_a_kill_is_left_out(tmp_path):
     assert read_lines(tmp_path / "none.jsonl") == []
     Tracker(tmp_path, 1, 10, "", CPU).close()
     assert path.read_text() == '{"step": 1}\n'
+
+
+@pytest.mark.parametrize("torn", ['{"ste', '{"step": 2, "loss', "", "\0\0\0\0"])
+def test_a_torn_line_in_the_middle_costs_no_other(torn, tmp_path, capsys):
+    """After a power failure a torn line can have others behind it, which were deleted with it."""
+    path = tmp_path / "log.jsonl"
+    path.write_text(f'{{"step": 1}}\n{torn}\n{{"step": 3}}\n{{"step": 4}}\n')
+    good = [{"step": 1}, {"step": 3}, {"step": 4}]
+    assert read_lines(path) == good
+    assert last_line(path) == {"step": 4}
+    Tracker(tmp_path, 3, 10, "", CPU).close()
+    assert read_lines(path) == good[:2]
+    assert f"{path}, line 2: cut, and left out\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "metrics.jsonl"])
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        (b'{"step": 2, "name": "\xff"}', "no UTF-8"),
+        (b"null", "holds None"),
+        (b"7", "holds 7"),
+        (b'[{"step": 2}]', r"holds \[{'step': 2}\]"),
+        (b"[" * 30_000 + b"]" * 30_000, "nested too deep"),
+        (b'{"step": ' + b"1" * 5000 + b"}", "Exceeds the limit"),
+        (b'{"loss": 1.0, "scores": {}}', "holds no step"),
+        (b'{"step": null, "scores": {}}', "holds step None"),
+        (b'{"step": "3", "scores": {}}', "holds step '3'"),
+        (b'{"step": true, "scores": {}}', "holds step True"),
+    ],
+    ids=range(10),
+)
+def test_a_line_that_is_no_record_is_named_and_nothing_is_deleted(line, found, name, tmp_path):
+    path = tmp_path / name
+    good = b'{"step": %d, "scores": {}}\n'
+    content = good % 1 + line + b"\n" + good % 3
+    path.write_bytes(content)
+    for read in (lambda: read_lines(path), lambda: Tracker(tmp_path, 4, 10, "", CPU)):
+        with pytest.raises(InputError, match=f"{name}, line 2: {found}.*; expected .* with step"):
+            read()
+    assert path.read_bytes() == content
+    path.write_bytes(good % 1 + line + b"\n")
+    assert last_line(path) == {"step": 1, "scores": {}}  # how far a run is can still be told
+
+
+def test_a_score_without_scores_is_named(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    with pytest.raises(InputError, match=r"metrics.jsonl, line 1: holds no scores"):
+        read_lines(tmp_path / "metrics.jsonl")
+
+
+@pytest.mark.parametrize("key", ["seconds", "steps_per_second", "peak_memory"])
+@pytest.mark.parametrize("value", [None, "3", -1, [], True, float("nan")])
+def test_a_cost_that_is_no_number_is_named(key, value, tmp_path):
+    """The time of a resumed run goes on from the last line."""
+    line = {"step": 1, "seconds": 1.0, "steps_per_second": 1.0, "peak_memory": 1, key: value}
+    (tmp_path / "log.jsonl").write_text(json.dumps(line) + "\n")
+    with pytest.raises(InputError, match=f"log.jsonl: step 1: {key} is .*; expected a number"):
+        Tracker(tmp_path, 2, 10, "", CPU)
 
 
 @pytest.fixture
@@ -153,7 +213,7 @@ def test_a_terminal_gets_a_bar_with_losses_and_time_left(tmp_path, monkeypatch):
 def test_elsewhere_there_are_plain_lines(tmp_path, capsys):
     """A bar in a file is thousands of lines of carriage returns."""
     run(tmp_path, {"log.every": 2})
-    lines = capsys.readouterr().err.splitlines()
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
     assert [line.split()[1] for line in lines] == ["2/4", "4/4"]
     assert "loss_d" in lines[0]
     assert "lr 0.00015 " in lines[0]  # small numbers are not rounded away

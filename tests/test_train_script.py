@@ -47,7 +47,8 @@ def test_it_works_from_another_folder_without_the_package_installed(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("trained 1 steps; the run is in here\n")
-    assert done.stderr.startswith("step 1/1 loss_d ")  # plain lines where there is no terminal
+    assert done.stderr.startswith("run: here\n")
+    assert "\nsteps: 1\nstep 1/1 loss_d " in done.stderr  # plain lines where there is no terminal
     assert state_of(tmp_path / "here")["step"] == 1
 
 
@@ -138,7 +139,8 @@ def test_a_damaged_checkpoint_is_named_and_kept(damage, tmp_path):
     code, output = train(tmp_path).end()
     assert (code, output) == (
         2,
-        f"error: {last}: damaged or not a checkpoint; expected one of this suite\n",
+        f"error: {last}: damaged or not a checkpoint of this version; "
+        "expected one of format 'convnorm-suite/gan/3'\n",
     )
     assert last.read_bytes() == content
 
@@ -162,7 +164,7 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(changes, message, tmp_p
     assert output.startswith(message)
     assert output.count("\n") == 1
     # And the corrected command is not refused for what the wrong one left there.
-    assert not (tmp_path / "run" / "log.jsonl").exists()
+    assert not (tmp_path / "run").exists()
     code, output = train(tmp_path, {"steps": 1}).end()
     assert code == 0, output
 

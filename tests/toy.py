@@ -9,7 +9,7 @@ import yaml
 
 from convnorm.experiment.benchmark.grid import Benchmark, load
 from convnorm.experiment.benchmark.pipeline import Pipeline, Result
-from convnorm.experiment.records import Cost, CurvePoint, Metric, When
+from convnorm.experiment.records import Cost, CurvePoint, Metric, Segment, When
 
 # "Trains" `steps` steps; the kind decides how: `fails`, `waits` for a signal at half of them.
 SCRIPT = """
@@ -77,7 +77,7 @@ def _read(folder: Path, attacks: tuple[str, ...]) -> Result:
         protocol={"name": "toy"},
         floor={"FD": 0.1},
         cost=Cost(network="toy", parameters=10, macs=100, steps=4, seconds=2.0, peak_memory=1000),
-        hardware="toy",
+        segments=(Segment(0, None, "2.11.0", "3.11.7", None, "cpu", "toy", 1),),
         versions={"toy": "1"},
     )
 

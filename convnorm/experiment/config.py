@@ -27,12 +27,17 @@ class RunOptions:
     device: auto takes a CUDA device where there is one. Its random numbers differ from the CPU's.
     checkpoint_every: steps between checkpoints.
     overwrite: delete the run that is in the folder instead of resuming it.
+    data_root: where the data are, in place of data.root, if they were moved.
+    allow_other_hardware: resume with another number of processes, or on another type of device,
+        than the run was trained with so far; it ends elsewhere for it.
     """
 
     run_dir: str = ""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     checkpoint_every: int = 1000
     overwrite: bool = False
+    data_root: str = ""
+    allow_other_hardware: bool = False
 
     def __post_init__(self):
         require(self.checkpoint_every >= 1, "checkpoint_every", self.checkpoint_every, "1 or more")
@@ -207,16 +212,16 @@ def parse(
         epilog="The same command again resumes the run.",
     )
     parser.add_argument("--cfg", action="config", help=f"a path or a name ({default})")
-    parser.add_class_arguments(RunOptions, skip={"overwrite"})
-    # A flag that may stand alone; jsonargparse wants a value after every bool.
-    parser.add_argument(
-        "--overwrite",
-        type=bool,
-        nargs="?",
-        const=True,
-        default=False,
-        help="delete the run that is in the folder instead of resuming it",
-    )
+    flags = {
+        "overwrite": "delete the run that is in the folder instead of resuming it",
+        "allow_other_hardware": "resume with other processes or on another type of device",
+    }
+    parser.add_class_arguments(RunOptions, skip=set(flags))
+    for name, words in flags.items():
+        # A flag may stand alone; jsonargparse wants a value after every bool.
+        parser.add_argument(
+            f"--{name}", type=bool, nargs="?", const=True, default=False, help=words
+        )
     _read(parser, path, types)
     try:
         values = parser.parse_args(["--cfg", str(path), *rest])

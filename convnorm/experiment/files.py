@@ -34,6 +34,20 @@ def write(path: Path, fill: Callable[[IO[bytes]], Any]) -> None:
         ) from None
 
 
+def read(path: Path) -> bytes:
+    """Return the content of a file.
+
+    Raises InputError for what cannot be read, and for a pipe or a socket, which could wait for
+    ever.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}: not a file; expected one that can be read")
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as indented JSON, atomically."""
     write(path, lambda file: file.write((json.dumps(content, indent=2) + "\n").encode()))

@@ -94,6 +94,42 @@ Norms = dict[str, dict[str, tuple[NormPoint, ...]]]  # "operator", "matrix" or "
 
 
 @dataclass(frozen=True)
+class Segment:
+    """A part of a training that one start, or one resume, carried out.
+
+    step: how many steps were done before it. commit: of the clone that holds the code, None where
+    there is none. torch, python, cuda: versions; no cuda where PyTorch was built without.
+    device: cpu or cuda. hardware: the name of the device. world_size: how many processes.
+    """
+
+    step: int
+    commit: str | None
+    torch: str
+    python: str
+    cuda: str | None
+    device: str
+    hardware: str
+    world_size: int
+
+    @property
+    def place(self) -> str:
+        """The hardware, with the number of processes where there were several."""
+        several = f", in {self.world_size} processes" if self.world_size > 1 else ""
+        return self.hardware + several
+
+    @property
+    def software(self) -> dict[str, str]:
+        """What a report lists as versions: name -> version."""
+        found = {"commit": self.commit or "unknown", "torch": self.torch, "python": self.python}
+        return found if self.cuda is None else {**found, "cuda": self.cuda}
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """All by which two parts of a training can differ, beside their first steps."""
+        return {"hardware": self.place, **self.software}
+
+
+@dataclass(frozen=True)
 class RunResult:
     """What a finished run says.
 
@@ -101,6 +137,8 @@ class RunResult:
     selected_step: the step of the selected scores.
     area: under the curve; None where there is no curve, or the runs have curves over other steps.
     collapsed: see `statistics.collapsed`; None where there is no curve.
+    segments: the parts of the training, in their order.
+    versions: of what scored or evaluated the run, beside those of the segments.
     picture: a PNG of samples, relative to the benchmark's folder.
     doubts: sentences, each a reason not to take the scores at face value.
     """
@@ -112,7 +150,7 @@ class RunResult:
     curve: tuple[CurvePoint, ...]
     norms: Norms
     cost: Cost
-    hardware: str
+    segments: tuple[Segment, ...]
     versions: dict[str, str]
     picture: str | None
     doubts: tuple[str, ...]
@@ -252,7 +290,7 @@ class Report:
     versions: of a library -> all that were used.
     """
 
-    FORMAT: ClassVar = "convnorm-suite/benchmark/2"
+    FORMAT: ClassVar = "convnorm-suite/benchmark/3"
 
     name: str
     question: str

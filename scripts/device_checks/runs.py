@@ -145,7 +145,9 @@ def _train(
 
 
 def _checkpoint(run_dir: Path) -> dict[str, Any]:
-    return torch.load(run_dir / CHECKPOINT, map_location="cpu", weights_only=True)
+    """All of last.pt but the starts that it took."""
+    state = torch.load(run_dir / CHECKPOINT, map_location="cpu", weights_only=True)
+    return {key: value for key, value in state.items() if key != "segments"}
 
 
 def _steps_done(run_dir: Path) -> int:

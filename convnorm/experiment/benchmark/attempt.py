@@ -57,7 +57,10 @@ def fraction_done(run: Run, pipeline: Pipeline) -> float:
     if is_trained(run):
         return 1.0
     line = last_line(run.folder / "log.jsonl")
-    return pipeline.fraction_done(run.config, line) if line else 0.0
+    try:
+        return pipeline.fraction_done(run.config, line) if line else 0.0
+    except (KeyError, TypeError):  # a line that lacks something; the run itself will say so
+        return 0.0
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from convnorm.experiment.records import Cost, CurvePoint, Metric, Norms, When
+from convnorm.experiment.records import Cost, CurvePoint, Metric, Norms, Segment, When
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,8 @@ class Result:
     norms: singular values of layers during training, see `convnorm.spectrum`.
     protocol: JSON-able, all that numbers of one column must have in common.
     floor: name of a score -> its value for real images against real ones, for scores that have one.
+    segments: the parts of the training, in their order, at least one.
+    versions: name -> version of what scored or evaluated the run, beside those of the segments.
     right: when -> name of a score -> (N,) bool, which images a classifier was right about; runs of
         one protocol have the same images at the same positions.
     picture: a PNG of samples at the end of training, of latents that depend on the seed alone.
@@ -37,7 +39,7 @@ class Result:
     protocol: dict[str, Any]
     floor: dict[str, float]
     cost: Cost
-    hardware: str
+    segments: tuple[Segment, ...]
     versions: dict[str, str]
     right: dict[When, dict[str, np.ndarray]] = field(default_factory=dict)
     picture: Path | None = None

@@ -84,7 +84,7 @@ def gather(benchmark: Benchmark) -> Report:
         changed=_changed(benchmark),
         left_out=_left_out(benchmark),
         versions=_all_versions(results.values()),
-        hardware=tuple(sorted({result.hardware for result in results.values()})),
+        hardware=tuple(sorted({part.place for it in results.values() for part in it.segments})),
     )
 
 
@@ -185,7 +185,7 @@ def _result(result: Result, curve: Metric, benchmark: Benchmark) -> RunResult:
         curve=result.curve,
         norms=result.norms,
         cost=result.cost,
-        hardware=result.hardware,
+        segments=result.segments,
         versions=result.versions,
         picture=result.picture and str(result.picture.relative_to(benchmark.folder)),
         doubts=result.doubts,
@@ -258,6 +258,7 @@ def _cost(costs: list[Cost]) -> CellCost | None:
 def _all_versions(results: Iterable[Result]) -> dict[str, tuple[str, ...]]:
     found: dict[str, set[str]] = {}
     for result in results:
-        for name, version in result.versions.items():
-            found.setdefault(name, set()).add(version)
+        for versions in (result.versions, *(part.software for part in result.segments)):
+            for name, version in versions.items():
+                found.setdefault(name, set()).add(version)
     return {name: tuple(sorted(versions)) for name, versions in found.items()}

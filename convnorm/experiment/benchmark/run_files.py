@@ -1,13 +1,15 @@
 """Reads what the files of finished runs have in common in all pipelines, or says what they lack."""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from convnorm.experiment.codec import from_json
 from convnorm.experiment.errors import InputError
-from convnorm.experiment.records import NormPoint, Norms
+from convnorm.experiment.records import NormPoint, Norms, Segment
+from convnorm.experiment.run.tracking import read_lines
 
 # Names in a log line -> names in Result.norms.
 NORMS = {"operator_norm": "operator", "matrix_norm": "matrix", "rms_singular_value": "rms"}
@@ -26,13 +28,40 @@ def finished(file: Path) -> Iterator[Path]:
         raise InputError(f"{file}: lacks {missing}; {expected}") from None
     except InputError:
         raise
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, AttributeError, ArithmeticError, RecursionError):
         raise InputError(f"{file}: damaged; {expected}") from None
 
 
-def hardware_of(hardware: str, world_size: int) -> str:
-    """Return the hardware of a run, with the number of its processes where it had several."""
-    return hardware if world_size == 1 else f"{hardware}, in {world_size} processes"
+def by_step(file: Path, last: dict[str, Any] | None) -> dict[int, dict[str, Any]]:
+    """Read log.jsonl or metrics.jsonl as step -> record, in the order of the steps.
+
+    last: the last record as summary.json has it, for a file that was cut; None where it has none.
+    """
+    found = {line["step"]: line for line in read_lines(file)}
+    if last is not None:
+        found.setdefault(last["step"], last)
+    return dict(sorted(found.items()))
+
+
+def gaps(file: Path, found: Collection[int], every: int, steps: int) -> tuple[str, ...]:
+    """Say how many records a file lacks, in a sentence for `Result.doubts`, if it does.
+
+    found: the steps that it has. every: the steps between two records; 0 for the last one alone.
+    """
+    due = {*range(every, steps, every), steps} if every > 0 else {steps}
+    missing = sorted(due.difference(found))
+    if not missing:
+        return ()
+    where = f"step {missing[0]}" if len(missing) == 1 else f"steps {missing[0]} to {missing[-1]}"
+    return (f"{file.name} lacks {len(missing)} of {len(due)} records ({where})",)
+
+
+def segments(summary: dict[str, Any], file: Path) -> tuple[Segment, ...]:
+    """Return the parts of a run's training from the content of summary.json, `file`."""
+    found = tuple(from_json(Segment, each, f"{file}: segments") for each in summary["segments"])
+    if not found:
+        raise InputError(f"{file}: segments: none; expected those of a finished run")
+    return found
 
 
 def norms(log: dict[int, dict[str, Any]]) -> Norms:

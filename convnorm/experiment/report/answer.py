@@ -6,8 +6,9 @@ escaped.
 
 from collections import defaultdict
 from collections.abc import Iterable
+from itertools import pairwise
 
-from convnorm.experiment.records import Comparison, Report
+from convnorm.experiment.records import Comparison, Report, Segment
 from convnorm.experiment.report.formats import interval, number, points
 from convnorm.experiment.statistics import LEVEL
 
@@ -25,6 +26,7 @@ def answer(report: Report) -> list[str]:
         *_unfinished(report),
         *_collapsed(report),
         *_doubts(report),
+        *_mixed(report),
         *(_comparison(it, report) for it in comparisons if len(comparisons) <= FULLY),
         *_single_runs(report),
         *_mcnemar(report),
@@ -158,6 +160,32 @@ def _doubts(report: Report) -> list[str]:
         return []
     told = "; ".join(f"{name}: {', '.join(doubts)}" for name, doubts in doubted.items())
     return [f"The scores of {_count(len(doubted), 'run')} failed a check: {told}."]
+
+
+def _mixed(report: Report) -> list[str]:
+    """Which runs were not trained in one place, with one code, from beginning to end."""
+    told = {run.name: _changes(run.result.segments) for run in report.done}
+    mixed = {name: changes for name, changes in told.items() if changes}
+    if not mixed:
+        return []
+    which = "; ".join(f"{name}: {', '.join(changes)}" for name, changes in mixed.items())
+    return [
+        f"{len(mixed)} of {_count(len(report.done), 'finished run')} went on in another place or "
+        f"with other code than before, and may have ended elsewhere for it: {which}."
+    ]
+
+
+def _changes(segments: tuple[Segment, ...]) -> list[str]:
+    """What changed between two parts of a training, and at which step."""
+    found = []
+    for before, after in pairwise(segments):
+        old, new = before.facts, after.facts
+        found += [
+            f"{name} {old.get(name, 'none')} to step {after.step}, then {new.get(name, 'none')}"
+            for name in {**old, **new}
+            if old.get(name) != new.get(name)
+        ]
+    return found
 
 
 def _mcnemar(report: Report) -> list[str]:

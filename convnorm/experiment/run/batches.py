@@ -1,5 +1,7 @@
 """Minibatches of real images as a pure function of (seed, index): there is no state to save."""
 
+import hashlib
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -8,6 +10,11 @@ from convnorm.experiment import streams
 from convnorm.experiment.data import Images
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.run.distributed import Process
+
+
+def sha256_of(images: Images) -> str:
+    """Return the SHA-256 of images and their labels, as hexadecimal digits."""
+    return hashlib.sha256(images.sha256().encode() + images.labels.numpy().tobytes()).hexdigest()
 
 
 class Batches:

@@ -3,18 +3,19 @@
 import fcntl
 import hashlib
 import io
+import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Protocol
 
 import torch
 import yaml
 
 from convnorm.experiment.config import differences, to_yaml
 from convnorm.experiment.errors import InputError
-from convnorm.experiment.files import write
+from convnorm.experiment.files import read, write
 
 CHECKPOINT = "last.pt"
 BEST = "best.pt"  # selected on a validation split
@@ -33,13 +34,23 @@ OWN_FILES = (
     "tensorboard",
     "config.yaml",
 )
+FOLDERS = (EVALUATION, "samples", "tensorboard")  # those of OWN_FILES that are no files
+DIGITS = 64  # of a SHA-256 in hexadecimal
+
+
+class Config(Protocol):
+    """What a pipeline's config of a run brings."""
+
+    def extends(self, there: dict[str, Any]) -> str | None:
+        """The key of the length, where this is a longer run of the config `there`, else None."""
 
 
 @contextmanager
-def open_run(run_dir: Path, config: object, overwrite: bool) -> Iterator[None]:
+def open_run(run_dir: Path, config: Config, overwrite: bool) -> Iterator[None]:
     """Hold `run_dir` as the folder of a run with this config, against any other process.
 
     Makes the folder and writes config.yaml before anything else, unless the same one is there.
+    Where an error comes before the training has written anything, what was made is removed again.
     Raises InputError, and changes nothing, for a folder that cannot be written, that holds other
     files or a run of another config (the error names the keys that differ), or that another
     process uses.
@@ -47,10 +58,17 @@ def open_run(run_dir: Path, config: object, overwrite: bool) -> Iterator[None]:
     if _holds_other_files(run_dir):
         raise InputError(f"run_dir: {run_dir} holds other files; expected a run or nothing")
     with locked(run_dir, "run_dir"):
+        saved = run_dir / "config.yaml"
+        is_new = not os.path.lexists(saved)
         if overwrite:
             _delete_run(run_dir)
         _claim(run_dir, config)
-        yield
+        try:
+            yield
+        except BaseException:
+            if is_new and not _has_begun(run_dir):
+                saved.unlink(missing_ok=True)
+            raise
 
 
 def _holds_other_files(run_dir: Path) -> bool:
@@ -65,17 +83,40 @@ def _holds_other_files(run_dir: Path) -> bool:
 def locked(folder: Path, option: str) -> Iterator[None]:
     """Make `folder` and keep every other process out of it.
 
+    A folder that was made for what ends in an error, and holds nothing then, is removed again.
+
     option: the name of the option that gave the folder, for the error. Raises InputError if the
     folder cannot be used or another process holds it.
     """
+    new = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+    try:
+        with _lock(folder, option):
+            try:
+                yield
+            except BaseException:
+                if new and os.listdir(folder) == [".lock"]:
+                    (folder / ".lock").unlink()
+                raise
+    except BaseException:
+        for path in new:
+            with suppress(OSError):  # it holds something, or could not be made
+                path.rmdir()
+        raise
+
+
+@contextmanager
+def _lock(folder: Path, option: str) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
+        lock = _open_lock(folder, os.O_CREAT)
     except OSError as error:
-        raise InputError(f"{option}: {folder} cannot be used ({error.strerror})") from None
+        reason = "its .lock is a link" if os.path.islink(folder / ".lock") else error.strerror
+        raise InputError(f"{option}: {folder} cannot be used ({reason})") from None
     with lock:  # the folder is free again when the file is closed, at the latest by a kill
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(lock.fileno()).st_nlink == 0:  # whoever held it has just removed it
+                raise BlockingIOError
         except BlockingIOError:
             raise InputError(
                 f"{option}: {folder} is in use by another process; expected another --{option}"
@@ -85,10 +126,15 @@ def locked(folder: Path, option: str) -> Iterator[None]:
         yield
 
 
+def _open_lock(folder: Path, flags: int = 0) -> IO[bytes]:
+    """Open the file that is locked; never what a link leads to, and nothing in it changes."""
+    return open(os.open(folder / ".lock", os.O_RDWR | os.O_NOFOLLOW | flags, 0o644), "r+b", 0)
+
+
 def is_held(folder: Path) -> bool:
     """Whether another process holds `folder` now."""
     try:
-        with (folder / ".lock").open("r+") as lock:
+        with _open_lock(folder) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -97,15 +143,32 @@ def is_held(folder: Path) -> bool:
     return False
 
 
-def _claim(run_dir: Path, config: object) -> None:
-    """Write config.yaml; where training has begun, check that it is the same instead."""
-    saved = run_dir / "config.yaml"
-    if differing := in_the_way(run_dir, config):
-        raise InputError(
-            f"run_dir: {run_dir} holds a run of another config ({'; '.join(differing)}); "
-            "expected another --run_dir, or --overwrite to delete it"
-        )
-    if not _has_begun(run_dir):
+def _check_kinds(run_dir: Path) -> None:
+    """Raise InputError where something else has the name of a file or a folder of the run.
+
+    To read from a pipe would wait for ever, and a link to nothing would pass for no file at all.
+    """
+    for name in OWN_FILES:
+        path, expected = run_dir / name, "folder" if name in FOLDERS else "file"
+        fits = path.is_dir() if expected == "folder" else path.is_file()
+        if not fits and os.path.lexists(path):
+            raise InputError(
+                f"{path}: not a {expected}; expected the run's own (--overwrite starts anew)"
+            )
+
+
+def _claim(run_dir: Path, config: Config) -> None:
+    """Write config.yaml; where training has begun, check that it is of the same run before."""
+    saved, there = run_dir / "config.yaml", _config_of(run_dir)
+    if there is not None:
+        if differing := other_keys(there, config, config.extends(there)):
+            raise InputError(
+                f"run_dir: {run_dir} holds a run of another config ({'; '.join(differing)}); "
+                "expected another --run_dir, or --overwrite to delete it"
+            )
+        if config.extends(there):
+            (run_dir / "summary.json").unlink(missing_ok=True)  # it is not finished any more
+    if there != _plain(config):
         write(saved, lambda file: file.write(to_yaml(config).encode()))
     for name in OWN_FILES:  # what a kill in the middle of `files.write` has left
         for temporary in run_dir.glob(f".{name}.*"):
@@ -117,58 +180,92 @@ def _has_begun(run_dir: Path) -> bool:
 
 
 def in_the_way(run_dir: Path, config: object) -> list[str]:
-    """Return in which keys the run in `run_dir` differs from `config`; empty if in none.
+    """Return in which keys the run in `run_dir` is another one than that of `config`, if in any.
 
-    Raises InputError if its config.yaml cannot be read.
+    Raises InputError if its config.yaml, or another file of it, cannot be one.
     """
+    there = _config_of(run_dir)
+    return [] if there is None else other_keys(there, config)
+
+
+def other_keys(there: dict[str, Any], config: object, free: str | None = None) -> list[str]:
+    """Return the keys in which `config` is another run than that of the config `there`.
+
+    Where the data are is no part of a run: their hash, which its checkpoint has, tells if they are
+    the same. free: a key that may differ too.
+    """
+    found = differences(there, _plain(config))
+    return [line for line in found if line.partition(": ")[0] not in ("data.root", free)]
+
+
+def _plain(config: object) -> dict[str, Any]:
+    """A config as it comes back from its file."""
+    return yaml.safe_load(to_yaml(config))
+
+
+def _config_of(run_dir: Path) -> dict[str, Any] | None:
+    """Read config.yaml of a run; None where no training has begun."""
+    _check_kinds(run_dir)
     if not _has_begun(run_dir):
-        return []
+        return None
     saved = run_dir / "config.yaml"
     try:
         there = yaml.safe_load(saved.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError, OSError):
+    except (yaml.YAMLError, ValueError, RecursionError, OSError):
         there = None
     if not isinstance(there, dict):
         raise InputError(f"{saved}: damaged; expected the run's config (--overwrite starts anew)")
-    return differences(there, yaml.safe_load(to_yaml(config)))
+    return there
 
 
 def _delete_run(run_dir: Path) -> None:
     for name in OWN_FILES:
         path = run_dir / name
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint that `load` reads: tensors and plain Python values only."""
+    """Write a checkpoint that `load` reads: tensors and plain Python values only.
+
+    The file is what torch.save writes, a ZIP archive, with the SHA-256 of all bytes before it as
+    the archive's comment: torch.load, which checks no sums, reads it as any other.
+    """
     buffer = io.BytesIO()  # torch.save hides why a file could not be written
     torch.save(state, buffer)
+    buffer.seek(-2, io.SEEK_END)  # to the length of the comment, which ends an archive without one
+    buffer.write(DIGITS.to_bytes(2, "little"))
+    buffer.write(hashlib.sha256(buffer.getbuffer()).hexdigest().encode())
     write(path, lambda file: file.write(buffer.getbuffer()))
 
 
 def load(path: Path, kind: str) -> dict[str, Any]:
     """Read a checkpoint whose state["format"] is `kind`, onto the CPU.
 
-    Raises InputError for a file that is missing, cut, or of another kind.
+    Raises InputError for a file that is missing, of another kind, or not what `save` has written
+    to the last bit.
     """
     return load_with_hash(path, kind)[0]
 
 
 def load_with_hash(path: Path, kind: str) -> tuple[dict[str, Any], str]:
     """As `load`, with the SHA-256 of the bytes that were read; a run may replace the file later."""
+    if not os.path.lexists(path):
+        raise InputError(f"{path}: no such checkpoint")
+    content = memoryview(read(path))
+    digest = hashlib.sha256(content[:-DIGITS])
     try:
-        content = path.read_bytes()
+        if digest.hexdigest().encode() != content[-DIGITS:]:
+            raise ValueError
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such checkpoint") from None
-    except Exception:  # what the unpickler raises depends on the damage
+    except Exception:  # what the unpickler raises for what is no checkpoint depends on the content
         raise InputError(
-            f"{path}: damaged or not a checkpoint; expected one of this suite"
+            f"{path}: damaged or not a checkpoint of this version; expected one of format {kind!r}"
         ) from None
     found = state.get("format") if isinstance(state, dict) else type(state).__name__
     if found != kind:
         raise InputError(f"{path}: holds {found!r}; expected a checkpoint of format {kind!r}")
-    return state, hashlib.sha256(content).hexdigest()
+    digest.update(content[-DIGITS:])
+    return state, digest.hexdigest()

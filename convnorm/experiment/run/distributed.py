@@ -11,6 +11,11 @@ import torch.distributed as dist
 
 from convnorm.experiment import streams
 from convnorm.experiment.errors import InputError, Stopped
+from convnorm.experiment.run.interrupts import end_with_parent
+
+PLACE = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what gives a process its place
+TORCHRUN = "TORCHELASTIC_RUN_ID"  # is set by torchrun alone
+MEETING = 300  # seconds in which all processes have to start
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ def pick_device(device: str) -> torch.device:
         raise InputError("device: 'cuda' is not available; expected cpu, or auto")
     if device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    index = int(os.environ.get("LOCAL_RANK", "0"))
+    index = _number("LOCAL_RANK", 0, 2**16) if os.environ.get("LOCAL_RANK") else 0
     if index >= torch.cuda.device_count():
         count = torch.cuda.device_count()
         raise InputError(f"device: process {index} of this machine has no GPU of its own ({count})")
@@ -110,15 +115,66 @@ def pick_device(device: str) -> torch.device:
 
 
 def start(device: str) -> Process:
-    """Join the other processes of torchrun; without it, the process is alone."""
+    """Join the other processes of torchrun; without it, the process is alone.
+
+    Raises InputError where the environment names no place among processes, or half of one, and
+    Stopped where the others do not come.
+    """
+    is_one_of_many = _has_place()
     picked = pick_device(device)
-    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys():
+    if not is_one_of_many:
         return Process(picked)
+    if TORCHRUN in os.environ:
+        end_with_parent()
     if not dist.is_initialized():
-        # The others wait while the main process computes scores, which can take long.
-        backend = "nccl" if picked.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(hours=4))
+        _join("nccl" if picked.type == "cuda" else "gloo")
     return Process(picked, dist.get_rank(), dist.get_world_size())
+
+
+def _has_place() -> bool:
+    """Whether the environment gives this process a place among others, as torchrun does."""
+    if not (given := [name for name in PLACE if os.environ.get(name)]):
+        return False
+    if missing := [name for name in PLACE if name not in given]:
+        raise InputError(
+            f"{', '.join(given)}: set, and {', '.join(missing)} not; expected all of them, as "
+            "torchrun sets them, or none (unset them to train in one process)"
+        )
+    world_size = _number("WORLD_SIZE", 1, 2**31 - 1)
+    _number("RANK", 0, world_size - 1)
+    _number("MASTER_PORT", 1, 2**16 - 1)
+    if os.environ.get("LOCAL_RANK"):
+        _number("LOCAL_RANK", 0, world_size - 1)
+    return True
+
+
+def _number(name: str, least: int, most: int) -> int:
+    """A variable of the environment that is a number of this range."""
+    value = os.environ[name]
+    number = int(value) if value.isascii() and value.isdecimal() and len(value) < 20 else -1
+    if not least <= number <= most:
+        raise InputError(f"{name}: {value!r} is not allowed; expected {least} to {most}")
+    return number
+
+
+def _join(backend: str) -> None:
+    """Meet the other processes."""
+    try:
+        place = dist.rendezvous("env://", timeout=timedelta(seconds=MEETING))
+        store, rank, world_size = next(place)
+        # The others wait while the main process computes scores, which can take long.
+        hours = timedelta(hours=4)
+        store.set_timeout(hours)
+        dist.init_process_group(
+            backend, store=store, rank=rank, world_size=world_size, timeout=hours
+        )
+    except (RuntimeError, ValueError) as error:
+        address, port, rank = (os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT", "RANK"))
+        raise Stopped(
+            f"process {rank}: cannot meet the others at {address}, port {port} "
+            f"({str(error).splitlines()[0]})",
+            code=1,
+        ) from None
 
 
 def stop() -> None:

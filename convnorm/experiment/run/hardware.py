@@ -7,6 +7,22 @@ from pathlib import Path
 import torch
 
 from convnorm.experiment.config import ROOT
+from convnorm.experiment.records import Segment
+from convnorm.experiment.run.distributed import Process
+
+
+def segment(process: Process) -> Segment:
+    """Return what this start of a run is carried out with, from step 0 on."""
+    return Segment(
+        step=0,
+        commit=commit(),
+        torch=str(torch.__version__),
+        python=platform.python_version(),
+        cuda=torch.version.cuda,
+        device=process.device.type,
+        hardware=hardware(process.device),
+        world_size=process.world_size,
+    )
 
 
 def hardware(device: torch.device) -> str:

@@ -1,7 +1,26 @@
 """SIGINT and SIGTERM as a request to stop between two steps."""
 
+import os
 import signal
+import threading
+import time
 from types import FrameType
+
+POLL = 0.5  # seconds between two looks for the parent
+
+
+def end_with_parent() -> None:
+    """Let this process ask itself to stop, by SIGTERM, when the one that started it is gone.
+
+    torchrun ends its processes when it ends, but cannot when it is killed.
+    """
+    threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(POLL)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 class Interrupts:

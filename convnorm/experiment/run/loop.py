@@ -1,14 +1,17 @@
 """The loop around a training step: it logs, saves and stops between two steps."""
 
+import json
 from collections.abc import Callable
 from contextlib import closing, nullcontext
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from convnorm.experiment.codec import from_json, to_json
 from convnorm.experiment.config import RunOptions
-from convnorm.experiment.data import Images
+from convnorm.experiment.data import DataConfig, Images
 from convnorm.experiment.errors import InputError, Stopped
+from convnorm.experiment.records import Segment
 from convnorm.experiment.run import checkpoint
 from convnorm.experiment.run.distributed import Process
 from convnorm.experiment.run.interrupts import Interrupts
@@ -62,6 +65,16 @@ class Journal(Protocol):
         """
 
 
+def located(data: DataConfig, options: RunOptions) -> DataConfig:
+    """The data of a config, at the place that the options name if they do."""
+    if options.data_root and data.name == "digits":
+        raise InputError(
+            f"data_root: {options.data_root!r} is not allowed; expected none, as the digits come "
+            "with the suite"
+        )
+    return replace(data, root=options.data_root) if options.data_root else data
+
+
 def load_on_all(load: Callable[[], Images], process: Process) -> Images:
     """Load images in every process, the main one first: it downloads what is missing."""
     if process.is_main:
@@ -70,27 +83,68 @@ def load_on_all(load: Callable[[], Images], process: Process) -> Images:
     return images if process.is_main else load()
 
 
-def resume(trainer: Trainer, run_dir: Path, kind: str) -> None:
+def resume(trainer: Trainer, options: RunOptions, kind: str, now: Segment) -> tuple[Segment, ...]:
     """Go on from the checkpoint in the run's folder, if there is one; `kind` is its format.
 
-    Raises InputError for a checkpoint of another format, config or training data.
+    Returns the parts of the training: those before, and `now` if there are steps left.
+
+    Raises InputError for a checkpoint of another format, config or training data, and for one that
+    would go on with other numbers than before; see `RunOptions.allow_other_hardware`.
     """
-    last = run_dir / checkpoint.CHECKPOINT
+    run_dir = Path(options.run_dir)
+    last, before = run_dir / checkpoint.CHECKPOINT, ()
     if last.exists():
         state = checkpoint.load(last, kind)
-        if state.get("config") != asdict(trainer.config):
-            raise InputError(f"{last}: holds another config than its run folder; expected the same")
-        if state.get("data_sha256") != trainer.state.data_sha256:
-            raise InputError(
-                f"{last}: the run began with other training data; expected them in data.root"
-            )
+        _check_identity(state, trainer, last)
         try:
+            before = tuple(from_json(Segment, each, last) for each in state["segments"])
             trainer.state.load_state_dict(state)
-        except (KeyError, RuntimeError, ValueError) as error:
+        except InputError:
+            raise
+        except (LookupError, AttributeError, RuntimeError, TypeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"{last}: not a complete checkpoint of this run ({reason})") from None
-    if not trainer.process.agree(trainer.state.step):
+    step = trainer.state.step
+    if not trainer.process.agree(step):
         raise InputError(f"run_dir: {run_dir} is not one folder that all processes share")
+    if step == trainer.state.steps:
+        return before
+    if before and not options.allow_other_hardware:
+        _check_hardware(before[-1], now, last)
+    return (*before, replace(now, step=step))
+
+
+def _check_identity(state: dict[str, Any], trainer: Trainer, last: Path) -> None:
+    """Raise InputError where a checkpoint is not of the trainer's run."""
+    step, steps = state.get("step"), trainer.state.steps
+    try:
+        there = json.loads(json.dumps(state["config"]))  # tuples are lists, as in config.yaml
+    except (KeyError, TypeError, ValueError, RecursionError):
+        there = None
+    if not isinstance(there, dict):
+        raise InputError(f"{last}: holds no config; expected that of its run folder")
+    if differing := checkpoint.other_keys(there, trainer.config, trainer.config.extends(there)):
+        raise InputError(
+            f"{last}: holds another config than its run folder ({'; '.join(differing)}); "
+            "expected the same"
+        )
+    if type(step) is not int or not 0 <= step <= steps:
+        raise InputError(f"{last}: step: {step!r}; expected one of 0 to {steps}")
+    if state.get("data_sha256") != trainer.state.data_sha256:
+        raise InputError(
+            f"{last}: the run began with other training data; expected them in data.root"
+        )
+
+
+def _check_hardware(before: Segment, now: Segment, last: Path) -> None:
+    """Raise InputError where all numbers would be others: draws, or the order of sums."""
+    there, here = ((it.device, it.world_size) for it in (before, now))
+    if there != here:
+        words = [f"{n} process{'es' if n > 1 else ''} on {kind}" for kind, n in (there, here)]
+        raise InputError(
+            f"{last}: was trained by {words[0]}; expected the same, not {words[1]} "
+            "(--allow_other_hardware goes on, and the run ends elsewhere)"
+        )
 
 
 def take_step(trainer: Trainer) -> None:
@@ -105,14 +159,18 @@ def is_due(step: int, every: int, steps: int) -> bool:
 
 
 def run(
-    trainer: Trainer, journal: Journal | None, options: RunOptions, log_every: tuple[int, ...]
+    trainer: Trainer,
+    journal: Journal | None,
+    options: RunOptions,
+    log_every: tuple[int, ...],
+    segments: tuple[Segment, ...],
 ) -> None:
     """Train to the last step. At the first signal, save and raise Stopped.
 
     journal: the main process's; None in the others. log_every: intervals in steps; the journal
-    gets means whenever one of them ends.
+    gets means whenever one of them ends. segments: what `resume` returned, for the checkpoint.
     """
-    state = trainer.state
+    state, run_dir = trainer.state, Path(options.run_dir)
     with Interrupts() as interrupts, closing(journal.tracker) if journal else nullcontext():
         while state.step < state.steps:
             take_step(trainer)
@@ -122,7 +180,11 @@ def run(
                 voting = log_due or state.step % VOTE_EVERY == 0
                 stopping = voting and trainer.process.any(stopping)
             saving = stopping or is_due(state.step, options.checkpoint_every, state.steps)
-            _between_steps(trainer, journal, Path(options.run_dir), log_due, saving)
+            if log_due or saving:
+                state.check_finite(run_dir)
+            _write(trainer, journal, log_due)
+            if saving:
+                _save(trainer, run_dir, segments)
             if stopping and state.step < state.steps:
                 raise Stopped(
                     f"stopped at step {state.step} of {state.steps} and saved in "
@@ -131,17 +193,17 @@ def run(
                 )
 
 
-def _between_steps(
-    trainer: Trainer, journal: Journal | None, run_dir: Path, log_due: bool, saving: bool
-) -> None:
-    if log_due or saving:
-        trainer.state.check_finite(run_dir)
+def _write(trainer: Trainer, journal: Journal | None, log_due: bool) -> None:
+    """Let the journal measure and write what is due after a step."""
     means = trainer.state.means() if log_due else None
     if journal is not None:
         with journal.tracker.not_training():
             journal.tracker.advance()
             journal.write(means)
-    if saving:
-        saved = trainer.state.state_dict()  # in every process: parts of it may have to be gathered
-        if trainer.process.is_main:
-            checkpoint.save(run_dir / checkpoint.CHECKPOINT, saved)
+
+
+def _save(trainer: Trainer, run_dir: Path, segments: tuple[Segment, ...]) -> None:
+    saved = trainer.state.state_dict()  # in every process: parts of it may have to be gathered
+    if trainer.process.is_main:
+        saved["segments"] = [to_json(segment) for segment in segments]
+        checkpoint.save(run_dir / checkpoint.CHECKPOINT, saved)

@@ -2,10 +2,12 @@
 
 import json
 import math
+import os
+import reprlib
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +17,32 @@ from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
+from convnorm.experiment import files
 from convnorm.experiment.errors import InputError
-from convnorm.experiment.files import write
 from convnorm.experiment.run.cost import forget_peak_memory, peak_memory
 
+# What a record has to have; without it, it is of another program or damaged.
+KEYS = {"log.jsonl": {"step": int}, "metrics.jsonl": {"step": int, "scores": dict}}
 # What a log line would say before the first step.
 BEGINNING = {"step": 0, "steps_per_second": math.inf, "seconds": 0.0, "peak_memory": 0}
 TAIL = 2**16  # bytes: a few lines fit into them
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a .jsonl file, without a last line that a kill has cut."""
-    if not path.is_file():
-        return []
-    records = []
-    for line in path.read_text().splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records
+    """Return the records of log.jsonl or metrics.jsonl, without lines that a kill has cut.
+
+    Raises InputError that names the line where one is no record; see `KEYS`.
+    """
+    return [record for _, record in _lines(path) if record is not None]
+
+
+def has_step(run_dir: Path, step: int) -> bool:
+    """Whether metrics.jsonl has the scores of a step."""
+    return any(record["step"] == step for record in read_lines(run_dir / "metrics.jsonl"))
 
 
 def last_line(path: Path) -> dict[str, Any] | None:
-    """Return the last whole record of a .jsonl file without reading all of it; None if empty."""
+    """Return the last whole record of log.jsonl without reading all of it; None without one."""
     if not path.is_file():
         return None
     with path.open("rb") as file:
@@ -46,18 +50,74 @@ def last_line(path: Path) -> dict[str, Any] | None:
         lines = file.read().splitlines()
     for line in reversed(lines):
         try:
-            return json.loads(line)
-        except ValueError:  # cut by a kill, or by where the reading began
+            return _record(line, KEYS[path.name])
+        except ValueError:  # damaged, or cut by a kill or by where the reading began
             continue
     return None
 
 
-def _rewind(path: Path, step: int) -> None:
-    """Drop the records after `step`, which the resumed run writes again."""
-    kept = [record for record in read_lines(path) if record["step"] <= step]
-    if path.is_file():
-        lines = "".join(json.dumps(record) + "\n" for record in kept)
-        write(path, lambda file: file.write(lines.encode()))
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """The lines of a .jsonl file by their number; None for one that a kill has cut.
+
+    A kill cuts the last line. After a power failure, a cut line can have others behind it.
+    """
+    if not os.path.lexists(path):
+        return
+    *whole, rest = files.read(path).split(b"\n")
+    for number, line in enumerate(whole, 1):
+        try:
+            yield number, _record(line, KEYS[path.name])
+        except json.JSONDecodeError:
+            yield number, None
+        except ValueError as error:
+            expected = " and ".join(KEYS[path.name])
+            raise InputError(
+                f"{path}, line {number}: {error}; expected an object with {expected}"
+            ) from None
+    with suppress(ValueError):
+        yield len(whole) + 1, _record(rest, KEYS[path.name])
+
+
+def _record(line: bytes, keys: dict[str, type]) -> dict[str, Any]:
+    """Return the record in a line.
+
+    Raises ValueError where there is none; a JSONDecodeError where the line is no whole JSON.
+    """
+    try:
+        record = json.loads(line.decode())
+    except UnicodeDecodeError:
+        raise ValueError("no UTF-8") from None
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"holds {reprlib.repr(record)}")
+    for key, kind in keys.items():
+        if type(record.get(key)) is not kind:
+            found = f"{key} {reprlib.repr(record[key])}" if key in record else f"no {key}"
+            raise ValueError(f"holds {found}")
+    return record
+
+
+def _rewind(path: Path, step: int) -> list[dict[str, Any]]:
+    """Drop the records after `step`, which the resumed run writes again, and return the others."""
+    lines = list(_lines(path))
+    for number, record in lines:
+        if record is None:
+            print(f"{path}, line {number}: cut, and left out", file=sys.stderr)
+    kept = [record for _, record in lines if record is not None and record["step"] <= step]
+    if lines:
+        text = "".join(json.dumps(record) + "\n" for record in kept)
+        files.write(path, lambda file: file.write(text.encode()))
+    return kept
+
+
+def _costs(path: Path, line: dict[str, Any]) -> tuple[float, float, int]:
+    """The seconds, steps a second and peak memory at a log line; older ones lack some."""
+    found = {key: line.get(key, value) for key, value in BEGINNING.items()}
+    for key, value in found.items():
+        if type(value) not in (int, float) or not value >= 0:
+            raise InputError(f"{path}: step {line['step']}: {key} is {value!r}; expected a number")
+    return found["seconds"], found["steps_per_second"] or math.inf, found["peak_memory"]
 
 
 class Tracker:
@@ -70,17 +130,17 @@ class Tracker:
 
     def __init__(self, run_dir: Path, step: int, steps: int, config: str, device: torch.device):
         self.run_dir, self._device = run_dir, device
-        for name in ("log.jsonl", "metrics.jsonl"):
-            _rewind(run_dir / name, step)
+        _rewind(run_dir / "metrics.jsonl", step)
+        log = _rewind(run_dir / "log.jsonl", step)
+        last = log[-1] if log else BEGINNING
+        seconds, speed, self._peak_memory = _costs(run_dir / "log.jsonl", last)
         (run_dir / "samples").mkdir(exist_ok=True)
         self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
         if step == 0:
             self._board.add_text("config", f"```yaml\n{config}```", 0)
         self._bar = tqdm(total=steps, initial=step, unit="step", disable=None, file=sys.stderr)
-        last = BEGINNING | (last_line(run_dir / "log.jsonl") or {})
         # No line tells the time of the steps after the last one: it is taken from those before.
-        self._seconds = last["seconds"] + (step - last["step"]) / last["steps_per_second"]
-        self._peak_memory = last["peak_memory"]
+        self._seconds = seconds + (step - last["step"]) / speed
         forget_peak_memory(device)  # what was used before training
         self._since = (step, time.perf_counter())
         self._paused: float | None = None  # when training stopped, while it does
@@ -93,6 +153,10 @@ class Tracker:
         step, since = self._since
         self._since = (step, since + time.perf_counter() - self._paused)
         self._paused = None
+
+    def tell(self, text: str) -> None:
+        """Print lines for a person, above the bar."""
+        self._bar.write(text, file=sys.stderr)
 
     def advance(self) -> None:
         """Move the bar by one step."""
@@ -154,4 +218,4 @@ class Tracker:
 def save_png(path: Path, image: torch.Tensor) -> None:
     """Write an image (C, H, W) uint8 as PNG, atomically."""
     picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
-    write(path, lambda file: picture.save(file, "PNG"))
+    files.write(path, lambda file: picture.save(file, "PNG"))

@@ -1,0 +1,39 @@
+"""What a person reads before the first step: which run this is, on what, and how far it is."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import nn
+
+from convnorm.experiment.records import Segment
+
+
+def opening(
+    run_dir: Path,
+    data: str,
+    networks: Mapping[str, nn.Module],
+    segments: Sequence[Segment],
+    steps: int,
+) -> str:
+    """Return the block of lines with which a training begins.
+
+    data: what was found, in words. networks: name -> the network. segments: the parts of the
+    training, the last of which begins now. steps: how many there will be.
+    """
+    *before, now = segments
+    sizes = {
+        name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()
+    }
+    lines = {
+        "run": str(run_dir),
+        "device": f"{now.device}: {now.place}",
+        "data": data,
+        "parameters": ", ".join(f"{name} {size:,}" for name, size in sizes.items()),
+        "steps": f"{steps}, resuming from step {now.step}" if before else str(steps),
+    }
+    if before:
+        old, new = before[-1].facts, now.facts
+        changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+        for name in changed:
+            lines[f"another {name}"] = f"{new.get(name)}; the steps before had {old.get(name)}"
+    return "\n".join(f"{name}: {words}" for name, words in lines.items())

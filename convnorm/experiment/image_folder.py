@@ -68,35 +68,19 @@ def read_folder(root: Path, split: Split | None, size: int | None) -> Images:
         InputError: An entry can be neither read nor skipped, a class has no image or is in one of
             the splits alone, or an image is no square or of another size than asked for.
     """
-    base, skipped = split_folder(root, split)
+    base, beside = split_folder(root, split)
     entries = entries_of(base)
-    skipped = [*skipped, *entries.skipped]
-    if entries.folders and entries.files:
-        raise InputError(
-            f"{base}: holds images and folders ({entries.files[0].name!r} beside "
-            f"{entries.folders[0].name!r}), expected images or class folders"
-        )
-    splits = [folder.name for folder in entries.folders if folder_kind(folder.name)]
-    if splits and len(splits) == len(entries.folders):
-        raise InputError(
-            f"{base}: holds only folders of splits ({', '.join(splits)}), expected classes"
-        )
+    _refuse_mixtures(base, entries)
     classes = _class_names(entries.folders, base) or ("all",)
-    paths, labels = [], []
-    for label, folder in enumerate(entries.folders or [base]):
-        here = entries_of(folder) if entries.folders else entries
-        if here.folders:
-            raise InputError(
-                f"{here.folders[0]}: a folder below the class folder {folder.name!r}; expected "
-                "images only, or data.root with the class folders directly in it"
-            )
-        skipped += here.skipped if entries.folders else []
-        if not here.files:
-            raise InputError(f"{folder}: no images in it{said(_below(here.skipped, folder))}")
-        paths += here.files
-        labels += [label] * len(here.files)
-    images, native = _read(paths, size)
-    return images_of(images, np.array(labels), classes, native, base, _below(skipped, root))
+    parts = [_class_entries(folder) for folder in entries.folders] or [entries]
+    for folder, part in zip(entries.folders or [base], parts, strict=True):
+        if not part.files:
+            raise InputError(f"{folder}: no images in it{said(_below(part.skipped, folder))}")
+    images, native = _read([path for part in parts for path in part.files], size)
+    labels = np.repeat(np.arange(len(parts)), [len(part.files) for part in parts])
+    within = [each for part in parts for each in part.skipped] if entries.folders else []
+    skipped = _below([*beside, *entries.skipped, *within], root)
+    return images_of(images, labels, classes, native, base, skipped)
 
 
 def split_folder(root: Path, split: Split | None) -> tuple[Path, list[Skipped]]:
@@ -157,6 +141,30 @@ def entries_of(folder: Path) -> Entries:
     except OSError as error:
         raise InputError(f"{error.filename or folder}: cannot be read ({error.strerror})") from None
     return found
+
+
+def _class_entries(folder: Path) -> Entries:
+    entries = entries_of(folder)
+    if entries.folders:
+        raise InputError(
+            f"{entries.folders[0]}: a folder below the class folder {folder.name!r}; expected "
+            "images only, or data.root with the class folders directly in it"
+        )
+    return entries
+
+
+def _refuse_mixtures(base: Path, entries: Entries) -> None:
+    """Refuse images beside class folders, and folders of splits in place of classes."""
+    if entries.folders and entries.files:
+        raise InputError(
+            f"{base}: holds images and folders ({entries.files[0].name!r} beside "
+            f"{entries.folders[0].name!r}), expected images or class folders"
+        )
+    splits = [folder.name for folder in entries.folders if folder_kind(folder.name)]
+    if splits and len(splits) == len(entries.folders):
+        raise InputError(
+            f"{base}: holds only folders of splits ({', '.join(splits)}), expected classes"
+        )
 
 
 def _below(skipped: Sequence[Skipped], folder: Path) -> list[Skipped]:

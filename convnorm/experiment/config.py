@@ -149,13 +149,17 @@ def set_value(config: type, values: dict[str, Any], key: str, text: str) -> None
     values[name] = copy.deepcopy(typed)
 
 
-_NUMBER = re.compile(r"-?\d{1,15}")  # a number that every reader reads alike
+# Numbers that every reader reads alike. A grid can have thousands: this is 100 times as fast.
+_NUMBERS = {
+    int: re.compile(r"-?\d{1,15}"),
+    float: re.compile(r"-?\d{1,15}(\.\d{1,20})?(e-?\d{1,2})?"),
+}
 
 
 @cache
 def _typed(key: str, kind: Any, text: str) -> Any:
-    if kind in (int, float) and _NUMBER.fullmatch(text):
-        return kind(text)  # 300 times faster, for grids of thousands of values
+    if kind in _NUMBERS and _NUMBERS[kind].fullmatch(text):
+        return kind(text)
     types = {key: kind}
     check_words([f"--{key}={text}"], types)
     try:
@@ -282,6 +286,8 @@ def options_of(options: type[Config], values: Mapping[str, Any], prefix: str) ->
             raise InputError(unknown(key, types))
         if value is None and type(None) not in get_args(types[key]):
             raise InputError(not_allowed(key, "null", types))
+    if all(type(value) is types[f"{prefix}.{name}"] for name, value in values.items()):
+        return options(**values)  # there is nothing to parse
     given = {f"{prefix}.{name}": value for name, value in values.items()}
     try:
         parsed = _options_parser(options, prefix).parse_object(given)

@@ -8,6 +8,7 @@ import difflib
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import cache
 from typing import Any, Literal, get_args, get_origin
 
 import yaml
@@ -51,6 +52,7 @@ def bounded(
     """Declare a field of a dataclass whose number, or each of whose numbers, lies in a range.
 
     One of `least` and `above` (which is not in the range itself) and one of `most` and `below`.
+    A default of dataclasses.MISSING is none.
     """
     low, high = (above if least is None else least), (below if most is None else most)
     if low is None or high is None:
@@ -109,6 +111,7 @@ def require(condition: bool, key: str, value: object, expected: str) -> None:
         raise InputError(f"{key}: {shown(value)} is not allowed; expected {expected}")
 
 
+@cache
 def types_of(config: type, prefix: str = "") -> dict[str, Any]:
     """Return dotted name -> type of every field of a dataclass and of the dataclasses in it."""
     types = {}

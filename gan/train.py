@@ -18,8 +18,10 @@ from convnorm.experiment.run.cost import macs
 from convnorm.experiment.run.distributed import Process
 from convnorm.experiment.run.hardware import commit, hardware
 from convnorm.experiment.run.loop import is_due
+from convnorm.experiment.run.memory import check_memory
 from convnorm.experiment.run.tracking import Tracker, read_lines
 from convnorm.spectrum import by_name, layer_norms
+from gan import memory
 from gan.config import GanConfig
 from gan.models import FORMAT, Prior, generate, sample
 from gan.records import ScoreRecord
@@ -36,6 +38,8 @@ def train(config: GanConfig, options: RunOptions, process: Process) -> dict[str,
     the run early.
     """
     run_dir, code = Path(options.run_dir), commit()  # now: the clone may change meanwhile
+    needed = memory.estimate(config, process.world_size)
+    check_memory(needed, process.device, memory.KEYS)
     opened = checkpoint.open_run(run_dir, config, options.overwrite)
     with opened if process.is_main else nullcontext():
         images = loop.load_on_all(partial(load_images, config.data, "train"), process)

@@ -238,9 +238,9 @@ def parse(
     _parse_file(parser, path, types)
     values = _parse_words(parser, ["--cfg", str(path), *rest], config)
     built, options = (build(part, values.as_dict()) for part in (config, RunOptions))
-    if not options.run_dir:
-        run_dir = Path("runs") / pipeline / path.stem / f"seed{built.seed}"
-        options = replace(options, run_dir=str(run_dir))
+    usual = Path("runs") / pipeline / path.stem / f"seed{built.seed}"
+    run_dir = user_path(options.run_dir, "run_dir") if options.run_dir else usual
+    options = replace(options, run_dir=str(run_dir))
     for line in unread(built, config()):
         print(f"warning: {line}", file=sys.stderr)
     return built, options

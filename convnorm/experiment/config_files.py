@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from convnorm.experiment import yaml_text
 from convnorm.experiment.errors import InputError
-from convnorm.experiment.fields import not_allowed, shortened, unknown
+from convnorm.experiment.fields import not_allowed, require, shortened, unknown
 from convnorm.experiment.paths import user_path
 
 ROOT = Path(__file__).resolve().parents[2]  # of the clone
@@ -16,6 +16,7 @@ CONFIGS = ROOT / "configs"
 
 def find_config(name: str, folder_name: str) -> Path:
     """Return the file of a config: `name` is a path, or a name in configs/<folder_name>/."""
+    require(bool(name), "--cfg", name, "a path or a name")
     folder, path = CONFIGS / folder_name, user_path(name, "--cfg")
     for candidate in (path, folder / name, folder / f"{name}.yaml"):
         if candidate.is_file():
@@ -39,7 +40,7 @@ def _first_sentence(path: Path) -> str:
         if not line.startswith("#"):
             break
         comment.append(line.lstrip("# "))
-    return re.split(r"(?<=[^.][^.]\.)\s(?=[A-Z])|(?<=[;:])\s", " ".join(comment))[0].rstrip(".;:")
+    return re.split(r"\.\s(?=[A-Z])", " ".join(comment))[0].rstrip(".")
 
 
 def check_file(path: Path, types: dict[str, Any], prefix: str = "") -> None:

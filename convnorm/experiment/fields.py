@@ -145,11 +145,13 @@ def not_allowed(key: str, value: object, types: Mapping[str, Any]) -> str:
 def unknown(key: str, known: Iterable[str]) -> str:
     """Return the message for an unknown key, with the keys that were probably meant.
 
-    These are all keys of the same last name, else the one that is close, else all keys beside it.
+    These are all keys of the same last name, else all whose last name ends on it, else the one
+    that is close, else all keys beside it.
     """
     known = list(dict.fromkeys(known))
     group, _, last = key.rpartition(".")
     same = [name for name in known if name.rpartition(".")[2] == SYNONYMS.get(last, last)]
+    same = same or [name for name in known if name.endswith(f"_{last}")]
     beside = [name for name in known if name.rpartition(".")[0] == group]
     meant = same or difflib.get_close_matches(key, known, n=1) or beside
     known_ones = ", ".join(meant) or "one of those that --help lists"

@@ -66,8 +66,8 @@ def _check_events(text: str) -> None:
 
 def _is_long_number(event: yaml.ScalarEvent) -> bool:
     text = event.value.lstrip("+-")
-    plain = event.style is None  # without quotes
-    return plain and len(text) > MOST_DIGITS and text[:1].isdigit() and " " not in text
+    without_quotes = event.implicit[0]
+    return without_quotes and len(text) > MOST_DIGITS and text[:1].isdigit() and " " not in text
 
 
 def read(path: Path) -> Any:

@@ -57,7 +57,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--max_queries", type=int, default=Budget.max_queries, help="of SimBA (%(default)s)"
     )
-    parser.add_argument("--split", choices=["test", "validation"], default=Options.split)
+    parser.add_argument(
+        "--split",
+        choices=["test", "validation"],
+        default=Options.split,
+        help="which images (%(default)s)",
+    )
     parser.add_argument("--num", type=int, help="evaluate a random subset of so many images")
     parser.add_argument(
         "--batch_size",
@@ -68,7 +73,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=Budget.seed, help="of all random numbers")
     parser.add_argument("--corruptions_dir", type=Path, help="official CIFAR-10-C or CIFAR-100-C")
     parser.add_argument("--data_root", help="where the data are, if they were moved")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument(
+        "--device", default="auto", choices=["auto", "cpu", "cuda"], help="(%(default)s)"
+    )
     return parser.parse_args()
 
 

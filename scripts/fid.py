@@ -77,7 +77,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--num_fake", type=int, help="instead of the protocol's")
     parser.add_argument("--num_real", type=int, help="instead of the protocol's")
     parser.add_argument("--seed", type=int, default=0, help="of the generated images (%(default)s)")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument(
+        "--device", default="auto", choices=["auto", "cpu", "cuda"], help="(%(default)s)"
+    )
     parser.add_argument("--data_root", default=DataConfig.root, help="the CIFAR archives' folder")
     parser.add_argument("--json", type=Path, help="file to write the whole record to")
     return parser.parse_args()

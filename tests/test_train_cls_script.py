@@ -112,7 +112,7 @@ def test_configs_hold_differences_from_the_defaults_only(name):
             "optim.milestones: [1, 2] is not allowed; expected epochs before the last of 2",
         ),
         ({"optim.momentum": 0, "optim.nesterov": True}, "optim.nesterov: True is not allowed"),
-        ({"optim.betas": [0.9, 1.0]}, "optim.betas: (0.9, 1.0) is not allowed"),
+        ({"optim.betas": [0.9, 1.0]}, "optim.betas: [0.9, 1.0] is not allowed"),
         ({"train.batch_size": 500}, "train.batch_size: got 500, expected 1 to 140"),
         ({"train.epochs": 0}, "train.epochs: 0 is not allowed; expected 1 to 1000000"),
         ({"select.metric": "test"}, "select.metric: test is not allowed; expected one of"),

@@ -81,7 +81,8 @@ def check_ranges(config: object, prefix: str = "") -> None:
             for number in (value if isinstance(value, tuple | list) else (value,))
         )
         expected = f"{allowed}, or null" if type(None) in kinds else str(allowed)
-        require(good, f"{prefix}.{part.name}" if prefix else part.name, value, expected)
+        given = list(value) if isinstance(value, tuple) else value  # as YAML has it
+        require(good, f"{prefix}.{part.name}" if prefix else part.name, given, expected)
 
 
 def _plain_types(kind: Any) -> Iterator[Any]:
@@ -155,7 +156,7 @@ def unknown(key: str, known: Iterable[str]) -> str:
     beside = [name for name in known if name.rpartition(".")[0] == group]
     meant = same or difflib.get_close_matches(key, known, n=1) or beside
     known_ones = ", ".join(meant) or "one of those that --help lists"
-    return f"{shortened(key)}: no such key; expected {known_ones}"
+    return f"{shortened(key) or repr(key)}: no such key; expected {known_ones}"
 
 
 def choosing(default: Any, reads: Mapping[str, tuple[str, ...]]) -> Any:

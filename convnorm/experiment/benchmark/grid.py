@@ -22,7 +22,7 @@ from convnorm.experiment.config import (
     values_of,
 )
 from convnorm.experiment.errors import InputError
-from convnorm.experiment.fields import LARGEST_SEED, bounded, check_ranges
+from convnorm.experiment.fields import LARGEST_SEED, bounded, check_ranges, shown
 from convnorm.experiment.records import Score
 
 FOLDER = "benchmark"  # under configs/ and under runs/
@@ -75,7 +75,8 @@ class Grid:
         require(bool(self.axes), "axes", self.axes, "one or more")
         labels = self.labels
         runs = math.prod(map(len, [*labels.values(), self.seeds]))
-        require(runs <= MOST_RUNS, "axes and seeds", f"{runs} runs", f"at most {MOST_RUNS}")
+        if runs > MOST_RUNS:
+            raise InputError(f"axes and seeds: {shown(runs)} runs; expected at most {MOST_RUNS}")
         compare = self.compare
         require(compare.axis in labels, "compare.axis", compare.axis, f"one of {_list(labels)}")
         known = labels[compare.axis]
@@ -242,6 +243,7 @@ def _runs(grid: Grid, pipeline: Pipeline, folder: Path) -> tuple[Run, ...]:
         known = f"a {grid.score.at} score of {cell.name!r}: {_list(scores) or 'there is none'}"
         require(grid.score.name in scores, "score", grid.score.name, known)
         good = 0 < len(cell.slug.encode()) <= LONGEST_SLUG and cell.slug not in RESERVED
+        good = good and cell.name.isprintable()
         require(good, "axes", cell.name, "labels that can be the name of a folder")
         for same in (cell.slug, json.dumps(asdict(config))):
             if same in seen:

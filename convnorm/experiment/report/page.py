@@ -123,15 +123,16 @@ def _harmless(cell: Any) -> Any:
     """Return a cell that no spreadsheet takes for a formula (OWASP, CSV injection).
 
     Text that could be one gets an apostrophe in front; numbers, also those in text, stay as they
-    are.
+    are. A carriage return would end the line.
     """
-    if not isinstance(cell, str) or not cell.startswith(FORMULA_STARTS):
+    if not isinstance(cell, str):
         return cell
+    text = cell.replace("\r", " ")
     try:
-        float(cell)
+        float(text)
     except ValueError:
-        return f"'{cell}"
-    return cell
+        return f"'{text}" if cell.startswith(FORMULA_STARTS) else text
+    return text
 
 
 def _numbers(result: RunResult, curve: str) -> Iterator[tuple[str, str, Any]]:

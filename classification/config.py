@@ -1,6 +1,7 @@
 """The configuration of a classification run. The defaults are ConvNorm's recipe for CIFAR-10."""
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal
 
 from classification.label_noise import NoiseConfig
@@ -11,19 +12,28 @@ from classification.splits import SplitConfig
 from convnorm.experiment.config import options_of, require
 from convnorm.experiment.data import DataConfig
 from convnorm.experiment.errors import InputError
+from convnorm.experiment.fields import LARGEST_SEED, bounded, check_ranges, choosing
 from convnorm.normalizers import Normalizer
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """arch, activation: see classification.networks.
+    """The network.
 
-    options: fields of the architecture's own `Options`; what is left out is as published.
-    norm_position: where what normalizes a map stands; see classification.networks.layers.Builder.
+    Args:
+        arch: as in classification.networks.
+        options: of the architecture, each by its own name, as in model.options.NAME; what is left
+            out is as published.
+        activation: as in classification.networks.layers.
+        norm_position: where what normalizes a map stands; see
+            classification.networks.layers.Builder.
     """
 
     arch: Literal[tuple(ARCHITECTURES)] = "resnet18"
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={"options": {name: arch.options for name, arch in ARCHITECTURES.items()}},
+    )
     activation: Literal[tuple(ACTIVATIONS)] = "relu"
     norm_position: Literal[NORM_POSITIONS] = "before_activation"
 
@@ -35,25 +45,38 @@ class ModelConfig:
 class AdversaryConfig:
     """Which images the network is trained on; sources are in classification.adversarial_training.
 
-    kind: standard: the clean ones. free: one gradient for weights and perturbation, m `repeats`
-        of each minibatch. fast: FGSM from a random start. pgd: `steps` of it. trades: clean ones,
-        and the KL divergence of PGD's from them with weight `beta`.
-    eps, step_size: of an l_inf perturbation, in grey levels of 255: 8 or 8/255, from 0.5; kept as
-        the number of levels. A step_size of null is the published fraction of eps, and one of more
-        than 2 eps would leave the ball. A network is evaluated with this eps by default, also after
-        clean training.
-    steps: up to 1,000, as are `repeats`. beta: from 0 to 1,000.
-    reset_perturbation: free: each minibatch begins at zero, as in ConvNorm's code, and not where
-        the last one ended.
+    Args:
+        kind: standard: the clean ones. free: one gradient for weights and perturbation, m
+            `repeats` of each minibatch. fast: FGSM from a random start. pgd: `steps` of it.
+            trades: clean ones, and the KL divergence of PGD's from them with weight `beta`.
+        eps: of an l_inf perturbation, in grey levels of 255: 8 or 8/255, from 0.5; kept as the
+            number of levels. A network is evaluated with this eps by default, also after clean
+            training.
+        step_size: in the same unit; null is the published fraction of eps. One of more than 2 eps
+            would leave the ball.
+        steps: of the attack on an image.
+        repeats: updates on each minibatch.
+        reset_perturbation: each minibatch begins at zero, as in ConvNorm's code, and not where the
+            last one ended.
+        beta: weight of the divergence.
     """
 
-    kind: Literal["standard", "free", "fast", "pgd", "trades"] = "standard"
+    kind: Literal["standard", "free", "fast", "pgd", "trades"] = choosing(
+        "standard",
+        {
+            "standard": (),
+            "free": ("step_size", "repeats", "reset_perturbation"),
+            "fast": ("step_size",),
+            "pgd": ("step_size", "steps"),
+            "trades": ("step_size", "steps", "beta"),
+        },
+    )
     eps: Length = 8.0
     step_size: Length | None = None
-    steps: int = 10
-    repeats: int = 4
+    steps: int = bounded(10, least=1, most=1000)
+    repeats: int = bounded(4, least=1, most=1000)
     reset_perturbation: bool = False
-    beta: float = 6.0
+    beta: float = bounded(6.0, least=0, most=10**6)
 
     def __post_init__(self):
         eps = grey_levels(self.eps, "adversary.eps")
@@ -61,108 +84,120 @@ class AdversaryConfig:
         # One form for all that is written alike, so that 8 and 8/255 are the same run.
         object.__setattr__(self, "eps", eps)
         object.__setattr__(self, "step_size", step_size)
-        for key in ("steps", "repeats"):
-            value = getattr(self, key)
-            require(1 <= value <= 1000, f"adversary.{key}", value, "1 to 1,000")
-        require(0 <= self.beta <= 1000, "adversary.beta", self.beta, "0 to 1,000")
+        check_ranges(self, "adversary")
 
 
 @dataclass(frozen=True)
 class OptimConfig:
     """The optimizer and its learning rate as a function of the step.
 
-    schedule: multistep: times `gamma` at each of `milestones`, in epochs. cosine: to 0 at the last
-        step. onecycle: from 0 up to `lr` over `warmup` of the steps, then down to 0, in straight
-        lines. constant.
-    momentum, nesterov: of SGD. betas: of AdamW.
+    Args:
+        name: SGD or AdamW.
+        lr: learning rate.
+        momentum: of SGD.
+        nesterov: Nesterov's momentum.
+        betas: decays of AdamW's means of the gradients and of their squares.
+        weight_decay: of all weights.
+        schedule: multistep: times `gamma` at each of `milestones`. cosine: to 0 at the last step.
+            onecycle: from 0 up to `lr` over `warmup` of the steps, then down to 0, in straight
+            lines. constant.
+        milestones: epochs at which the learning rate changes.
+        gamma: what it is multiplied by there.
+        warmup: the fraction of the steps in which it grows.
     """
 
-    name: Literal["sgd", "adamw"] = "sgd"
-    lr: float = 0.1
-    momentum: float = 0.9
+    name: Literal["sgd", "adamw"] = choosing(
+        "sgd", {"sgd": ("momentum", "nesterov"), "adamw": ("betas",)}
+    )
+    lr: float = bounded(0.1, above=0, most=100)
+    momentum: float = bounded(0.9, least=0, below=1)
     nesterov: bool = False
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 1e-4
-    schedule: Literal["multistep", "cosine", "onecycle", "constant"] = "multistep"
-    milestones: tuple[int, ...] = (40, 80)
-    gamma: float = 0.1
-    warmup: float = 0.4
+    betas: tuple[float, float] = bounded((0.9, 0.999), least=0, below=1)
+    weight_decay: float = bounded(1e-4, least=0, most=100)
+    schedule: Literal["multistep", "cosine", "onecycle", "constant"] = choosing(
+        "multistep",
+        {
+            "multistep": ("milestones", "gamma"),
+            "cosine": (),
+            "onecycle": ("warmup",),
+            "constant": (),
+        },
+    )
+    milestones: tuple[int, ...] = bounded((40, 80), least=1, most=10**6)
+    gamma: float = bounded(0.1, above=0, most=1)
+    warmup: float = bounded(0.4, above=0, below=1)
 
     def __post_init__(self):
-        require(self.lr > 0, "optim.lr", self.lr, "more than 0")
-        require(0 <= self.momentum < 1, "optim.momentum", self.momentum, "0 <= momentum < 1")
+        check_ranges(self, "optim")
         require(
             not self.nesterov or self.momentum > 0,
             "optim.nesterov",
             self.nesterov,
             "false where optim.momentum is 0",
         )
-        for beta in self.betas:
-            require(0 <= beta < 1, "optim.betas", self.betas, "two of 0 <= beta < 1")
-        require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "0 or more")
-        grows = all(a < b for a, b in zip((0, *self.milestones), self.milestones, strict=False))
-        require(grows, "optim.milestones", self.milestones, "growing numbers of epochs above 0")
-        require(0 < self.gamma <= 1, "optim.gamma", self.gamma, "0 < gamma <= 1")
-        require(0 < self.warmup < 1, "optim.warmup", self.warmup, "0 < warmup < 1")
+        grows = all(a < b for a, b in pairwise(self.milestones))
+        require(grows, "optim.milestones", self.milestones, "growing numbers of epochs")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """How long and on what the network is trained.
 
-    epochs: passes over the training images; `free` does `repeats` updates on each minibatch of
-        them, so a comparison at equal cost divides its epochs by that.
-    batch_size: over all processes together; BatchNorm sees the part of each, so with it a run on
-        two is another run than on one.
-    flip: mirror half of the images; crop: cut each out of itself padded by so many black pixels.
-    label_smoothing: the fraction of the target that is spread over all classes.
-    ema_decay: of weights and buffers, per step; 0 keeps no average.
-    precision: bfloat16 runs the network under autocast; float32 is PyTorch's, which on recent
-        GPUs means TF32 in convolutions.
+    Args:
+        epochs: passes over the training images; free adversarial training does `repeats` updates
+            on each minibatch of them, so a comparison at equal cost divides its epochs by that.
+        batch_size: over all processes together; BatchNorm sees the part of each, so with it a run
+            on two is another run than on one.
+        flip: mirror half of the images.
+        crop: cut each image out of itself padded by so many black pixels.
+        label_smoothing: the fraction of the target that is spread over all classes.
+        ema_decay: of the average over weights and buffers, per step; 0 keeps none.
+        precision: bfloat16 runs the network under autocast; float32 is PyTorch's, which on recent
+            GPUs means TF32 in convolutions.
     """
 
-    epochs: int = 120
-    batch_size: int = 128
+    epochs: int = bounded(120, least=1, most=10**6)
+    batch_size: int = bounded(128, least=2, most=65_536)
     flip: bool = True
-    crop: int = 4
-    label_smoothing: float = 0.0
-    ema_decay: float = 0.0
+    crop: int = bounded(4, least=0, most=512)
+    label_smoothing: float = bounded(0.0, least=0, below=1)
+    ema_decay: float = bounded(0.0, least=0, below=1)
     precision: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
-        require(self.epochs >= 1, "train.epochs", self.epochs, "1 or more")
-        require(self.batch_size >= 2, "train.batch_size", self.batch_size, "2 or more")
-        require(self.crop >= 0, "train.crop", self.crop, "0 or more")
-        smoothing = self.label_smoothing
-        require(0 <= smoothing < 1, "train.label_smoothing", smoothing, "0 <= fraction < 1")
-        require(0 <= self.ema_decay < 1, "train.ema_decay", self.ema_decay, "0 <= decay < 1")
+        check_ranges(self, "train")
 
 
 @dataclass(frozen=True)
 class SelectConfig:
     """Which weights become best.pt, by the images of the validation split.
 
-    metric: accuracy; or pgd10, accuracy under PGD with 10 steps of eps / 4 at adversary.eps.
-    every: epochs between two validations; there is one after the last epoch too.
+    Args:
+        metric: accuracy; or pgd10, accuracy under PGD with 10 steps of eps / 4 at adversary.eps.
+        every: epochs between two validations; there is one after the last epoch too.
     """
 
     metric: Literal["accuracy", "pgd10"] = "accuracy"
-    every: int = 1
+    every: int = bounded(1, least=1, most=10**6)
 
     def __post_init__(self):
-        require(self.every >= 1, "select.every", self.every, "1 or more")
+        check_ranges(self, "select")
 
 
 @dataclass(frozen=True)
 class LogConfig:
-    """Steps between two log lines; epochs between two lines with the norms of layers (0: none)."""
+    """What is written how often.
 
-    every: int = 100
-    norms_every: int = 0
+    Args:
+        every: steps between two log lines.
+        norms_every: epochs between two lines with the norms of layers; 0 writes none.
+    """
+
+    every: int = bounded(100, least=1, most=10**9)
+    norms_every: int = bounded(0, least=0, most=10**6)
 
     def __post_init__(self):
-        require(self.every >= 1, "log.every", self.every, "1 or more")
-        require(self.norms_every >= 0, "log.norms_every", self.norms_every, "0 or more")
+        check_ranges(self, "log")
 
 
 def _published_with_affine_and_batch_norm() -> Normalizer:
@@ -173,7 +208,21 @@ def _published_with_affine_and_batch_norm() -> Normalizer:
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """Everything that decides the result of a classification run."""
+    """Everything that decides the result of a classification run.
+
+    Args:
+        data: the images.
+        split: which of the training images train and validate.
+        noise: of the labels.
+        model: the network.
+        normalizer: of the network's convolutions.
+        adversary: which images the network is trained on.
+        optim: the optimizer.
+        train: how long and on what.
+        select: which weights become best.pt.
+        log: what is written how often.
+        seed: of the weights, of the order of the data and of all that is drawn in training.
+    """
 
     data: DataConfig = field(default_factory=DataConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
@@ -185,10 +234,10 @@ class ClassifierConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     select: SelectConfig = field(default_factory=SelectConfig)
     log: LogConfig = field(default_factory=LogConfig)
-    seed: int = 0
+    seed: int = bounded(0, least=0, most=LARGEST_SEED)
 
     def __post_init__(self):
-        require(self.seed >= 0, "seed", self.seed, "0 or more")
+        check_ranges(self)
         fits = self.train.crop < self.data.image_size
         require(fits, "train.crop", self.train.crop, "less than data.image_size")
         if self.select.metric == "pgd10":

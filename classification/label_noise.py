@@ -13,6 +13,7 @@ from torch import Tensor
 from convnorm.experiment import files
 from convnorm.experiment.config import require
 from convnorm.experiment.errors import InputError
+from convnorm.experiment.fields import LARGEST_SEED, bounded, check_ranges
 from convnorm.experiment.streams import generator
 
 Kind = Literal[
@@ -69,19 +70,20 @@ class NoiseConfig:
     applies to what earlier rules have changed, which turns cats to dogs and back; CIFAR-100's
     superclasses are runs of five labels in alphabetical order.
 
-    rate: in [0, 1]; at 0 every kind leaves the labels as they are.
-    seed: of the noise alone, so that runs of different training seeds have the same labels.
+    Args:
+        kind: what replaces a label.
+        rate: the fraction of the labels that are drawn; at 0 every kind leaves them as they are.
+        seed: of the noise alone, so that runs of different training seeds have the same labels.
     """
 
     kind: Kind = "none"
-    rate: float = 0.0
-    seed: int = 0
+    rate: float = bounded(0.0, least=0, most=1)
+    seed: int = bounded(0, least=0, most=LARGEST_SEED)
 
     def __post_init__(self):
         kinds = get_args(Kind)
         require(self.kind in kinds, "noise.kind", self.kind, f"one of {', '.join(kinds)}")
-        require(0 <= self.rate <= 1, "noise.rate", self.rate, "0 to 1")
-        require(self.seed >= 0, "noise.seed", self.seed, "0 or more")
+        check_ranges(self, "noise")
         if self.kind == "none":
             require(self.rate == 0, "noise.rate", self.rate, "0 where noise.kind is none")
 

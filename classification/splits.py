@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from convnorm.experiment.config import require
 from convnorm.experiment.errors import InputError
+from convnorm.experiment.fields import LARGEST_SEED, bounded, check_ranges
 from convnorm.experiment.streams import generator
 
 
@@ -14,24 +14,18 @@ from convnorm.experiment.streams import generator
 class SplitConfig:
     """How the training file is divided; the test file is never part of it.
 
-    validation: the fraction of each class that is held out to select models, in [0, 1); 0: none.
-    train_fraction: the fraction of the rest of each class that trains, in (0, 1].
-    seed: of the split alone, so that runs of different training seeds have the same split.
+    Args:
+        validation: the fraction of each class that is held out to select models; 0 holds out none.
+        train_fraction: the fraction of the rest of each class that trains.
+        seed: of the split alone, so that runs of different training seeds have the same split.
     """
 
-    validation: float = 0.1
-    train_fraction: float = 1.0
-    seed: int = 0
+    validation: float = bounded(0.1, least=0, below=1)
+    train_fraction: float = bounded(1.0, above=0, most=1)
+    seed: int = bounded(0, least=0, most=LARGEST_SEED)
 
     def __post_init__(self):
-        require(0 <= self.validation < 1, "split.validation", self.validation, "0 <= fraction < 1")
-        require(
-            0 < self.train_fraction <= 1,
-            "split.train_fraction",
-            self.train_fraction,
-            "0 < fraction <= 1",
-        )
-        require(self.seed >= 0, "split.seed", self.seed, "0 or more")
+        check_ranges(self, "split")
 
 
 def split(labels: Tensor, config: SplitConfig) -> tuple[Tensor, Tensor]:

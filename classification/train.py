@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from classification import label_noise
+from classification import label_noise, memory
 from classification.attacks import frozen, logits, pgd
 from classification.config import ClassifierConfig
 from classification.models import FORMAT
@@ -29,6 +29,7 @@ from convnorm.experiment.run.cost import macs
 from convnorm.experiment.run.distributed import Process
 from convnorm.experiment.run.hardware import segment
 from convnorm.experiment.run.loop import is_due
+from convnorm.experiment.run.memory import check_memory
 from convnorm.experiment.run.opening import opening
 from convnorm.experiment.run.tracking import Tracker, has_step, read_lines
 from convnorm.spectrum import by_name, layer_norms
@@ -45,6 +46,8 @@ def train(config: ClassifierConfig, options: RunOptions, process: Process) -> di
     the run early.
     """
     run_dir, now = Path(options.run_dir), segment(process)  # the clone may change meanwhile
+    needed = memory.estimate(config, process.world_size)
+    check_memory(needed, process.device, memory.KEYS)
     opened = checkpoint.open_run(run_dir, config, options.overwrite)
     with opened if process.is_main else nullcontext():
         located = loop.located(config.data, options)

@@ -4,10 +4,9 @@ Networks build plain convolutions and pass each one through a `Normalizer`; they
 kind. Whoever needs to know something of the kind asks the Normalizer.
 """
 
-import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -19,20 +18,22 @@ class Normalized(nn.Sequential):
     """A convolution and what normalizes its map, in the order in which they run."""
 
 
-class Range(NamedTuple):
-    """Which values of an option are allowed, and the same in words."""
+@dataclass(frozen=True)
+class Range:
+    """All numbers from `least` to `most`."""
 
-    allows: Callable[[float], bool]
-    expected: str
+    least: float
+    most: float
+
+    def __contains__(self, value: float) -> bool:
+        return self.least <= value <= self.most
+
+    def __str__(self) -> str:
+        return f"{self.least} to {self.most}"
 
 
-RANGES: dict[str, Range] = {
-    "eps": Range(lambda value: 0 <= value < math.inf, "0 or more, and finite"),
-    "iterations": Range(lambda value: value >= 1, "1 or more"),
-    "groups": Range(lambda value: value >= 1, "1 or more"),
-    "scale": Range(lambda value: 0 < value < math.inf, "more than 0, and finite"),
-    "penalty_weight": Range(lambda value: 0 <= value < math.inf, "0 or more, and finite"),
-}
+def _number(default: float, least: float, most: float) -> Any:
+    return field(default=default, metadata={"range": Range(least, most)})
 
 
 @dataclass(frozen=True)
@@ -42,45 +43,50 @@ class Normalizer:
     A kind reads the options that its `Kind.reads` names and leaves the others alone, so that
     `kind` can be varied by itself.
 
-    kind: a key of CATALOGUE.
-    multiplier: with the kind's own learned scale (and shift); without in a discriminator by
-        Miyato et al. (2018).
-    batch_norm: BatchNorm after each convolution.
-    grid, affine, affine_init, gradient_through_gain, eps: of ConvNorm, as in ConvNorm2d.
-    iterations: of Newton's method.
-    groups, scale: of orthogonal weights: groups of rows, and what the weight is multiplied by (the
-        start of the multiplier): sqrt(2) for networks with ReLU by Huang et al. (2020), 1 in
-        their GAN.
-    penalty_weight: with 1e-3, a learning rate of 0.1 and momentum 0.9 it brings the norm of a
-        filter to 1 with a time constant of 125 steps. The paper's 0.1 is for the published value,
-        a norm and not its square.
-    as_published: with the defects of the published code.
+    Args:
+        kind: how layers are normalized, as in CATALOGUE.
+        multiplier: with the kind's own learned scale (and shift); without in a discriminator by
+            Miyato et al. (2018).
+        batch_norm: BatchNorm after each convolution.
+        grid: on which ConvNorm filters, as in ConvNorm2d.
+        affine: ConvNorm's learned convolution of each channel, as in ConvNorm2d.
+        affine_init: how it starts, as in ConvNorm2d.
+        gradient_through_gain: of ConvNorm, as in ConvNorm2d.
+        eps: what keeps ConvNorm's gain finite, as in ConvNorm2d.
+        iterations: of Newton's method.
+        groups: of rows of orthogonal weights.
+        scale: what orthogonal weights are multiplied by (the start of the multiplier): sqrt(2) for
+            networks with ReLU by Huang et al. (2020), 1 in their GAN.
+        penalty_weight: with 1e-3, a learning rate of 0.1 and momentum 0.9 it brings the norm of a
+            filter to 1 with a time constant of 125 steps. The paper's 0.1 is for the published
+            value, a norm and not its square.
+        as_published: with the defects of the published code.
 
-    Raises ValueError for a kind that does not exist, and for an option out of its range (RANGES)
-    that the kind reads.
+    Raises ValueError for a kind that does not exist, and for an option out of its range, whether
+    the kind reads it or not.
     """
 
-    kind: str
+    kind: str = field(metadata={"reads": {name: kind.reads for name, kind in CATALOGUE.items()}})
     multiplier: bool = False
     batch_norm: bool = False
     grid: Literal["full", "native"] = "full"
     affine: bool = False
     affine_init: Literal["default", "dirac"] = "dirac"
     gradient_through_gain: bool = False
-    eps: float = 1e-6
-    iterations: int = 5
-    groups: int = 1
-    scale: float = 2**0.5
-    penalty_weight: float = 1e-3
+    eps: float = _number(1e-6, 0, 1000)
+    iterations: int = _number(5, 1, 100)
+    groups: int = _number(1, 1, 65_536)
+    scale: float = _number(2**0.5, 1e-6, 1000)
+    penalty_weight: float = _number(1e-3, 0, 10**6)
     as_published: bool = False
 
     def __post_init__(self):
         _check("kind", self.kind, self.kind in CATALOGUE, f"one of {', '.join(CATALOGUE)}")
-        for option in self.definition.reads:
-            if option in RANGES:
-                allows, expected = RANGES[option]
-                value = getattr(self, option)
-                _check(option, value, allows(value), expected)
+        for option in fields(self):
+            if allowed := option.metadata.get("range"):
+                value = getattr(self, option.name)
+                whole = (int,) if option.type is int else (int, float)
+                _check(option.name, value, type(value) in whole and value in allowed, allowed)
 
     @property
     def definition(self) -> Kind:
@@ -172,6 +178,6 @@ def normalized_layers(network: nn.Module) -> Iterator[tuple[str, nn.Module, Norm
             yield name, module, normalizer
 
 
-def _check(option: str, value: object, allowed: bool, expected: str) -> None:
+def _check(option: str, value: object, allowed: bool, expected: object) -> None:
     if not allowed:
         raise ValueError(f"normalizer.{option}: {value!r} is not allowed; expected {expected}")

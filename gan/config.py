@@ -6,6 +6,7 @@ from typing import Any, Literal
 from convnorm.experiment.config import options_of, require
 from convnorm.experiment.data import DataConfig
 from convnorm.experiment.errors import InputError
+from convnorm.experiment.fields import LARGEST_SEED, bounded, check_ranges
 from convnorm.normalizers import Normalizer
 from gan.keys import REPORTED, SELECTING, Keys
 from gan.losses import LOSSES, Penalty, gradient_penalty, r1
@@ -15,37 +16,45 @@ from gan.protocols import PROTOCOLS, Protocol
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """arch: see gan.networks.
+    """The generator and the discriminator.
 
-    options: fields of the architecture's own `Options`; what is left out is as published.
+    Args:
+        arch: the family of both, as in gan.networks.
+        z_dim: length of the generator's input.
+        options: of the architecture, each by its own name, as in model.options.NAME; what is left
+            out is as published.
     """
 
     arch: Literal[tuple(ARCHITECTURES)] = "sngan_cnn"
-    z_dim: int = 128
-    options: dict[str, Any] = field(default_factory=dict)
+    z_dim: int = bounded(128, least=1, most=65_536)
+    options: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={"options": {name: arch.options for name, arch in ARCHITECTURES.items()}},
+    )
 
     def __post_init__(self):
+        check_ranges(self, "model")
         options_of(ARCHITECTURES[self.arch].options, self.options, "model.options")
-        require(self.z_dim >= 1, "model.z_dim", self.z_dim, "1 or more")
 
 
 @dataclass(frozen=True)
 class LossConfig:
     """The loss, and what else acts on the discriminator; 0 switches a term off.
 
-    gradient_penalty: weight of (|grad D| - 1)^2 between real and fake (Gulrajani et al., 2017).
-    r1: gamma of gamma / 2 * |grad D|^2 on real images (Mescheder et al., 2018).
-    weight_clip: the discriminator's weights stay in [-c, c] (Arjovsky et al., 2017).
+    Args:
+        name: of both networks, as in gan.losses.
+        gradient_penalty: weight of (|grad D| - 1)^2 between real and fake (Gulrajani et al., 2017).
+        r1: gamma of gamma / 2 * |grad D|^2 on real images (Mescheder et al., 2018).
+        weight_clip: the discriminator's weights stay in [-c, c] (Arjovsky et al., 2017).
     """
 
     name: Literal[tuple(LOSSES)] = "hinge"
-    gradient_penalty: float = 0.0
-    r1: float = 0.0
-    weight_clip: float = 0.0
+    gradient_penalty: float = bounded(0.0, least=0, most=10**6)
+    r1: float = bounded(0.0, least=0, most=10**6)
+    weight_clip: float = bounded(0.0, least=0, most=10**6)
 
     def __post_init__(self):
-        for key in ("gradient_penalty", "r1", "weight_clip"):
-            require(getattr(self, key) >= 0, f"loss.{key}", getattr(self, key), "0 or more")
+        check_ranges(self, "loss")
         active = [k for k in ("gradient_penalty", "r1", "weight_clip") if getattr(self, k) > 0]
         if len(active) > 1:
             # One pulls |grad D| to 1, one to 0, and a clip bounds what they would shape.
@@ -65,77 +74,95 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Adam for both networks. decay: `linear` lowers the learning rate to 0 after the last step."""
+    """Adam for both networks.
 
-    lr: float = 2e-4
-    beta1: float = 0.0
-    beta2: float = 0.9
+    Args:
+        lr: learning rate.
+        beta1: decay of the mean of the gradients.
+        beta2: decay of the mean of their squares.
+        decay: linear lowers the learning rate to 0 after the last step.
+    """
+
+    lr: float = bounded(2e-4, above=0, most=100)
+    beta1: float = bounded(0.0, least=0, below=1)
+    beta2: float = bounded(0.9, least=0, below=1)
     decay: Literal["linear", "none"] = "linear"
 
     def __post_init__(self):
-        require(self.lr > 0, "optim.lr", self.lr, "more than 0")
-        for key in ("beta1", "beta2"):
-            require(
-                0 <= getattr(self, key) < 1, f"optim.{key}", getattr(self, key), "0 <= beta < 1"
-            )
+        check_ranges(self, "optim")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """What happens in one step: n_dis updates of the discriminator, then one of the generator.
 
-    batch_size, generator_batch_size: over all processes together, 2 or more for BatchNorm.
-    dequantize: uniform noise of one grey level on real images; flip: mirror half of them.
-    ema_decay: of the generator's weights and buffers, per step; 0 keeps no average. At step t it
-        is at most (1 + t) / (10 + t), so that the average forgets the first weights.
-    precision: bfloat16 runs the networks under autocast; float32 is PyTorch's, which on recent
-        GPUs means TF32 in convolutions.
+    Args:
+        batch_size: real images, and as many generated ones, in an update of the discriminator,
+            over all processes together.
+        generator_batch_size: generated images in an update of the generator, over all processes
+            together.
+        n_dis: updates of the discriminator in a step.
+        dequantize: uniform noise of one grey level on real images.
+        flip: mirror half of the real images.
+        ema_decay: of the average over the generator's weights and buffers, per step; 0 keeps none.
+            At step t it is at most (1 + t) / (10 + t), so that the average forgets the first
+            weights.
+        precision: bfloat16 runs the networks under autocast; float32 is PyTorch's, which on recent
+            GPUs means TF32 in convolutions.
     """
 
-    batch_size: int = 64
-    generator_batch_size: int = 128
-    n_dis: int = 5
+    batch_size: int = bounded(64, least=2, most=65_536)  # 2 for BatchNorm
+    generator_batch_size: int = bounded(128, least=2, most=65_536)
+    n_dis: int = bounded(5, least=1, most=1000)
     dequantize: bool = True
     flip: bool = False
-    ema_decay: float = 0.0
+    ema_decay: float = bounded(0.0, least=0, below=1)
     precision: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
-        for key, least in (("batch_size", 2), ("generator_batch_size", 2), ("n_dis", 1)):
-            value = getattr(self, key)
-            require(value >= least, f"train.{key}", value, f"{least} or more")
-        require(0 <= self.ema_decay < 1, "train.ema_decay", self.ema_decay, "0 <= decay < 1")
+        check_ranges(self, "train")
 
 
 @dataclass(frozen=True)
 class LogConfig:
-    """Steps between log lines, between grids of samples, and between lines with layers' norms."""
+    """What is written how often; always after the last step too.
 
-    every: int = 100
-    samples_every: int = 1000
-    norms_every: int = 1000
+    Args:
+        every: steps between log lines.
+        samples_every: steps between grids of samples.
+        norms_every: steps between lines with the norms of layers.
+    """
+
+    every: int = bounded(100, least=1, most=10**9)
+    samples_every: int = bounded(1000, least=1, most=10**9)
+    norms_every: int = bounded(1000, least=1, most=10**9)
 
     def __post_init__(self):
-        for key in ("every", "samples_every", "norms_every"):
-            require(getattr(self, key) >= 1, f"log.{key}", getattr(self, key), "1 or more")
+        check_ranges(self, "log")
 
 
 @dataclass(frozen=True)
 class ScoreConfig:
-    """Scores during training: under `protocol` every `every` steps (0: at the end only).
+    """Scores during training.
 
-    protocol: see gan.protocols; `none` leaves it to scripts/fid.py.
-    select: a protocol on the other split, by which the best step can be chosen independently
-        of the score that is reported. It is computed at the same steps, from latents of its own.
-    num_real, num_fake: images of either side, instead of the protocol's; its name then says so.
-    select_num_real, select_num_fake: the same of `select`.
-    weights: a file of Inception weights; empty for the ones in PyTorch's hub
-        folder, which are downloaded if they are missing.
-    allow_unverified_weights: accept `weights` that do not define FID; no score is then called FID.
+    Args:
+        protocol: of the scores, as in gan.protocols; none leaves them to scripts/fid.py.
+        every: steps between scores; 0 scores at the end only.
+        select: a protocol on the other split, by which the best step can be chosen independently
+            of the score that is reported. It is computed at the same steps, from latents of its
+            own.
+        num_real: real images, instead of the protocol's number; the score's name then says so.
+        num_fake: generated images, likewise.
+        select_num_real: real images of the protocol `select`, likewise.
+        select_num_fake: generated images of the protocol `select`, likewise.
+        weights: a file of Inception weights; empty for the ones in PyTorch's hub folder, which
+            are downloaded if they are missing.
+        allow_unverified_weights: accept `weights` that do not define FID; no score is then called
+            FID.
     """
 
     protocol: Literal[("none", *PROTOCOLS)] = "none"
-    every: int = 0
+    every: int = bounded(0, least=0, most=10**9)
     select: Literal[("none", *PROTOCOLS)] = "none"
     num_real: int | None = None
     num_fake: int | None = None
@@ -145,7 +172,7 @@ class ScoreConfig:
     allow_unverified_weights: bool = False
 
     def __post_init__(self):
-        require(self.every >= 0, "score.every", self.every, "0 or more")
+        check_ranges(self, "score")
         reported, selecting = self.reported, self.selecting  # with their numbers checked
         require(
             bool(self.weights) or not self.allow_unverified_weights,
@@ -191,7 +218,20 @@ def _counted(name: str, num_real: int | None, num_fake: int | None, keys: Keys) 
 
 @dataclass(frozen=True)
 class GanConfig:
-    """Everything that decides the result of a GAN run."""
+    """Everything that decides the result of a GAN run.
+
+    Args:
+        data: the real images.
+        model: the networks.
+        normalizer: of the discriminator's layers.
+        loss: what is minimized.
+        optim: the optimizer of both networks.
+        train: what happens in a step.
+        log: what is written how often.
+        score: what is measured during training.
+        seed: of the weights, of the order of the data and of the latents.
+        steps: updates of the generator.
+    """
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -201,12 +241,11 @@ class GanConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     log: LogConfig = field(default_factory=LogConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
-    seed: int = 0
-    steps: int = 100_000
+    seed: int = bounded(0, least=0, most=LARGEST_SEED)
+    steps: int = bounded(100_000, least=1, most=10**9)
 
     def __post_init__(self):
-        require(self.seed >= 0, "seed", self.seed, "0 or more")
-        require(self.steps >= 1, "steps", self.steps, "1 or more")
+        check_ranges(self)
         normalizer = self.normalizer
         scale_free = normalizer.ignores_scale and normalizer.definition.normalizes_linear
         if self.loss.weight_clip > 0 and scale_free:

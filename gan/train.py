@@ -19,9 +19,11 @@ from convnorm.experiment.run.cost import macs
 from convnorm.experiment.run.distributed import Process
 from convnorm.experiment.run.hardware import segment
 from convnorm.experiment.run.loop import is_due
+from convnorm.experiment.run.memory import check_memory
 from convnorm.experiment.run.opening import opening
 from convnorm.experiment.run.tracking import Tracker, has_step, read_lines
 from convnorm.spectrum import by_name, layer_norms
+from gan import memory
 from gan.config import GanConfig
 from gan.keys import REPORTED, SELECTING, Keys
 from gan.models import FORMAT, Prior, generate, sample
@@ -41,6 +43,8 @@ def train(config: GanConfig, options: RunOptions, process: Process) -> dict[str,
     """
     run_dir, now = Path(options.run_dir), segment(process)  # the clone may change meanwhile
     data = loop.located(config.data, options)
+    needed = memory.estimate(config, process.world_size)
+    check_memory(needed, process.device, memory.KEYS)
     opened = checkpoint.open_run(run_dir, config, options.overwrite)
     with opened if process.is_main else nullcontext():
         images = loop.load_on_all(partial(load_images, data, "train"), process)

@@ -24,8 +24,8 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from convnorm import ConvNorm2d, functional
-from convnorm.experiment.config import require
-from convnorm.experiment.errors import InputError, exit_code
+from convnorm.experiment.arguments import Parser, file_to_write, path, whole
+from convnorm.experiment.errors import exit_code
 from convnorm.experiment.files import write_json
 from convnorm.experiment.run.distributed import pick_device
 from convnorm.experiment.run.hardware import hardware
@@ -203,18 +203,33 @@ def bench_filter(args: argparse.Namespace, device: torch.device) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("what", choices=("layer", "filter"))
-    parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    parser = Parser(__doc__)
+    parser.add_argument("what", choices=("layer", "filter"), help="what is timed, see above")
+    parser.add_argument(
+        "--batch_size", type=whole(1, 4096), default=32, help="images at a time (%(default)s)"
+    )
+    parser.add_argument(
+        "--device",
+        default="auto",
+        choices=["auto", "cpu", "cuda"],
+        help="auto takes a CUDA device where there is one (%(default)s)",
+    )
+    parser.add_argument(
+        "--threads",
+        type=whole(1, 4096),
+        default=torch.get_num_threads(),
+        help="of the CPU (%(default)s)",
+    )
+    parser.add_argument(
+        "--repeats",
+        type=whole(1, 10**6),
+        default=7,
+        help="of each measurement, of which the fastest counts (%(default)s)",
+    )
+    parser.add_argument("--json", type=path, help="also write the numbers to this file")
     args = parser.parse_args()
-    for key in ("batch_size", "threads", "repeats"):
-        require(getattr(args, key) >= 1, key, getattr(args, key), "1 or more")
-    if args.json and not args.json.parent.is_dir():
-        raise InputError(f"json: {args.json} cannot be written; expected a folder that exists")
+    if args.json:
+        file_to_write(args.json, "--json")
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     device = pick_device(args.device)

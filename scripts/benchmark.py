@@ -19,6 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import yaml
 
 from classification.benchmark import CLASSIFICATION
+from convnorm.experiment import yaml_text
+from convnorm.experiment.arguments import Parser, path, whole
 from convnorm.experiment.benchmark.cluster import Cluster
 from convnorm.experiment.benchmark.execute import (
     Executor,
@@ -26,10 +28,11 @@ from convnorm.experiment.benchmark.execute import (
     divided_machine,
     execute,
 )
-from convnorm.experiment.benchmark.grid import Benchmark, load
+from convnorm.experiment.benchmark.grid import FOLDER, Benchmark, load
 from convnorm.experiment.benchmark.plan import check, describe
 from convnorm.experiment.benchmark.results import gather
 from convnorm.experiment.config import require
+from convnorm.experiment.config_files import list_of_configs
 from convnorm.experiment.errors import InputError, exit_code
 from convnorm.experiment.report import page
 from gan.benchmark import GAN
@@ -38,11 +41,9 @@ PIPELINES = {pipeline.name: pipeline for pipeline in (GAN, CLASSIFICATION)}
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--cfg", default="digits_gan", help="a path or a name (%(default)s)")
-    parser.add_argument("--folder", type=Path, help="of runs and report (runs/benchmark/NAME)")
+    parser = Parser(__doc__)
+    parser.add_argument("--cfg", help="a path or a name; without it, the configs are listed")
+    parser.add_argument("--folder", type=path, help="of runs and report (runs/benchmark/NAME)")
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--print_plan", action="store_true", help="show what is done and left")
     action.add_argument("--report", action="store_true", help="report on what is done")
@@ -53,9 +54,17 @@ def parse_args() -> argparse.Namespace:
         help="runs side by side (%(default)s); auto: one a GPU or, without GPUs, one a core",
     )
     parser.add_argument(
-        "--processes_per_run", type=int, default=1, help="more than 1: torchrun (%(default)s)"
+        "--processes_per_run",
+        type=whole(1, 1024),
+        default=1,
+        help="more than 1: torchrun (%(default)s)",
     )
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument(
+        "--device",
+        default="auto",
+        choices=["auto", "cpu", "cuda"],
+        help="of the runs; auto takes CUDA devices where there are some (%(default)s)",
+    )
     parser.add_argument(
         "--cluster",
         choices=["slurm", "local"],
@@ -64,11 +73,16 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--submitit", nargs="+", default=[], metavar="KEY=VALUE", help="parameters of submitit"
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.cfg is None:
+        parser.print_help()
+        print(f"\n{list_of_configs(FOLDER)}", flush=True)
+        raise InputError("--cfg: nothing given; expected a path or one of the names above")
+    return args
 
 
 def workers(given: str) -> int | None:
-    return None if given == "auto" else int(given)
+    return None if given == "auto" else whole(1, 1024)(given)
 
 
 def executor(args: argparse.Namespace, benchmark: Benchmark) -> Executor:
@@ -90,6 +104,8 @@ def parameters(pairs: list[str]) -> dict[str, Any]:
     for pair in pairs:
         require("=" in pair, "--submitit", pair, "KEY=VALUE")
     try:
+        for pair in pairs:
+            yaml_text.check(pair.partition("=")[2])
         return {key: yaml.safe_load(value) for key, _, value in (p.partition("=") for p in pairs)}
     except yaml.YAMLError:
         raise InputError(f"--submitit {' '.join(pairs)}: a value is not readable as YAML") from None

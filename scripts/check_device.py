@@ -35,6 +35,7 @@ sys.path[:0] = [str(SCRIPTS.parent), str(SCRIPTS)]
 
 import torch
 
+from convnorm.experiment.arguments import Parser, path
 from convnorm.experiment.config import require
 from convnorm.experiment.errors import InputError, exit_code
 from convnorm.experiment.files import write_json
@@ -69,13 +70,18 @@ PARTS = {
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = Parser(__doc__)
+    parser.add_argument(
+        "--device",
+        default="auto",
+        choices=["auto", "cpu", "cuda"],
+        help="what is checked; auto takes a CUDA device where there is one (%(default)s)",
     )
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--tiny", action="store_true", help="as small as it goes: a test, no check")
-    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
-    parser.add_argument("--out", type=Path, default=Path(), help=f"folder of {RECORD} (this one)")
+    parser.add_argument(
+        "--parts", nargs="+", default=list(PARTS), choices=list(PARTS), help="which (all)"
+    )
+    parser.add_argument("--out", type=path, default=Path(), help=f"folder of {RECORD} (this one)")
     parser.add_argument("--seconds", type=float, default=400.0, help="budget (%(default)s)")
     args = parser.parse_args()
     require(0 < args.seconds <= 86400, "--seconds", args.seconds, "more than 0, and at most a day")

@@ -6,7 +6,6 @@ This writes gan/weights/digits_extractor.pt and .json, and takes a minute on one
 compare only between equal weights, so the only reason to run it again is to see how they were made.
 """
 
-import argparse
 import hashlib
 import io
 import sys
@@ -19,8 +18,10 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from convnorm.experiment.arguments import Parser, file_to_write, path, whole
 from convnorm.experiment.data import DataConfig, load_images
-from convnorm.experiment.errors import InputError, exit_code
+from convnorm.experiment.errors import exit_code
+from convnorm.experiment.fields import LARGEST_SEED
 from convnorm.experiment.files import write, write_json
 from convnorm.experiment.streams import generator
 from gan.digits_network import DIGITS_SIZE, DIGITS_WEIGHTS, DigitsNet, digits_input
@@ -53,12 +54,16 @@ def train(images: Tensor, labels: Tensor, seed: int) -> DigitsNet:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=DIGITS_WEIGHTS, help="the .pt file to write")
+    parser = Parser(__doc__)
+    parser.add_argument(
+        "--seed",
+        type=whole(0, LARGEST_SEED),
+        default=0,
+        help="of the weights, batches and shifts (%(default)s)",
+    )
+    parser.add_argument("--out", type=path, default=DIGITS_WEIGHTS, help="the .pt file to write")
     args = parser.parse_args()
-    if not args.out.parent.is_dir():
-        raise InputError(f"out: {args.out} cannot be written; expected a folder that exists")
+    file_to_write(args.out, "--out")
     torch.set_num_threads(1)  # the order of sums, hence the weights, depends on the threads
 
     data = {

@@ -13,7 +13,7 @@ from gan.train import train
 
 
 def main() -> None:
-    config, options = parse(GanConfig, "gan", default="digits_convnorm")
+    config, options = parse(GanConfig, "gan", default=None)
     process = distributed.start(options.device)
     try:
         summary = train(config, options, process)

@@ -84,8 +84,9 @@ def tiny_classifier(changes: dict[str, Any] | None = None) -> ClassifierConfig:
 def arguments(
     run_dir: Path, changes: dict[str, Any] | None = None, tiny: dict[str, Any] = TINY
 ) -> list[str]:
-    """The same as a command line."""
-    values = {**tiny, **(changes or {}), "device": "cpu", "run_dir": run_dir}
+    """The same as a command line, from a config whose keys it sets."""
+    named = {"cfg": "digits_convnorm", "device": "cpu", "run_dir": run_dir}
+    values = {**tiny, **(changes or {}), **named}
     return [f"--{key}={value}" for key, value in values.items()]
 
 

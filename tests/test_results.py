@@ -1,11 +1,15 @@
 """From run folders to one record: the right runs in the right cells, tests and refusals."""
 
+import csv
+import io
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from toy import toy
 
 from convnorm.experiment.benchmark.grid import Benchmark
@@ -14,6 +18,7 @@ from convnorm.experiment.codec import from_json, to_json
 from convnorm.experiment.config import to_yaml
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.records import Count, CurvePoint, Metric, NormPoint, Report, Summary
+from convnorm.experiment.report import page
 
 KINDS = {"axes": {"kind": ["good", "bad"]}, "seeds": [0, 1, 2]}
 
@@ -227,3 +232,59 @@ def test_classifiers_are_compared_image_by_image(tmp_path):
     assert all((t.only_cell, t.only_against, t.images) == (5, 0, 10) for t in found)
     assert found[0].p == pytest.approx(2 * 0.5**5)
     assert found[0].p_holm == pytest.approx(4 * 0.5**5)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"\xff\xfe\x00", b"axes: [", b"", b"3", b"seeds: " + b"[" * 5000, b"a: &a [1]\nb: *a\n"],
+)
+def test_a_damaged_grid_of_the_first_start_is_named_in_one_line(tmp_path, content):
+    benchmark = done(toy(tmp_path, **KINDS), good=[3, 4, 5], bad=[9, 8, 7])
+    file = benchmark.folder / "grid.yaml"
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=f"^{file}: ") as error:
+        gather(benchmark)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n" + b"\0" * 40, None])
+def test_a_damaged_picture_is_left_out_and_its_run_is_kept(tmp_path, content, capsys):
+    def with_picture(folder: Path, result):
+        picture = folder / "samples.png"
+        if content is None:
+            Image.effect_noise((64, 64), 50).save(picture)
+            picture.write_bytes(picture.read_bytes()[:1000])
+        else:
+            picture.write_bytes(content)
+        return replace(result, picture=picture)
+
+    benchmark = done(toy(tmp_path, **KINDS), good=[3, 4, 5], bad=[9, 8, 7])
+    report = report_of(changing(benchmark, with_picture))
+    assert [run.result.picture for run in report.done] == [None] * 6
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 6
+    expected = f"{benchmark.runs[0].folder}/samples.png: damaged; the report leaves it out"
+    assert lines[0] == f"warning: {expected}"
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@"])
+def test_no_text_in_the_table_is_a_formula(tmp_path, start):
+    """Spreadsheets carry out a cell that begins like one; a number stays a number."""
+    evil = f"{start}HYPERLINK(1)"
+    axes = {"kind": {evil: {"kind": "good"}, "-3": {"kind": "bad"}}}
+    benchmark = toy(tmp_path, axes=axes, seeds=[0], compare={"axis": "kind", "against": evil})
+    for run in benchmark.runs:
+        run.folder.mkdir(parents=True)
+        (run.folder / "summary.json").write_text('{"score": -3.5}')
+    table = io.StringIO(page._csv(gather(benchmark)), newline="")
+    rows = list(csv.DictReader(table))
+    assert {row["kind"] for row in rows} == {f"'{evil}", "-3"}
+    assert "-3.5" in {row["value"] for row in rows}
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [("\t=1", "'\t=1"), ("\r=1", "' =1"), ("a\rb", "a b"), ("-1e-3", "-1e-3"), (-2, -2), ("", "")],
+)
+def test_a_cell_is_one_cell_and_no_formula(cell, expected):
+    assert page._harmless(cell) == expected

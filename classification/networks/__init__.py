@@ -59,6 +59,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "simple_cnn": Architecture(simple_cnn.Options, simple_cnn.features, lambda options: 4),
 }
 
+LARGEST = 512  # pixels of an image's side
 PUBLISHED: Mapping[str, Any] = MappingProxyType({})  # no option of an architecture changed
 
 
@@ -95,10 +96,10 @@ def build_network(
         if value not in known:
             raise InputError(f"model.{key}: {value!r}, expected {' or '.join(known)}")
     stride = architecture.stride(chosen)
-    if image_size < stride:
+    if not stride <= image_size <= LARGEST:
         settings = ", ".join(f"{key} {value}" for key, value in asdict(chosen).items())
-        smallest = f"{arch} with {settings} expects {stride} or more"
-        raise InputError(f"data.image_size: {image_size}, {smallest}")
+        sizes = f"{arch} with {settings} expects {stride} to {LARGEST}"
+        raise InputError(f"data.image_size: {image_size}, {sizes}")
     _check_data(num_classes, channels, mean, std)
     build = Builder(normalizer, ACTIVATIONS[activation], norm_position)
     features, num_features = architecture.features(build, chosen, channels=channels)

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from classification.networks.layers import Builder
-from convnorm.experiment.config import require
+from convnorm.experiment.fields import bounded, check_ranges
 
 # (build, in_channels, width, stride) -> (branch, the number of its output channels)
 Residual = Callable[..., tuple[nn.Sequential, int]]
@@ -100,11 +100,11 @@ def imagenet_stem(build: Builder, channels: int, width: int) -> nn.Sequential:
 class Options:
     """width: channels of the first stage. stem: imagenet is for large images."""
 
-    width: int = 64
+    width: int = bounded(64, least=1, most=8192)
     stem: Literal["cifar", "imagenet"] = "cifar"
 
     def __post_init__(self):
-        require(self.width >= 1, "model.options.width", self.width, "1 or more")
+        check_ranges(self, "model.options")
 
 
 STEMS = {"cifar": cifar_stem, "imagenet": imagenet_stem}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from classification.networks.layers import Builder
-from convnorm.experiment.config import require
+from convnorm.experiment.fields import bounded, check_ranges
 
 # (channels in units of the width, stride) of each convolution.
 LAYOUT = ((1, 1), (2, 2), (2, 1), (4, 2))
@@ -15,10 +15,10 @@ LAYOUT = ((1, 1), (2, 2), (2, 1), (4, 2))
 class Options:
     """width: channels of the first convolution, 4 times as many in the last."""
 
-    width: int = 32
+    width: int = bounded(32, least=1, most=8192)
 
     def __post_init__(self):
-        require(self.width >= 1, "model.options.width", self.width, "1 or more")
+        check_ranges(self, "model.options")
 
 
 def features(build: Builder, options: Options, *, channels: int) -> tuple[nn.Sequential, int]:

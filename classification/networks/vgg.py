@@ -11,17 +11,17 @@ from dataclasses import dataclass
 from torch import nn
 
 from classification.networks.layers import Builder
-from convnorm.experiment.config import require
+from convnorm.experiment.fields import bounded, check_ranges
 
 
 @dataclass(frozen=True)
 class Options:
     """width: channels of the first stage."""
 
-    width: int = 64
+    width: int = bounded(64, least=1, most=8192)
 
     def __post_init__(self):
-        require(self.width >= 1, "model.options.width", self.width, "1 or more")
+        check_ranges(self, "model.options")
 
 
 def features(

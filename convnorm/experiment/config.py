@@ -1,158 +1,89 @@
 """Configuration: a frozen dataclass filled from a YAML file and the command line."""
 
 import argparse
-import difflib
+import copy
 import re
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import jsonargparse
-import yaml
 
+from convnorm.experiment.command_line import check_words, one_line
+from convnorm.experiment.config_files import (
+    CONFIGS,
+    ROOT,
+    check_file,
+    find_config,
+    list_of_configs,
+)
 from convnorm.experiment.errors import InputError
+from convnorm.experiment.fields import (
+    bounded,
+    check_ranges,
+    differences,
+    not_allowed,
+    require,
+    to_yaml,
+    types_of,
+    unknown,
+    unread,
+)
+from convnorm.experiment.help_text import explain, names_of_options
+from convnorm.experiment.paths import user_path
+
+__all__ = [  # the door to configs: what is in the files beside this one comes through it
+    "CONFIGS",
+    "ROOT",
+    "RunOptions",
+    "build",
+    "differences",
+    "find_config",
+    "from_dict",
+    "options_of",
+    "parse",
+    "read",
+    "require",
+    "set_value",
+    "to_yaml",
+    "values_of",
+]
 
 Config = TypeVar("Config")
-
-ROOT = Path(__file__).resolve().parents[2]  # of the clone
-CONFIGS = ROOT / "configs"
 
 
 @dataclass(frozen=True)
 class RunOptions:
     """How a run is carried out; none of this changes what the run is.
 
-    run_dir: the run's folder (default: runs/<pipeline>/<config>/seed<seed>).
-    device: auto takes a CUDA device where there is one. Its random numbers differ from the CPU's.
-    checkpoint_every: steps between checkpoints.
-    overwrite: delete the run that is in the folder instead of resuming it.
-    data_root: where the data are, in place of data.root, if they were moved.
-    allow_other_hardware: resume with another number of processes, or on another type of device,
-        than the run was trained with so far; it ends elsewhere for it.
+    Args:
+        run_dir: the run's folder (default: runs/<pipeline>/<config>/seed<seed>).
+        device: auto takes a CUDA device where there is one; its random numbers differ from the
+            CPU's.
+        checkpoint_every: steps between checkpoints.
+        overwrite: delete the run that is in the folder instead of resuming it.
+        data_root: where the data are, in place of data.root, if they were moved.
+        allow_other_hardware: resume with another number of processes, or on another type of
+            device, than the run was trained with so far; it ends elsewhere for it.
     """
 
     run_dir: str = ""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    checkpoint_every: int = 1000
+    checkpoint_every: int = bounded(1000, least=1, most=10**9)
     overwrite: bool = False
     data_root: str = ""
     allow_other_hardware: bool = False
 
     def __post_init__(self):
-        require(self.checkpoint_every >= 1, "checkpoint_every", self.checkpoint_every, "1 or more")
+        check_ranges(self)
+        user_path(self.run_dir, "run_dir")
 
 
-def require(condition: bool, key: str, value: object, expected: str) -> None:
-    """Raise an InputError that names the key, its value and what was expected."""
-    if not condition:
-        raise InputError(f"{key}: {value!r} is not allowed; expected {expected}")
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that is given twice; YAML would silently take the last."""
-
-    def construct_mapping(self, node, deep=False):
-        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.YAMLError(f"the key {key!r} stands there twice")
-        return super().construct_mapping(node, deep)
-
-
-def find_config(name: str, folder_name: str) -> Path:
-    """Return the file of a config: `name` is a path, or a name in configs/<folder_name>/."""
-    folder = CONFIGS / folder_name
-    for candidate in (Path(name), folder / name, folder / f"{name}.yaml"):
-        if candidate.is_file():
-            return candidate
-    known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
-    raise InputError(f"--cfg {name}: no such file; configs/{folder_name} has {known}")
-
-
-def _types(config: type, prefix: str = "") -> dict[str, Any]:
-    """Return dotted name -> type of every field of a dataclass and of the dataclasses in it."""
-    types = {}
-    for field in fields(config):
-        types[prefix + field.name] = field.type
-        if is_dataclass(field.type):
-            types |= _types(field.type, f"{prefix}{field.name}.")
-    return types
-
-
-def _expected(kind: Any) -> str:
-    """Return a field's type in words."""
-    if is_dataclass(kind):
-        return "keys and values"
-    if get_origin(kind) is Literal:
-        return "one of " + ", ".join(map(str, get_args(kind)))
-    if get_origin(kind) is dict:
-        return "keys and values"
-    if get_origin(kind) is tuple and get_args(kind)[-1] is Ellipsis:
-        return f"a list of {_expected(get_args(kind)[0])}"
-    if get_args(kind):
-        return " or ".join(map(_expected, get_args(kind)))
-    return "null" if kind is type(None) else kind.__name__
-
-
-def _not_allowed(key: str, value: object, types: dict[str, Any]) -> str:
-    return f"{key}: {value} is not allowed; expected {_expected(types[key])}"
-
-
-def _unknown(key: str, types: dict[str, Any]) -> str:
-    """Return the message for an unknown key, with the key that was probably meant.
-
-    Where none is close, all keys beside it are named.
-    """
-    group = key.rpartition(".")[0]
-    beside = [name for name in types if name.rpartition(".")[0] == group]
-    known = difflib.get_close_matches(key, types, n=1) or beside
-    return f"{key}: no such key; expected {', '.join(known) or 'one of those that --help lists'}"
-
-
-def _check_yaml(path: Path, types: dict[str, Any]) -> None:
-    try:
-        content = yaml.load(path.read_text(), _UniqueKeys)
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        reason = getattr(error, "problem", None) or error
-        mark = getattr(error, "problem_mark", None)
-        line = f"line {mark.line + 1}: " if mark else ""
-        raise InputError(f"{path}: {line}not readable as YAML ({reason})") from None
-    if not isinstance(content, dict):
-        found = "nothing" if content is None else f"a {type(content).__name__}"
-        raise InputError(f"{path}: holds {found}; expected keys and values")
-    _check_keys(path, content, types, "")
-
-
-def _check_keys(path: Path, content: dict[Any, Any], types: dict[str, Any], prefix: str) -> None:
-    """Check names, groups and nulls; jsonargparse checks the values, but lets a null pass."""
-    for name, value in content.items():
-        key = f"{prefix}{name}"
-        if "." in str(name):
-            raise InputError(f"{path}: {key}: dots are for the command line; expected nested keys")
-        if key not in types:
-            raise InputError(f"{path}: {_unknown(key, types)}")
-        is_group = is_dataclass(types[key])
-        if is_group and isinstance(value, dict):
-            _check_keys(path, value, types, f"{key}.")
-        elif is_group or (value is None and type(None) not in get_args(types[key])):
-            shown = "null" if value is None else value
-            raise InputError(f"{path}: {_not_allowed(key, shown, types)}")
-
-
-def _one_line(error: Exception, types: dict[str, Any]) -> str:
-    """Return jsonargparse's message in the form of all other errors."""
-    message = " ".join(str(error).split())
-    if found := re.fullmatch(r"unrecognized arguments: (.+)", message):
-        key = re.split("[ =]", found[1])[0]
-        return _unknown(key[2:], types) if key.startswith("--") else message
-    key = re.match(r'Parser key "(.+?)": ', message)
-    value = re.search(
-        r"(?:Got value:|Given value:|Unable to load config) ?(.*?)(?: - .*)?$", message
-    )
-    if not key or not value or key[1] not in types:
-        return message
-    return _not_allowed(key[1], value[1] or "nothing", types)
+# What jsonargparse lets through where a value is not of its type.
+_FAULTS = (jsonargparse.ArgumentError, TypeError, ValueError, OverflowError)
 
 
 def _parser(config: type, **options: Any) -> jsonargparse.ArgumentParser:
@@ -161,57 +92,102 @@ def _parser(config: type, **options: Any) -> jsonargparse.ArgumentParser:
     return parser
 
 
-def _instantiate(parser: jsonargparse.ArgumentParser, config: type, values: Any) -> Any:
-    names = config.__dataclass_fields__
+@cache
+def _plain_parser(config: type) -> jsonargparse.ArgumentParser:
+    return _parser(config)
+
+
+def build(config: type[Config], values: Mapping[str, Any]) -> Config:
+    """Make a config, with the dataclasses in it, of nested dicts of values of the right types.
+
+    Raises InputError for a value out of its range, or that contradicts another.
+    """
+    built = {
+        part.name: build(part.type, values[part.name])
+        if is_dataclass(part.type)
+        else values[part.name]
+        for part in fields(config)
+    }
     try:
-        built = parser.instantiate(values)
-        return config(**{name: built[name] for name in names})
+        return config(**built)
     except ValueError as error:  # dataclasses of the method know no InputError
-        raise InputError(str(error)) from None
+        raise error if isinstance(error, InputError) else InputError(str(error)) from None
 
 
-def _read(parser: jsonargparse.ArgumentParser, path: Path, types: dict[str, Any]) -> Any:
+def _parse_file(parser: jsonargparse.ArgumentParser, path: Path, types: dict[str, Any]) -> Any:
     try:
         return parser.parse_path(path)
-    except (jsonargparse.ArgumentError, TypeError) as error:
-        raise InputError(f"{path}: {_one_line(error, types)}") from None
+    except _FAULTS as error:
+        raise InputError(f"{path}: {one_line(error, types)}") from None
+
+
+def values_of(config: type, path: Path) -> dict[str, Any]:
+    """Return what a YAML file alone makes of a config's fields, as `build` takes them."""
+    types = types_of(config)
+    check_file(path, types)
+    return _parse_file(_plain_parser(config), path, types).as_dict()
 
 
 def read(config: type[Config], path: Path) -> Config:
     """Read a config from a YAML file alone; InputError if anything is wrong with it."""
-    types = _types(config)
-    _check_yaml(path, types)
-    parser = _parser(config)
     try:
-        return _instantiate(parser, config, _read(parser, path, types))
+        return build(config, values_of(config, path))
     except InputError as error:
         raise InputError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
 
 
-def parse(
-    config: type[Config], pipeline: str, default: str, argv: Sequence[str] | None = None
-) -> tuple[Config, RunOptions]:
-    """Read the command line of a training script: --cfg NAME and any field by its dotted name.
+def set_value(config: type, values: dict[str, Any], key: str, text: str) -> None:
+    """Change one field in what `values_of` returned, as `--key=text` does on the command line.
 
-    pipeline: the folder under configs/ where names are looked up.
-    default: the config that is read without --cfg.
-    Raises InputError for whatever is wrong; --help and --print_config exit.
+    Raises InputError for a key that is no field, or a group of them, and for a text that is no
+    value of the field.
     """
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    first.add_argument("--cfg", default=default)
+    types = types_of(config)
+    group, _, name = key.rpartition(".")
+    inside = group in types and get_origin(types[group]) is dict
+    if not inside and (key not in types or is_dataclass(types[key])):
+        known = [name for name, kind in types.items() if not is_dataclass(kind)]
+        raise InputError(unknown(key, [*known, *names_of_options(config)]))
+    typed = _typed(key, Any if inside else types[key], text)
+    for part in group.split(".") if group else ():
+        values = values[part]
+    values[name] = copy.deepcopy(typed)
+
+
+# Numbers that every reader reads alike. A grid can have thousands: this is 100 times as fast.
+_NUMBERS = {
+    int: re.compile(r"-?\d{1,15}"),
+    float: re.compile(r"-?\d{1,15}(\.\d{1,20})?(e-?\d{1,2})?"),
+}
+
+
+@cache
+def _typed(key: str, kind: Any, text: str) -> Any:
+    if kind in _NUMBERS and _NUMBERS[kind].fullmatch(text):
+        return kind(text)
+    types = {key: kind}
+    check_words([f"--{key}={text}"], types)
     try:
-        known, rest = first.parse_known_args(argv)
-    except argparse.ArgumentError:
-        raise InputError("--cfg: got nothing; expected a path or a name") from None
-    path = find_config(known.cfg, pipeline)
-    types = _types(config) | _types(RunOptions)
-    _check_yaml(path, types)
+        return _value_parser(key, kind).parse_args([f"--{key}={text}"])[key]
+    except _FAULTS as error:
+        raise InputError(one_line(error, types)) from None
+
+
+@cache
+def _value_parser(key: str, kind: Any) -> jsonargparse.ArgumentParser:
+    parser = jsonargparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
+    parser.add_argument(f"--{key}", type=kind)
+    return parser
+
+
+def _training_parser(config: type, pipeline: str, default: str | None) -> Any:
     parser = _parser(
         config,
         description=f"Fields come from configs/{pipeline}/NAME.yaml and from the options below.",
         epilog="The same command again resumes the run.",
     )
-    parser.add_argument("--cfg", action="config", help=f"a path or a name ({default})")
+    usual = f"{default} by default" if default else "without it, the configs are listed"
+    parser.add_argument("--cfg", action="config", help=f"a path or a name ({usual})")
     flags = {
         "overwrite": "delete the run that is in the folder instead of resuming it",
         "allow_other_hardware": "resume with other processes or on another type of device",
@@ -222,16 +198,56 @@ def parse(
         parser.add_argument(
             f"--{name}", type=bool, nargs="?", const=True, default=False, help=words
         )
-    _read(parser, path, types)
+    for part in (config, RunOptions):
+        explain(parser, part)
+    return parser
+
+
+def _parse_words(
+    parser: jsonargparse.ArgumentParser, words: Sequence[str], config: type
+) -> jsonargparse.Namespace:
+    types = types_of(config) | types_of(RunOptions)
+    check_words(words, types)
     try:
-        values = parser.parse_args(["--cfg", str(path), *rest])
-    except (jsonargparse.ArgumentError, TypeError) as error:
-        raise InputError(_one_line(error, types)) from None
-    built = _instantiate(parser, config, values)
-    options = _instantiate(parser, RunOptions, values)
-    if not options.run_dir:
-        run_dir = Path("runs") / pipeline / path.stem / f"seed{built.seed}"
-        options = replace(options, run_dir=str(run_dir))
+        return parser.parse_args(words)
+    except _FAULTS as error:
+        names = [*names_of_options(config), "cfg", "print_config", "help"]
+        raise InputError(one_line(error, types, names)) from None
+
+
+def parse(
+    config: type[Config], pipeline: str, default: str | None, argv: Sequence[str] | None = None
+) -> tuple[Config, RunOptions]:
+    """Read the command line of a training script: --cfg NAME and any field by its dotted name.
+
+    pipeline: the folder under configs/ where names are looked up.
+    default: the config that is read without --cfg; None prints the help and the configs instead.
+    Raises InputError for whatever is wrong; --help and --print_config exit. Fields that have been
+    set and that nothing reads are said on stderr.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--cfg", default=default)
+    try:
+        known, rest = first.parse_known_args(argv)
+    except argparse.ArgumentError:
+        raise InputError("--cfg: got nothing; expected a path or a name") from None
+    parser = _training_parser(config, pipeline, default)
+    if known.cfg is None:
+        _parse_words(parser, rest, config)  # exits with help, or raises for a wrong word
+        parser.print_help()
+        print(f"\n{list_of_configs(pipeline)}", flush=True)
+        raise InputError("--cfg: nothing given; expected a path or one of the names above")
+    path = find_config(known.cfg, pipeline)
+    types = types_of(config) | types_of(RunOptions)
+    check_file(path, types)
+    _parse_file(parser, path, types)
+    values = _parse_words(parser, ["--cfg", str(path), *rest], config)
+    built, options = (build(part, values.as_dict()) for part in (config, RunOptions))
+    usual = Path("runs") / pipeline / path.stem / f"seed{built.seed}"
+    run_dir = user_path(options.run_dir, "run_dir") if options.run_dir else usual
+    options = replace(options, run_dir=str(run_dir))
+    for line in unread(built, config()):
+        print(f"warning: {line}", file=sys.stderr)
     return built, options
 
 
@@ -241,14 +257,14 @@ def from_dict(config: type[Config], values: dict[str, Any]) -> Config:
     Raises InputError for a key that does not exist and for one that is missing: its default may
     have changed since the config was written.
     """
-    types = _types(config)
+    types = types_of(config)
     if odd := sorted(_leaves(values, types) ^ {k for k in types if not is_dataclass(types[k])}):
         raise InputError(f"config of another version of the suite: {', '.join(odd)}")
-    parser = _parser(config)
     try:
-        return _instantiate(parser, config, parser.parse_object(values))
-    except (jsonargparse.ArgumentError, TypeError) as error:
-        raise InputError(_one_line(error, types)) from None
+        typed = _plain_parser(config).parse_object(values)
+    except _FAULTS as error:
+        raise InputError(one_line(error, types)) from None
+    return build(config, typed.as_dict())
 
 
 def _leaves(values: Any, types: dict[str, Any], prefix: str = "") -> set[str]:
@@ -268,36 +284,26 @@ def options_of(options: type[Config], values: Mapping[str, Any], prefix: str) ->
     prefix: the dotted name of the dict, for messages. What is left out has its default. Raises
     InputError for a key that does not exist and for a value of another type or out of range.
     """
-    types = {f"{prefix}.{name}": kind for name, kind in _types(options).items()}
+    types = {f"{prefix}.{name}": kind for name, kind in types_of(options).items()}
     for name, value in values.items():
         key = f"{prefix}.{name}"
         if key not in types:
-            raise InputError(_unknown(key, types))
+            raise InputError(unknown(key, types))
         if value is None and type(None) not in get_args(types[key]):
-            raise InputError(_not_allowed(key, "null", types))
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    for key, kind in types.items():
-        field = options.__dataclass_fields__[key.removeprefix(f"{prefix}.")]
-        parser.add_argument(f"--{key}", type=kind, default=field.default)
+            raise InputError(not_allowed(key, "null", types))
+    if all(type(value) is types[f"{prefix}.{name}"] for name, value in values.items()):
+        return options(**values)  # there is nothing to parse
+    given = {f"{prefix}.{name}": value for name, value in values.items()}
     try:
-        parsed = parser.parse_object({f"{prefix}.{name}": value for name, value in values.items()})
-    except (jsonargparse.ArgumentError, TypeError) as error:
-        raise InputError(_one_line(error, types)) from None
-    return options(**{name: parsed[f"{prefix}.{name}"] for name in options.__dataclass_fields__})
+        parsed = _options_parser(options, prefix).parse_object(given)
+    except _FAULTS as error:
+        raise InputError(one_line(error, types)) from None
+    return options(**{part.name: parsed[f"{prefix}.{part.name}"] for part in fields(options)})
 
 
-def to_yaml(config: object) -> str:
-    """Return the resolved config as YAML, with the keys in the order of the dataclass."""
-    return yaml.safe_dump(asdict(config), sort_keys=False)
-
-
-def differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") -> list[str]:
-    """Return the dotted keys whose values differ, each as 'key: VALUE there, VALUE here'."""
-    lines = []
-    for key in {**there, **here}:
-        old, new = there.get(key), here.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            lines += differences(old, new, f"{prefix}{key}.")
-        elif old != new:
-            lines.append(f"{prefix}{key}: {old!r} there, {new!r} here")
-    return lines
+@cache
+def _options_parser(options: type, prefix: str) -> jsonargparse.ArgumentParser:
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    for part in fields(options):
+        parser.add_argument(f"--{prefix}.{part.name}", type=part.type, default=part.default)
+    return parser

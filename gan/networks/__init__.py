@@ -24,6 +24,9 @@ Normalize = Callable[..., nn.Module]
 PUBLISHED: Mapping[str, Any] = MappingProxyType({})  # no option of an architecture changed
 
 
+LARGEST = 256  # pixels, of a family that does not fix its sizes
+
+
 @dataclass(frozen=True)
 class Architecture:
     """A generator and a discriminator with their options, and the images they are made for."""
@@ -33,6 +36,10 @@ class Architecture:
     discriminator: Callable[..., nn.Module]  # (normalize, options, *, image_size, channels)
     supports: Callable[[int], bool]  # of an image size
     sizes: str  # the supported image sizes in words
+
+
+def _eighths(size: int) -> bool:
+    return 0 < size <= LARGEST and size % 8 == 0
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -47,15 +54,15 @@ ARCHITECTURES: dict[str, Architecture] = {
         Widths,
         sngan_cnn.generator,
         partial(sngan_cnn.discriminator, factors=sngan_cnn.TABLE_3),
-        supports=lambda size: size > 0 and size % 8 == 0,
-        sizes="a multiple of 8",
+        supports=_eighths,
+        sizes=f"a multiple of 8, at most {LARGEST}",
     ),
     "sngan_cnn_wide": Architecture(
         Widths,
         sngan_cnn.generator,
         partial(sngan_cnn.discriminator, factors=sngan_cnn.WIDE),
-        supports=lambda size: size > 0 and size % 8 == 0,
-        sizes="a multiple of 8",
+        supports=_eighths,
+        sizes=f"a multiple of 8, at most {LARGEST}",
     ),
     "sngan_resnet": Architecture(
         sngan_resnet.Options,

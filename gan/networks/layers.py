@@ -4,23 +4,23 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from convnorm.experiment.config import require
+from convnorm.experiment.fields import bounded, check_ranges
 
 
 @dataclass(frozen=True)
 class Widths:
     """Options of a family whose layers are in proportion.
 
-    generator_width: channels of the last stage. discriminator_width: after the first layer.
+    Args:
+        generator_width: channels of the last stage.
+        discriminator_width: channels after the first layer.
     """
 
-    generator_width: int = 64
-    discriminator_width: int = 64
+    generator_width: int = bounded(64, least=1, most=8192)
+    discriminator_width: int = bounded(64, least=1, most=8192)
 
     def __post_init__(self):
-        for key in ("generator_width", "discriminator_width"):
-            value = getattr(self, key)
-            require(value >= 1, f"model.options.{key}", value, "1 or more")
+        check_ranges(self, "model.options")
 
 
 class Unconditional(nn.Sequential):

@@ -15,7 +15,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from convnorm.experiment.config import require
+from convnorm.experiment.fields import bounded, check_ranges
 from gan.networks.layers import Unconditional
 
 
@@ -37,15 +37,18 @@ LAYOUTS = {16: OFFICIAL_32, 32: OFFICIAL_32, 48: TABLE_5}
 
 @dataclass(frozen=True)
 class Options:
-    """Channels in units of `Layout`; null is the published number for the image size."""
+    """Channels in units of `Layout`; null is the published number for the image size.
 
-    generator_width: int | None = None
-    discriminator_width: int | None = None
+    Args:
+        generator_width: of the generator.
+        discriminator_width: of the discriminator.
+    """
+
+    generator_width: int | None = bounded(None, least=1, most=8192)
+    discriminator_width: int | None = bounded(None, least=1, most=8192)
 
     def __post_init__(self):
-        for key in ("generator_width", "discriminator_width"):
-            value = getattr(self, key)
-            require(value is None or value >= 1, f"model.options.{key}", value, "1 or more")
+        check_ranges(self, "model.options")
 
 
 def generator(options: Options, *, image_size: int, channels: int, z_dim: int) -> Unconditional:

@@ -1,22 +1,36 @@
 """Which runs a benchmark consists of: every combination of its axes' values, at every seed."""
 
+import copy
 import itertools
 import json
+import math
 import re
 import shlex
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import MISSING, asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from convnorm.experiment.benchmark.pipeline import Pipeline
-from convnorm.experiment.config import RunOptions, differences, find_config, parse, read, require
+from convnorm.experiment.config import (
+    RunOptions,
+    build,
+    differences,
+    find_config,
+    read,
+    require,
+    set_value,
+    values_of,
+)
 from convnorm.experiment.errors import InputError
+from convnorm.experiment.fields import LARGEST_SEED, bounded, check_ranges, shown
 from convnorm.experiment.records import Score
 
 FOLDER = "benchmark"  # under configs/ and under runs/
 # The other names in a benchmark's folder.
 RESERVED = {"figures", "jobs", "logs", "grid.yaml", "attempts.jsonl", "results.json", "results.csv"}
 RESERVED |= {"report.md", "report.html"}
+MOST_RUNS = 10_000  # of a grid; more would take years, and minutes to plan
+LONGEST_SLUG = 100  # bytes: the folder's name is part of others
 
 
 @dataclass(frozen=True)
@@ -31,30 +45,38 @@ class Compare:
 class Grid:
     """A file of configs/benchmark/.
 
-    question: what the benchmark asks, in a sentence.
-    pipeline, base: the runs start from this config of this pipeline; `set` and `axes` change it.
-    axes: the name of a field -> the list of its values. An axis that changes several fields has a
-        name of its own and, in place of the list, label -> {field: value, ...}.
-    set: field -> value, for all runs. Fields have their dotted names, such as normalizer.kind.
-    attacks: what the accuracy of classifiers is measured under, besides clean images.
+    Args:
+        question: what the benchmark asks, in a sentence.
+        pipeline: gan or classification.
+        base: the runs start from this config of the pipeline; `set` and `axes` change it.
+        axes: the name of a field -> the list of its values. An axis that changes several fields
+            has a name of its own and, in place of the list, label -> {field: value, ...}.
+        seeds: of the runs of each cell.
+        score: what the cells are compared by.
+        compare: which cells are compared.
+        set: field -> value, for all runs. Fields have their dotted names, such as normalizer.kind.
+        attacks: what the accuracy of classifiers is measured under, besides clean images.
     """
 
     question: str
     pipeline: Literal["gan", "classification"]
     base: str
     axes: dict[str, Any]
-    seeds: tuple[int, ...]
+    seeds: tuple[int, ...] = bounded(MISSING, least=0, most=LARGEST_SEED)
     score: Score
     compare: Compare
     set: dict[str, Any] = field(default_factory=dict)
     attacks: tuple[str, ...] = ()
 
     def __post_init__(self):
-        different = len(set(self.seeds)) == len(self.seeds)
-        good = different and self.seeds and min(self.seeds) >= 0
-        require(bool(good), "seeds", list(self.seeds), "one or more different ones, from 0")
+        check_ranges(self)
+        different = len(set(self.seeds)) == len(self.seeds) and self.seeds
+        require(bool(different), "seeds", list(self.seeds), "one or more different ones")
         require(bool(self.axes), "axes", self.axes, "one or more")
         labels = self.labels
+        runs = math.prod(map(len, [*labels.values(), self.seeds]))
+        if runs > MOST_RUNS:
+            raise InputError(f"axes and seeds: {shown(runs)} runs; expected at most {MOST_RUNS}")
         compare = self.compare
         require(compare.axis in labels, "compare.axis", compare.axis, f"one of {_list(labels)}")
         known = labels[compare.axis]
@@ -202,13 +224,14 @@ def _runs(grid: Grid, pipeline: Pipeline, folder: Path) -> tuple[Run, ...]:
     found = []
     seen: dict[str, str] = {}
     there: dict[str, Any] = {}
+    base = values_of(pipeline.config, find_config(grid.base, pipeline.name))
     for cell in cells(grid):
-        for key in ("cfg", "seed", *RunOptions.__dataclass_fields__):
-            free = key not in cell.settings
-            require(free, "axes or set", key, "a field of the run's config, other than its seed")
-        arguments = ["--cfg", grid.base]
-        arguments += [f"--{key}={_label(value)}" for key, value in cell.settings.items()]
-        config, _ = parse(pipeline.config, pipeline.name, grid.base, arguments)
+        _check_keys(cell.settings)
+        values, arguments = copy.deepcopy(base), ["--cfg", grid.base]
+        for key, value in cell.settings.items():
+            set_value(pipeline.config, values, key, _label(value))
+            arguments.append(f"--{key}={_label(value)}")
+        config = build(pipeline.config, values)
         here = pipeline.conditions(config, grid.attacks)
         there = there or here
         if differing := differences(there, here):
@@ -219,7 +242,8 @@ def _runs(grid: Grid, pipeline: Pipeline, folder: Path) -> tuple[Run, ...]:
         scores = pipeline.scores(config, grid.attacks).get(grid.score.at, {})
         known = f"a {grid.score.at} score of {cell.name!r}: {_list(scores) or 'there is none'}"
         require(grid.score.name in scores, "score", grid.score.name, known)
-        good = 0 < len(cell.slug) <= 100 and cell.slug not in RESERVED
+        good = 0 < len(cell.slug.encode()) <= LONGEST_SLUG and cell.slug not in RESERVED
+        good = good and cell.name.isprintable()
         require(good, "axes", cell.name, "labels that can be the name of a folder")
         for same in (cell.slug, json.dumps(asdict(config))):
             if same in seen:
@@ -229,4 +253,18 @@ def _runs(grid: Grid, pipeline: Pipeline, folder: Path) -> tuple[Run, ...]:
             place = folder / cell.slug / f"seed{seed}"
             end = (f"--seed={seed}", f"--run_dir={place}")
             found.append(Run(cell, seed, place, replace(config, seed=seed), (*arguments, *end)))
-    return tuple(sorted(found, key=lambda run: grid.seeds.index(run.seed)))
+    order = {seed: position for position, seed in enumerate(grid.seeds)}
+    return tuple(sorted(found, key=lambda run: order[run.seed]))
+
+
+def _check_keys(settings: dict[str, Any]) -> None:
+    """Refuse keys that are no fields of a run's config, and one that is inside of another."""
+    for key in ("cfg", "seed", *RunOptions.__dataclass_fields__):
+        free = key not in settings
+        require(free, "axes or set", key, "a field of the run's config, other than its seed")
+    for key in settings:
+        require(isinstance(key, str), "axes or set", key, "the name of a field")
+        parts = key.split(".")
+        for end in range(1, len(parts)):
+            outer = ".".join(parts[:end])
+            require(outer not in settings, "axes or set", key, f"{outer} alone, or its fields")

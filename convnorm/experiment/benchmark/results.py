@@ -5,13 +5,16 @@ Numbers that were measured in different ways are refused, not put into one colum
 
 import json
 import math
-from collections import Counter
+import sys
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from typing import Any
 
 import yaml
+from PIL import Image
 
+from convnorm.experiment import yaml_text
 from convnorm.experiment.benchmark.attempt import Command
 from convnorm.experiment.benchmark.comparisons import mcnemar_tests, paired_tests
 from convnorm.experiment.benchmark.grid import Benchmark, Cell, Grid, cells, named
@@ -52,6 +55,9 @@ def gather(benchmark: Benchmark) -> Report:
     names = dict.fromkeys(key for r in results.values() for key in r.scores[score.at])
     curve_metric = first.metrics[first.curve_name]
     runs = _comparable(_runs(benchmark, progress, results, curve_metric))
+    of_cell = defaultdict(list)
+    for run in runs:
+        of_cell[run.cell].append(run)
     done = {
         (item.run.cell.name, item.run.seed): results[item.run.name]
         for item in progress
@@ -75,7 +81,7 @@ def gather(benchmark: Benchmark) -> Report:
         metrics={name: first.metrics[name] for name in names},
         curve_name=first.curve_name,
         curve_metric=curve_metric,
-        cells=tuple(_cell(cell, [r for r in runs if r.cell == cell.name]) for cell in cells(grid)),
+        cells=tuple(_cell(cell, of_cell[cell.name]) for cell in cells(grid)),
         runs=runs,
         comparisons=paired_tests(grid, scores, first.metrics[score.name]),
         mcnemar=mcnemar_tests(grid, flags),
@@ -101,7 +107,8 @@ def _read(
     for item in progress:
         if item.state == "done":
             try:
-                results[item.run.name] = _finite(pipeline.read(item.run.folder, grid.attacks))
+                result = _finite(pipeline.read(item.run.folder, grid.attacks))
+                results[item.run.name] = _with_sound_picture(result)
             except InputError as error:
                 item = replace(item, state="failed", reason=str(error))
         found.append(item)
@@ -128,6 +135,18 @@ def _finite(result: Result) -> Result:
     for name, value in values:
         if not math.isfinite(value):
             raise InputError(f"the {name} is {value}; expected a number")
+    return result
+
+
+def _with_sound_picture(result: Result) -> Result:
+    """Leave a damaged picture out, and say so: the numbers are as good without it."""
+    try:
+        if result.picture is not None and result.picture.is_file():
+            with Image.open(result.picture) as image:
+                image.load()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        print(f"warning: {result.picture}: damaged; the report leaves it out", file=sys.stderr)
+        return replace(result, picture=None)
     return result
 
 
@@ -205,7 +224,12 @@ def _changed(benchmark: Benchmark) -> tuple[str, ...] | None:
     file = benchmark.folder / GRID
     if not file.is_file():
         return None
-    there, here = (yaml.safe_load(text) for text in (file.read_text(), to_yaml(benchmark.grid)))
+    there, here = yaml_text.read(file), yaml.safe_load(to_yaml(benchmark.grid))
+    if not isinstance(there, dict):
+        raise InputError(
+            f"{file}: damaged; expected the grid of the first start, or no file, which leaves "
+            "unsaid in what the grid has changed since"
+        )
     return tuple(differences(there, here))
 
 

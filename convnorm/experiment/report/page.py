@@ -24,6 +24,7 @@ from convnorm.experiment.report.palette import PAPER
 from convnorm.experiment.report.tables import escaped, folded
 
 PAGE = Path(__file__).with_name("page.html")
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 EXTENSIONS = ("tables", "fenced_code", "toc", "md_in_html", "sane_lists")
 
 
@@ -109,12 +110,29 @@ def _csv(report: Report) -> str:
     """Return all numbers of the finished runs in long form: one a line."""
     file = io.StringIO()
     table = csv.writer(file, lineterminator="\n")
-    table.writerow(["cell", *report.axes, "seed", "when", "quantity", "value"])
+    table.writerow(map(_harmless, ["cell", *report.axes, "seed", "when", "quantity", "value"]))
     labels = {cell.name: list(cell.labels.values()) for cell in report.cells}
     for run in report.done:
         place = [run.cell, *labels[run.cell], run.seed]
-        table.writerows([*place, *line] for line in _numbers(run.result, report.curve_name))
+        for line in _numbers(run.result, report.curve_name):
+            table.writerow(map(_harmless, [*place, *line]))
     return file.getvalue()
+
+
+def _harmless(cell: Any) -> Any:
+    """Return a cell that no spreadsheet takes for a formula (OWASP, CSV injection).
+
+    Text that could be one gets an apostrophe in front; numbers, also those in text, stay as they
+    are. A carriage return would end the line.
+    """
+    if not isinstance(cell, str):
+        return cell
+    text = cell.replace("\r", " ")
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}" if cell.startswith(FORMULA_STARTS) else text
+    return text
 
 
 def _numbers(result: RunResult, curve: str) -> Iterator[tuple[str, str, Any]]:

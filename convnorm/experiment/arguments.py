@@ -1,0 +1,66 @@
+"""Arguments of the scripts that read no config: wrong ones are told in one line, as everywhere."""
+
+import argparse
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from convnorm.experiment.errors import InputError
+from convnorm.experiment.fields import shortened, unknown
+from convnorm.experiment.paths import user_path
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are InputErrors that name the option that was meant."""
+
+    def __init__(self, description: str, **options: object):
+        super().__init__(
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            **options,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Raise an InputError in place of the usage and an exit."""
+        if found := re.match("unrecognized arguments: (--[^ =]+)", message):
+            known = [word[2:] for word in self._option_string_actions if word.startswith("--")]
+            raise InputError(unknown(found[1][2:], known))
+        if found := re.fullmatch("the following arguments are required: (.+)", message):
+            raise InputError(f"{found[1]}: missing; see --help")
+        if found := re.fullmatch(
+            "argument ([^:]+): invalid choice: (.+) [(]choose from (.+)[)]", message
+        ):
+            choices = found[3].replace("'", "")
+            message = f"{found[1]}: {shortened(found[2])} is not allowed; expected one of {choices}"
+        raise InputError(message.removeprefix("argument "))
+
+
+def whole(least: int, most: int) -> Callable[[str], int]:
+    """Return the type of an option that takes whole numbers from `least` to `most`."""
+
+    def read(text: str) -> int:
+        if not re.fullmatch("[-+]?[0-9]{1,30}", text) or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(
+                f"{shortened(repr(text))} is not allowed; expected {least} to {most}"
+            )
+        return int(text)
+
+    return read
+
+
+def path(text: str) -> Path:
+    """Read a path, with `~` as the home folder."""
+    try:
+        return user_path(text, "")
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix(": ")) from None
+
+
+def file_to_write(file: Path, option: str) -> None:
+    """Raise an InputError, before the work and not after it, for a file that cannot be written."""
+    if file.is_dir() or not file.parent.is_dir():
+        raise InputError(
+            f"{option}: {file} cannot be written; expected a file in a folder that exists"
+        )

@@ -1,0 +1,60 @@
+"""How much memory the training of a GAN needs at least."""
+
+import torch
+from torch import nn
+
+from convnorm.experiment.run.memory import (
+    Estimate,
+    bytes_for_backward,
+    bytes_of_weights,
+    on_paper,
+)
+from gan.config import GanConfig
+from gan.networks import build_discriminator, build_generator
+
+# What makes it larger.
+KEYS = (
+    "model.options",
+    "model.z_dim",
+    "data.image_size",
+    "train.batch_size",
+    "train.generator_batch_size",
+)
+ADAM = 4  # the weights, their gradients and two means
+
+
+def _plain(layer: nn.Module, *, at_input: bool = False) -> nn.Module:
+    return layer
+
+
+def estimate(config: GanConfig, world_size: int = 1) -> Estimate:
+    """Return what each of `world_size` processes needs, with a plain discriminator.
+
+    Raises InputError for networks that cannot be built.
+    """
+    model, train = config.model, config.train
+    shape = {
+        "image_size": config.data.image_size,
+        "channels": 1 if config.data.name == "digits" else 3,
+        "options": model.options,
+    }
+    real, fake = (
+        max(1, size // world_size) for size in (train.batch_size, train.generator_batch_size)
+    )
+    with on_paper():
+        generator = build_generator(model.arch, z_dim=model.z_dim, **shape)
+        discriminator = build_discriminator(model.arch, _plain, **shape)
+
+        def discriminate(num: int) -> torch.Tensor:
+            size = (num, shape["channels"], shape["image_size"], shape["image_size"])
+            return discriminator(torch.zeros(size), torch.zeros(num, dtype=torch.long))
+
+        def generate() -> torch.Tensor:
+            labels = torch.zeros(fake, dtype=torch.long)
+            return discriminator(generator(torch.zeros(fake, model.z_dim), labels), labels)
+
+        updates = (lambda: [discriminate(real), discriminate(real)]), generate
+        batch = max(map(bytes_for_backward, updates))
+    average = train.ema_decay > 0
+    weights = bytes_of_weights(generator, ADAM + average) + bytes_of_weights(discriminator, ADAM)
+    return Estimate(weights, batch)

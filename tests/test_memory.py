@@ -1,0 +1,88 @@
+"""The memory of a training: what cannot fit is refused before anything is allocated."""
+
+import pytest
+import torch
+from runs import ALONE, changed, classifier_run, run, tiny, tiny_classifier
+
+import classification.memory
+import classification.models
+import gan.memory
+import gan.models
+from classification.config import ClassifierConfig
+from convnorm.experiment.errors import InputError
+from convnorm.experiment.run import memory
+from gan.config import GanConfig
+
+ESTIMATES = {GanConfig: gan.memory.estimate, ClassifierConfig: classification.memory.estimate}
+LARGE = {
+    GanConfig: ["model.options.discriminator_width", "model.options.generator_width"],
+    ClassifierConfig: ["model.options.width"],
+}
+
+
+def test_weights_are_counted_with_what_goes_with_them():
+    config = tiny({"train.ema_decay": 0.9})
+    generator, discriminator = gan.models.build(config, channels=1)
+    numbers = [sum(p.numel() for p in net.parameters()) for net in (generator, discriminator)]
+    assert gan.memory.estimate(config).weights == 4 * (5 * numbers[0] + 4 * numbers[1])
+    config = tiny_classifier({"normalizer.kind": "none", "optim.name": "adamw"})
+    network = classification.models.build(config, 10, (0.5,), (0.5,))
+    number = sum(p.numel() for p in network.parameters())
+    assert classification.memory.estimate(config).weights == 4 * 4 * number
+
+
+def test_a_batch_is_counted_as_autograd_keeps_it():
+    """Against a real forward pass of the same network."""
+    config = tiny_classifier({"normalizer.kind": "none"})
+    network = classification.models.build(config, 10, (0.5,), (0.5,))
+    images = torch.zeros(config.train.batch_size, 1, 8, 8)
+    kept = memory.bytes_for_backward(lambda: network(images))
+    assert classification.memory.estimate(config).batch == kept > images.nbytes
+
+
+@pytest.mark.parametrize("config", ESTIMATES)
+@pytest.mark.parametrize("processes", [1, 4])
+def test_a_batch_is_divided_among_processes(config, processes):
+    estimate, small = ESTIMATES[config], {"train.batch_size": 64}
+    if config is GanConfig:
+        small["train.generator_batch_size"] = 64
+    large = {key: 4 * value for key, value in small.items()}
+    alone = estimate(changed(config(), small)).batch
+    assert estimate(changed(config(), large), 4).batch == pytest.approx(alone, rel=0.01)
+
+
+@pytest.mark.parametrize("config", ESTIMATES)
+def test_the_largest_config_is_estimated_in_no_time_and_in_no_memory(config):
+    changes = {key: 8192 for key in LARGE[config]} | {"train.batch_size": 65_536}
+    needed = ESTIMATES[config](changed(config(), changes))
+    assert needed.weights > 2**37
+    assert needed.batch > 2**37
+    with pytest.raises(
+        InputError, match=r"^memory: training needs .* model\.options.* train\.batch_size$"
+    ):
+        memory.check_memory(needed, torch.device("cpu"), ("model.options", "train.batch_size"))
+
+
+def test_nothing_random_is_drawn_for_it():
+    before = torch.random.get_rng_state()
+    gan.memory.estimate(tiny())
+    classification.memory.estimate(tiny_classifier())
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("train", [run, classifier_run])
+def test_a_run_that_cannot_fit_leaves_nothing_behind(train, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "memory_of", lambda device: 10_000)
+    with pytest.raises(InputError, match=r"needs 0\.0 GiB or more .* cpu has 0\.0 GiB; expected"):
+        train(tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("limit", "expected"), [("1000\n", 1000), ("max\n", None), (None, None)])
+def test_a_container_can_have_less_than_the_machine(limit, expected, tmp_path, monkeypatch):
+    if limit is not None:
+        (tmp_path / "limit").write_text(limit)
+    monkeypatch.setattr(memory, "CGROUP_LIMITS", ())
+    machine = memory.memory_of(ALONE.device)
+    monkeypatch.setattr(memory, "CGROUP_LIMITS", (tmp_path / "limit",))
+    assert memory.memory_of(ALONE.device) == (expected or machine)

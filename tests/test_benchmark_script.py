@@ -117,6 +117,11 @@ def test_one_run_that_fails_is_reported_and_the_rest_is_too(tmp_path):
         ({}, ["--submitit", "a=1"], "error: --submitit: ['a=1'] is not allowed; expected none"),
         ({}, ["--cluster", "local", "--submitit", "a"], "--submitit: 'a' is not allowed"),
         ({}, ["--cluster", "local", "--workers", "2"], "--workers: 2 is not allowed"),
+        (
+            {},
+            ["--cluster", "local", "--submitit", "timeout_min=-1"],
+            "--submitit timeout_min: -1 is not allowed; expected 5 minutes or more",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_trains_nothing(tmp_path, monkeypatch, changes, args, expected):

@@ -210,14 +210,13 @@ def test_a_killed_job_is_noticed_without_accounting(tmp_path, fake):
     assert survey(benchmark)[0].reason == "job 1 ended without a result (gone from the queue)"
 
 
-def test_the_job_of_someone_else_with_the_same_id_is_not_ours(tmp_path, fake):
+def test_the_job_of_someone_else_with_the_same_id_is_not_ours(tmp_path, fake, monkeypatch):
+    monkeypatch.setattr(cluster, "GRACE", 0)
     benchmark = one_run(tmp_path)
-    other = when(
-        lambda: len(fake.read("asked")) > 1, lambda: fake.write("queue", "1|RUNNING|None|other\n")
-    )
-    carry_out(benchmark, on_slurm(benchmark))
-    other.join()
-    assert states(benchmark) == ["failed"]
+    where = on_slurm(benchmark)
+    where.submit(Attempt(benchmark, benchmark.runs[0]))
+    fake.write("queue", "1|RUNNING|None|other\n")
+    assert [ended.record.outcome for ended in where.ended()] == ["failed"]
 
 
 @pytest.mark.parametrize("busy", ["PENDING", "RUNNING", "COMPLETING", "SUSPENDED", "CONFIGURING"])
@@ -303,12 +302,15 @@ def test_the_result_of_an_earlier_job_with_the_same_id_does_not_count(tmp_path, 
     assert attempts(benchmark) == []
 
 
-def test_ctrl_c_cancels_all_jobs(tmp_path, fake):
+def test_ctrl_c_cancels_all_jobs_adopted_ones_too(tmp_path, fake):
     benchmark = toy(tmp_path, seeds=[0])
-    thread = when(lambda: len(fake.read("asked")) > 1, lambda: os.kill(os.getpid(), signal.SIGINT))
+    submitted(benchmark)
+    asked = when(lambda: len(fake.read("queue")) == 2, lambda: os.kill(os.getpid(), signal.SIGINT))
+    gone = when(lambda: fake.read("cancelled"), lambda: fake.write("queue", ""))
     with pytest.raises(Stopped, match="the same command again goes on"):
         carry_out(benchmark, on_slurm(benchmark))
-    thread.join()
+    asked.join()
+    gone.join()
     assert fake.read("cancelled") == ["1 2"]
     assert states(benchmark) == ["not begun"] * 2
     assert attempts(benchmark) == []
@@ -359,8 +361,10 @@ def test_a_job_with_other_settings_is_not_adopted(tmp_path, fake):
     """It would train what the grid asked for when it was submitted."""
     submitted(one_run(tmp_path))
     benchmark = toy(tmp_path, axes={"kind": ["good"]}, seeds=[0], set={"steps": 2})
+    where = on_slurm(benchmark)
     with pytest.raises(InputError, match=r"job 1 carries out good, seed 0 with other .*scancel 1"):
-        carry_out(benchmark, on_slurm(benchmark))
+        where.submit(Attempt(benchmark, benchmark.runs[0]))
+    where.stop()
     assert fake.read("queue") == ["1|PENDING|None|toy:good-seed0"]
     assert fake.read("cancelled") == []
 

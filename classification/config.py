@@ -109,7 +109,7 @@ class OptimConfig:
     name: Literal["sgd", "adamw"] = choosing(
         "sgd", {"sgd": ("momentum", "nesterov"), "adamw": ("betas",)}
     )
-    lr: float = bounded(0.1, above=0, most=100)
+    lr: float = bounded(0.1, above=0, most=1e30)  # a run that diverges says so itself
     momentum: float = bounded(0.9, least=0, below=1)
     nesterov: bool = False
     betas: tuple[float, float] = bounded((0.9, 0.999), least=0, below=1)

@@ -4,7 +4,7 @@ Networks build plain convolutions and pass each one through a `Normalizer`; they
 kind. Whoever needs to know something of the kind asks the Normalizer.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -30,6 +30,19 @@ class Range:
 
     def __str__(self) -> str:
         return f"{self.least} to {self.most}"
+
+
+class _Reads(Mapping):
+    """Kind -> the options that it reads, also of kinds that are added to the catalogue later."""
+
+    def __getitem__(self, kind: str) -> tuple[str, ...]:
+        return CATALOGUE[kind].reads
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(CATALOGUE)
+
+    def __len__(self) -> int:
+        return len(CATALOGUE)
 
 
 def _number(default: float, least: float, most: float) -> Any:
@@ -66,7 +79,7 @@ class Normalizer:
     the kind reads it or not.
     """
 
-    kind: str = field(metadata={"reads": {name: kind.reads for name, kind in CATALOGUE.items()}})
+    kind: str = field(metadata={"reads": _Reads()})
     multiplier: bool = False
     batch_norm: bool = False
     grid: Literal["full", "native"] = "full"

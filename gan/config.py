@@ -83,7 +83,7 @@ class OptimConfig:
         decay: linear lowers the learning rate to 0 after the last step.
     """
 
-    lr: float = bounded(2e-4, above=0, most=100)
+    lr: float = bounded(2e-4, above=0, most=1e30)  # a run that diverges says so itself
     beta1: float = bounded(0.0, least=0, below=1)
     beta2: float = bounded(0.9, least=0, below=1)
     decay: Literal["linear", "none"] = "linear"

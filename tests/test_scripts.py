@@ -65,7 +65,7 @@ def test_the_help_of_kinds_says_what_each_reads(monkeypatch):
         "free reads step_size, repeats, reset_perturbation",
         "multistep reads milestones, gamma",
         "simple_cnn: width 1 to 8192 (32)",
-        "learning rate [more than 0 and at most 100]",
+        "learning rate [more than 0 and at most 1e+30]",
     ):
         assert expected in text
 

@@ -1,9 +1,15 @@
 # `make demo` and `make test` need Python 3.11 or 3.12 and nothing else: they set up .venv first.
+# With another version of torch, beside it: `make test TORCH=2.14.1` sets up .venv-2.14.1.
 
 PYTHON ?= python3
-BIN := .venv/bin
-INSTALLED := .venv/.installed
-PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+TORCH ?=
+VENV := .venv$(if $(TORCH),-$(TORCH))
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+CONSTRAINTS := $(VENV)/constraints.txt
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
+# Every torchvision asks for the one torch that it was built with, so pip finds the right one.
+REPIN := $(if $(TORCH),-e 's/^torch==.*/torch==$(TORCH)/' -e '/^torchvision==/d',-e '')
 # Attacks of others that the tests compare ours with. Their pins would downgrade requests, and
 # tests that miss them are skipped.
 ORACLES := eagerpy foolbox torchattacks
@@ -20,9 +26,10 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# A half-made .venv has no stamp and is completed by the next call.
+# A half-made environment has no stamp and is completed by the next call.
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	sed $(REPIN) constraints.txt > $(CONSTRAINTS)
 	$(PIP) -e '.[dev]'
 	$(PIP) --no-deps $(ORACLES)
 	touch $@

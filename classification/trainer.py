@@ -73,12 +73,15 @@ class Trainer:
         if self.config.adversary.reset_perturbation:
             perturbation.zero_()
         for _ in range(self.config.adversary.repeats):
-            point = perturbation.clone().requires_grad_()
-            self.descend((x + point).clamp(0, 1), labels)
-            moved = next_perturbation(
-                perturbation, point.grad, eps=self.eps, step_size=self.step_size
+            moved = x + perturbation
+            image = moved.clamp(0, 1).requires_grad_()
+            self.descend(image, labels)
+            # Not through the clamp: since torch 2.14 its gradient at 0 and 1 themselves, where
+            # black and white pixels begin, is 0 and no longer 1.
+            gradient = image.grad.masked_fill(image != moved, 0)
+            perturbation.copy_(
+                next_perturbation(perturbation, gradient, eps=self.eps, step_size=self.step_size)
             )
-            perturbation.copy_(moved)
 
     def attack(self, x: torch.Tensor, labels: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
         """Images that raise the cross-entropy, by one step (fast) or several (pgd)."""

@@ -10,9 +10,9 @@ from classification.networks.layers import ACTIVATIONS, NORM_POSITIONS
 from classification.radii import Length, grey_levels, step_levels
 from classification.splits import SplitConfig
 from convnorm.experiment.config import options_of, require
+from convnorm.experiment.config.fields import LARGEST_SEED, bounded, check_ranges, choosing
 from convnorm.experiment.data import DataConfig
 from convnorm.experiment.errors import InputError
-from convnorm.experiment.fields import LARGEST_SEED, bounded, check_ranges, choosing
 from convnorm.normalizers import Normalizer
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from convnorm.experiment import files
 from convnorm.experiment.config import require
+from convnorm.experiment.config.fields import LARGEST_SEED, bounded, check_ranges
 from convnorm.experiment.errors import InputError
-from convnorm.experiment.fields import LARGEST_SEED, bounded, check_ranges
 from convnorm.experiment.streams import generator
 
 Kind = Literal[

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from convnorm.experiment.config.fields import LARGEST_SEED, bounded, check_ranges
 from convnorm.experiment.errors import InputError
-from convnorm.experiment.fields import LARGEST_SEED, bounded, check_ranges
 from convnorm.experiment.streams import generator
 
 

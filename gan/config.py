@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from convnorm.experiment.config import options_of, require
+from convnorm.experiment.config.fields import LARGEST_SEED, bounded, check_ranges
 from convnorm.experiment.data import DataConfig
 from convnorm.experiment.errors import InputError
-from convnorm.experiment.fields import LARGEST_SEED, bounded, check_ranges
 from convnorm.normalizers import Normalizer
 from gan.keys import REPORTED, SELECTING, Keys
 from gan.losses import LOSSES, Penalty, gradient_penalty, r1

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from convnorm.experiment.pixels import resize
+from convnorm.experiment.data.pixels import resize
 
 DIGITS_WEIGHTS = Path(__file__).parent / "weights" / "digits_extractor.pt"
 # Other weights give other scores: retraining them changes this line and every number.

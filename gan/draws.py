@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from convnorm.experiment.data import Images
-from convnorm.experiment.pixels import from_uint8
+from convnorm.experiment.data.pixels import from_uint8
 from convnorm.experiment.run.averaging import decay_at
 from convnorm.experiment.run.batches import Batches
 from convnorm.experiment.run.distributed import Process

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from convnorm.experiment import files, pixels
-from convnorm.experiment.data import Images
+from convnorm.experiment import files
+from convnorm.experiment.data import Images, pixels
 from convnorm.experiment.errors import InputError
 from gan import digits_network, extractors, fidelity
 from gan.extractors import Extractor, Features

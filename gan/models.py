@@ -8,8 +8,8 @@ from torch import nn
 
 from convnorm.experiment import streams
 from convnorm.experiment.config import from_dict
+from convnorm.experiment.data.pixels import to_uint8
 from convnorm.experiment.errors import InputError
-from convnorm.experiment.pixels import to_uint8
 from convnorm.experiment.run import checkpoint
 from gan.config import GanConfig
 from gan.networks import build_discriminator, build_generator

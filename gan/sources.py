@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from convnorm.experiment.data import data_path, read_images
+from convnorm.experiment.data.folder import has_splits
+from convnorm.experiment.data.pixels import RESIZED_BY, resize
+from convnorm.experiment.data.split_names import Split
 from convnorm.experiment.errors import InputError
-from convnorm.experiment.image_folder import has_splits
-from convnorm.experiment.pixels import RESIZED_BY, resize
-from convnorm.experiment.split_names import Split
 from gan.models import load_generator
 from gan.records import Origin
 from gan.scoring import Sample

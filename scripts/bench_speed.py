@@ -24,7 +24,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from convnorm import ConvNorm2d, functional
-from convnorm.experiment.arguments import Parser, file_to_write, path, whole
+from convnorm.experiment.config.arguments import Parser, file_to_write, path, whole
 from convnorm.experiment.errors import exit_code
 from convnorm.experiment.files import write_json
 from convnorm.experiment.run.distributed import pick_device

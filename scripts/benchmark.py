@@ -19,8 +19,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import yaml
 
 from classification.benchmark import CLASSIFICATION
-from convnorm.experiment import yaml_text
-from convnorm.experiment.arguments import Parser, path, whole
 from convnorm.experiment.benchmark.cluster import Cluster
 from convnorm.experiment.benchmark.execute import (
     Executor,
@@ -31,8 +29,9 @@ from convnorm.experiment.benchmark.execute import (
 from convnorm.experiment.benchmark.grid import FOLDER, Benchmark, load
 from convnorm.experiment.benchmark.plan import check, describe
 from convnorm.experiment.benchmark.results import gather
-from convnorm.experiment.config import require
-from convnorm.experiment.config_files import list_of_configs
+from convnorm.experiment.config import require, yaml_text
+from convnorm.experiment.config.arguments import Parser, path, whole
+from convnorm.experiment.config.files import list_of_configs
 from convnorm.experiment.errors import InputError, exit_code
 from convnorm.experiment.report import page
 from gan.benchmark import GAN

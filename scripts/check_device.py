@@ -35,8 +35,8 @@ sys.path[:0] = [str(SCRIPTS.parent), str(SCRIPTS)]
 
 import torch
 
-from convnorm.experiment.arguments import Parser, path
 from convnorm.experiment.config import require
+from convnorm.experiment.config.arguments import Parser, path
 from convnorm.experiment.errors import InputError, exit_code
 from convnorm.experiment.files import write_json
 from convnorm.experiment.run.distributed import pick_device

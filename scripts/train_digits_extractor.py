@@ -18,10 +18,10 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from convnorm.experiment.arguments import Parser, file_to_write, path, whole
+from convnorm.experiment.config.arguments import Parser, file_to_write, path, whole
+from convnorm.experiment.config.fields import LARGEST_SEED
 from convnorm.experiment.data import DataConfig, load_images
 from convnorm.experiment.errors import exit_code
-from convnorm.experiment.fields import LARGEST_SEED
 from convnorm.experiment.files import write, write_json
 from convnorm.experiment.streams import generator
 from gan.digits_network import DIGITS_SIZE, DIGITS_WEIGHTS, DigitsNet, digits_input

@@ -14,9 +14,9 @@ import gan.networks
 from classification.config import ClassifierConfig
 from convnorm.experiment.config import CONFIGS, RunOptions, from_dict, options_of, parse, to_yaml
 from convnorm.experiment.config import build as build_config
+from convnorm.experiment.config.fields import types_of
+from convnorm.experiment.config.yaml_text import LARGEST
 from convnorm.experiment.errors import InputError, exit_code
-from convnorm.experiment.fields import types_of
-from convnorm.experiment.yaml_text import LARGEST
 from gan.config import GanConfig
 from gan.models import build
 

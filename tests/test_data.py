@@ -17,8 +17,8 @@ from torchvision.datasets import CIFAR10
 
 from convnorm.experiment import memory
 from convnorm.experiment.data import DataConfig, Images, load_images
+from convnorm.experiment.data.pixels import from_uint8, resize, to_uint8
 from convnorm.experiment.errors import InputError
-from convnorm.experiment.pixels import from_uint8, resize, to_uint8
 
 
 def random_pixels(*shape: int) -> np.ndarray:
@@ -256,7 +256,7 @@ def test_a_path_that_cannot_be_is_told_in_a_line(name, root, message, tmp_path, 
 def test_what_does_not_fit_into_memory_is_refused_before_it_is_made(monkeypatch):
     """1,437 digits of 1024 pixels are 1.4 GiB; a set of CIFAR's size would be 150."""
     monkeypatch.setattr("convnorm.experiment.memory.available_bytes", lambda: 2**30)
-    monkeypatch.setattr("convnorm.experiment.images.resize", None)
+    monkeypatch.setattr("convnorm.experiment.data.images.resize", None)
     line = refused(DataConfig("digits", image_size=1024))
     assert "1437 images of 1024x1024 pixels would take 1.4 GiB of memory, of which 1 GiB" in line
 

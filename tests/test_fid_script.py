@@ -17,8 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from convnorm.experiment.data import DataConfig, load_images
+from convnorm.experiment.data.pixels import resize
 from convnorm.experiment.errors import InputError
-from convnorm.experiment.pixels import resize
 from gan.extractors import EXTRACTORS, FROM_FEATURES, ExtractorSpec, renamed
 from gan.feature_cache import sha256_of
 from gan.records import Origin

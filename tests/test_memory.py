@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from runs import ALONE, changed, classifier_run, run, tiny, tiny_classifier
+from runs import changed, classifier_run, run, tiny, tiny_classifier
 
 import classification.memory
 import classification.models
 import gan.memory
 import gan.models
 from classification.config import ClassifierConfig
+from convnorm.experiment import memory as machine
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.run import memory
 from gan.config import GanConfig
@@ -72,17 +73,42 @@ def test_nothing_random_is_drawn_for_it():
 
 @pytest.mark.parametrize("train", [run, classifier_run])
 def test_a_run_that_cannot_fit_leaves_nothing_behind(train, tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "memory_of", lambda device: 10_000)
-    with pytest.raises(InputError, match=r"needs 0\.0 GiB or more .* cpu has 0\.0 GiB; expected"):
+    monkeypatch.setattr(memory, "available_bytes", lambda: 10_000)
+    with pytest.raises(
+        InputError, match=r"needs 0\.0 GiB or more .* cpu has 0\.0 GiB left; expected"
+    ):
         train(tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("limit", "expected"), [("1000\n", 1000), ("max\n", None), (None, None)])
-def test_a_container_can_have_less_than_the_machine(limit, expected, tmp_path, monkeypatch):
-    if limit is not None:
-        (tmp_path / "limit").write_text(limit)
-    monkeypatch.setattr(memory, "CGROUP_LIMITS", ())
-    machine = memory.memory_of(ALONE.device)
-    monkeypatch.setattr(memory, "CGROUP_LIMITS", (tmp_path / "limit",))
-    assert memory.memory_of(ALONE.device) == (expected or machine)
+GROUP, OLD_GROUP = "/sys/fs/cgroup", "/sys/fs/cgroup/memory"
+
+
+@pytest.mark.parametrize(
+    ("group", "expected"),
+    [
+        ({}, 1000 * 1024),
+        ({f"{GROUP}/memory.max": "max\n", f"{GROUP}/memory.current": "7\n"}, 1000 * 1024),
+        ({f"{GROUP}/memory.max": "5000\n", f"{GROUP}/memory.current": "1000\n"}, 4000),
+        (
+            {
+                f"{GROUP}/memory.max": "5000\n",
+                f"{GROUP}/memory.current": "1000\n",
+                f"{GROUP}/memory.stat": "anon 600\ninactive_file 300\n",
+            },
+            4300,
+        ),
+        (
+            {
+                f"{OLD_GROUP}/memory.limit_in_bytes": "5000\n",
+                f"{OLD_GROUP}/memory.usage_in_bytes": "1000\n",
+            },
+            4000,
+        ),
+    ],
+)
+def test_a_container_can_have_less_than_the_machine(group, expected, monkeypatch):
+    """Less what it uses, but for pages of files that the kernel can drop."""
+    files = {"/proc/meminfo": "MemTotal: 9999 kB\nMemAvailable: 1000 kB\n", **group}
+    monkeypatch.setattr(machine, "_read", lambda path: files.get(path, ""))
+    assert machine.available_bytes() == expected

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageCms
 
+from convnorm.experiment.data.picture import read_picture
 from convnorm.experiment.errors import InputError
-from convnorm.experiment.picture import read_picture
 
 RNG = np.random.default_rng(0)
 COLOR = RNG.integers(0, 256, (8, 8, 3), dtype=np.uint8)

@@ -16,9 +16,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from convnorm.experiment import pixels
 from convnorm.experiment.codec import from_json, to_json
-from convnorm.experiment.data import DataConfig, load_images
+from convnorm.experiment.data import DataConfig, load_images, pixels
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.records import Metric
 from convnorm.experiment.streams import generator

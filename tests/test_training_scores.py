@@ -6,8 +6,8 @@ import pytest
 import torch
 from runs import log_of, run, tiny
 
+from convnorm.experiment.data.pixels import to_uint8
 from convnorm.experiment.errors import InputError
-from convnorm.experiment.pixels import to_uint8
 from gan import models
 from gan.benchmark import GAN
 from gan.extractors import EXTRACTORS

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from classification.networks.layers import Builder
-from convnorm.experiment.fields import bounded, check_ranges
+from convnorm.experiment.config.fields import bounded, check_ranges
 
 # (build, in_channels, width, stride) -> (branch, the number of its output channels)
 Residual = Callable[..., tuple[nn.Sequential, int]]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from classification.networks.layers import Builder
-from convnorm.experiment.fields import bounded, check_ranges
+from convnorm.experiment.config.fields import bounded, check_ranges
 
 # (channels in units of the width, stride) of each convolution.
 LAYOUT = ((1, 1), (2, 2), (2, 1), (4, 2))

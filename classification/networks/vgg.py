@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from classification.networks.layers import Builder
-from convnorm.experiment.fields import bounded, check_ranges
+from convnorm.experiment.config.fields import bounded, check_ranges
 
 
 @dataclass(frozen=True)

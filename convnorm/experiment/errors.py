@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 # A disk that is full, over quota, read-only or failing, and a file that is larger than allowed.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+SHOWN = 80  # characters of a value in a message
 
 
 class InputError(ValueError):
@@ -24,6 +25,11 @@ class Stopped(Exception):
     def __init__(self, message: str, code: int):
         super().__init__(message)
         self.code = code
+
+
+def shortened(text: str) -> str:
+    """Return a text, or its beginning and its length."""
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(text)} characters)"
 
 
 def exit_code(main: Callable[[], int | None]) -> int:

@@ -3,8 +3,7 @@
 import os
 from pathlib import Path
 
-from convnorm.experiment.errors import InputError
-from convnorm.experiment.fields import shortened
+from convnorm.experiment.errors import InputError, shortened
 
 LONGEST_NAME = 255  # bytes of one part of a path, on all usual file systems
 LONGEST_PATH = 4095  # bytes, on Linux

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from convnorm.experiment.fields import bounded, check_ranges
+from convnorm.experiment.config.fields import bounded, check_ranges
 
 
 @dataclass(frozen=True)

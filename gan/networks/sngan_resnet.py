@@ -15,7 +15,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from convnorm.experiment.fields import bounded, check_ranges
+from convnorm.experiment.config.fields import bounded, check_ranges
 from gan.networks.layers import Unconditional
 
 

@@ -21,8 +21,8 @@ from convnorm.experiment.config import (
     set_value,
     values_of,
 )
+from convnorm.experiment.config.fields import LARGEST_SEED, bounded, check_ranges, shown
 from convnorm.experiment.errors import InputError
-from convnorm.experiment.fields import LARGEST_SEED, bounded, check_ranges, shown
 from convnorm.experiment.records import Score
 
 FOLDER = "benchmark"  # under configs/ and under runs/

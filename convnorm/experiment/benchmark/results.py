@@ -14,13 +14,12 @@ from typing import Any
 import yaml
 from PIL import Image
 
-from convnorm.experiment import yaml_text
 from convnorm.experiment.benchmark.attempt import Command
 from convnorm.experiment.benchmark.comparisons import mcnemar_tests, paired_tests
 from convnorm.experiment.benchmark.grid import Benchmark, Cell, Grid, cells, named
 from convnorm.experiment.benchmark.pipeline import Pipeline, Result
 from convnorm.experiment.benchmark.plan import GRID, Progress, attempts, survey
-from convnorm.experiment.config import differences, to_yaml
+from convnorm.experiment.config import differences, to_yaml, yaml_text
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.records import (
     CellCost,

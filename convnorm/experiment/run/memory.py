@@ -4,22 +4,17 @@ Networks are built on the "meta" device, where tensors have a shape and no conte
 a lower bound: what a normalizer, an attack or a library needs on top is not in it.
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from convnorm.experiment.errors import InputError
+from convnorm.experiment.memory import available_bytes
 
 GIB = 2**30
-CGROUP_LIMITS = (  # of a container or a job: version 2, version 1
-    Path("/sys/fs/cgroup/memory.max"),
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-)
 
 
 @dataclass(frozen=True)
@@ -59,17 +54,11 @@ def bytes_for_backward(forward: Callable[[], object]) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-def memory_of(device: torch.device) -> int:
-    """Return the bytes that a process can have at most: of the GPU, or of machine and container."""
+def memory_for(device: torch.device) -> int:
+    """Return the bytes that a training can have: all of a GPU, or what the machine has left."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    for file in CGROUP_LIMITS:
-        try:
-            limits.append(int(file.read_text()))
-        except (OSError, ValueError):  # none, or "max"
-            continue
-    return min(limits)
+    return available_bytes()
 
 
 def check_memory(estimate: Estimate, device: torch.device, keys: Sequence[str]) -> None:
@@ -77,11 +66,11 @@ def check_memory(estimate: Estimate, device: torch.device, keys: Sequence[str]) 
 
     keys: of the config, which lower the estimate.
     """
-    needed, there = estimate.weights + estimate.batch, memory_of(device)
+    needed, there = estimate.weights + estimate.batch, memory_for(device)
     if needed > there:
         raise InputError(
             f"memory: training needs {needed / GIB:.1f} GiB or more ({estimate.weights / GIB:.1f} "
             f"for weights, gradients and optimizer, {estimate.batch / GIB:.1f} for a batch), and "
-            f"{device} has {there / GIB:.1f} GiB; expected a lower {', '.join(keys[:-1])} or "
+            f"{device} has {there / GIB:.1f} GiB left; expected a lower {', '.join(keys[:-1])} or "
             f"{keys[-1]}"
         )

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import get_args
 
+from convnorm.experiment.data.images import NoSplit, Skipped
+from convnorm.experiment.data.split_names import Kind, Split, counterpart, kinds
 from convnorm.experiment.errors import InputError
-from convnorm.experiment.images import NoSplit, Skipped
-from convnorm.experiment.split_names import Kind, Split, counterpart, kinds
 
 
 def npz_file(root: Path, split: Split | None) -> tuple[Path, list[Skipped]]:

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from convnorm.experiment.data.pixels import RESIZED_BY, resize
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.memory import require_memory
-from convnorm.experiment.pixels import RESIZED_BY, resize
 
 MAX_CLASSES = 32_768  # ImageNet-21k has 21,841; more are ids that were given as labels
 

@@ -10,17 +10,17 @@ from pathlib import Path
 import numpy as np
 from numpy.lib import format as npy
 
-from convnorm.experiment.errors import InputError
-from convnorm.experiment.images import (
+from convnorm.experiment.data.images import (
     MAX_CLASSES,
     Images,
     Skipped,
     checked_classes,
     from_array,
 )
+from convnorm.experiment.data.npz_files import npz_file, train_file
+from convnorm.experiment.data.split_names import Split
+from convnorm.experiment.errors import InputError
 from convnorm.experiment.memory import require_memory
-from convnorm.experiment.npz_files import npz_file, train_file
-from convnorm.experiment.split_names import Split
 
 HEAD = 2**14  # bytes of a member in which NumPy's header of it ends
 

@@ -5,12 +5,12 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from convnorm.experiment import yaml_text
-from convnorm.experiment.errors import InputError
-from convnorm.experiment.fields import not_allowed, require, shortened, unknown
+from convnorm.experiment.config import yaml_text
+from convnorm.experiment.config.fields import not_allowed, require, unknown
+from convnorm.experiment.errors import InputError, shortened
 from convnorm.experiment.paths import user_path
 
-ROOT = Path(__file__).resolve().parents[2]  # of the clone
+ROOT = Path(__file__).resolve().parents[3]  # of the clone
 CONFIGS = ROOT / "configs"
 
 

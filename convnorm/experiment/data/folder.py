@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from convnorm.experiment.errors import InputError
-from convnorm.experiment.images import (
+from convnorm.experiment.data.images import (
     Images,
     NoSplit,
     Skipped,
@@ -21,10 +20,11 @@ from convnorm.experiment.images import (
     images_of,
     said,
 )
+from convnorm.experiment.data.picture import read_picture
+from convnorm.experiment.data.pixels import resize
+from convnorm.experiment.data.split_names import Kind, Split, folder_kind, kinds
+from convnorm.experiment.errors import InputError
 from convnorm.experiment.memory import require_memory
-from convnorm.experiment.picture import read_picture
-from convnorm.experiment.pixels import resize
-from convnorm.experiment.split_names import Kind, Split, folder_kind, kinds
 
 SYSTEM = {
     *("@eadir", "__macosx", "__pycache__", "lost+found", "#recycle", "#snapshot"),

@@ -6,10 +6,10 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
-from convnorm.experiment import yaml_text
-from convnorm.experiment.config_files import check_file
-from convnorm.experiment.errors import InputError
-from convnorm.experiment.fields import not_allowed, shortened, unknown
+from convnorm.experiment.config import yaml_text
+from convnorm.experiment.config.fields import not_allowed, unknown
+from convnorm.experiment.config.files import check_file
+from convnorm.experiment.errors import InputError, shortened
 
 
 def one_line(error: Exception, types: dict[str, Any], known: Sequence[str] = ()) -> str:

@@ -13,10 +13,9 @@ from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
-from convnorm.experiment.errors import InputError
+from convnorm.experiment.errors import InputError, shortened
 
 LARGEST_SEED = 2**63 - 1
-SHOWN = 80  # characters of a value in a message
 SYNONYMS = {"config": "cfg", "output_dir": "run_dir"}  # names that other suites have
 
 
@@ -99,11 +98,6 @@ def shown(value: object) -> str:
         return shortened(repr(value))
     except ValueError:  # Python prints no more than 4300 digits
         return "a number of thousands of digits"
-
-
-def shortened(text: str) -> str:
-    """Return a text, or its beginning and its length."""
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(text)} characters)"
 
 
 def require(condition: bool, key: str, value: object, expected: str) -> None:

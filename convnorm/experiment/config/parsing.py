@@ -12,45 +12,23 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import jsonargparse
 
-from convnorm.experiment.command_line import check_words, one_line
-from convnorm.experiment.config_files import (
-    CONFIGS,
-    ROOT,
-    check_file,
-    find_config,
-    list_of_configs,
-)
-from convnorm.experiment.errors import InputError
-from convnorm.experiment.fields import (
+from convnorm.experiment.config.command_line import check_words, one_line
+from convnorm.experiment.config.fields import (
     bounded,
     check_ranges,
-    differences,
     not_allowed,
-    require,
-    to_yaml,
     types_of,
     unknown,
     unread,
 )
-from convnorm.experiment.help_text import explain, names_of_options
+from convnorm.experiment.config.files import (
+    check_file,
+    find_config,
+    list_of_configs,
+)
+from convnorm.experiment.config.help_text import explain, names_of_options
+from convnorm.experiment.errors import InputError
 from convnorm.experiment.paths import user_path
-
-__all__ = [  # the door to configs: what is in the files beside this one comes through it
-    "CONFIGS",
-    "ROOT",
-    "RunOptions",
-    "build",
-    "differences",
-    "find_config",
-    "from_dict",
-    "options_of",
-    "parse",
-    "read",
-    "require",
-    "set_value",
-    "to_yaml",
-    "values_of",
-]
 
 Config = TypeVar("Config")
 

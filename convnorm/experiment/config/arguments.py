@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from convnorm.experiment.errors import InputError
-from convnorm.experiment.fields import shortened, unknown
+from convnorm.experiment.config.fields import unknown
+from convnorm.experiment.errors import InputError, shortened
 from convnorm.experiment.paths import user_path
 
 

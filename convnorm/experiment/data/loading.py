@@ -16,12 +16,13 @@ from typing import ClassVar, Literal, get_args
 
 import numpy as np
 
-from convnorm.experiment.errors import InputError
-from convnorm.experiment.image_folder import read_folder, split_folder
-from convnorm.experiment.images import Images, NoSplit, from_array
-from convnorm.experiment.npz import read_npz
-from convnorm.experiment.npz_files import npz_file
-from convnorm.experiment.split_names import Split
+from convnorm.experiment.data.folder import read_folder, split_folder
+from convnorm.experiment.data.images import Images, NoSplit, from_array
+from convnorm.experiment.data.npz import read_npz
+from convnorm.experiment.data.npz_files import npz_file
+from convnorm.experiment.data.split_names import Split
+from convnorm.experiment.errors import InputError, shortened
+from convnorm.experiment.paths import user_path
 
 Name = Literal["digits", "cifar10", "cifar100", "folder", "npz"]
 Arrays = tuple[np.ndarray, np.ndarray, tuple[str, ...]]  # pixels (N, H, W, C), labels, classes
@@ -103,16 +104,14 @@ def data_path(root: str, key: str = "data.root") -> Path:
 
     key: what the error names.
     """
-    shown = repr(root if len(root) < 100 else f"{root[:97]}...")
+    path = user_path(root, key)
     try:
-        path = Path(root).expanduser()
         os.stat(path)
     except FileNotFoundError:
         pass
-    except OSError as error:  # a name too long, a folder that may not be entered, a ring of links
-        raise InputError(f"{key}: {shown} cannot be read ({error.strerror})") from None
-    except (RuntimeError, ValueError) as error:  # the home of nobody, a null byte
-        raise InputError(f"{key}: {shown} is no path ({error})") from None
+    except OSError as error:  # a folder that may not be entered, a ring of links
+        reason = error.strerror
+        raise InputError(f"{key}: {shortened(root)} cannot be read ({reason})") from None
     return path
 
 

@@ -39,6 +39,14 @@ TINY = {
     "score.select": "none",
     "steps": 4,
 }
+# Scores of few images; those of all take seconds.
+SCORED = {"score.protocol": "digits", "score.num_real": 200, "score.num_fake": 200}
+SELECTED = {
+    **SCORED,
+    "score.select": "digits_test",
+    "score.select_num_real": 200,
+    "score.select_num_fake": 200,
+}
 # 14 images of each class train, in 3 steps an epoch; 2 of each validate. Every key that the
 # default config of the script sets is set.
 TINY_CLASSIFIER = {

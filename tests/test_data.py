@@ -235,9 +235,9 @@ def test_a_download_that_breaks_off_leaves_no_progress_bar_in_a_log(cifar, capfd
 @pytest.mark.parametrize(
     ("root", "message"),
     [
-        ("~nobody-of-that-name/x", "is no path"),
-        ("n" * 300, "File name too long"),
-        ("a\0b", "is no path"),
+        ("~nobody-of-that-name/x", "there is no user 'nobody-of-that-name'"),
+        ("n" * 300, "is too long; expected at most 255 bytes a name"),
+        ("a\0b", "has a NUL byte"),
         ("link", "Too many levels of symbolic links"),
         ("file/below", "Not a directory"),
     ],

@@ -8,10 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from runs import Crash, classifier_run, crash_before, differing, run, state_of
+from runs import (
+    Crash,
+    classifier_run,
+    crash_before,
+    differing,
+    run,
+    state_of,
+    tiny,
+    tiny_classifier,
+)
 from test_pipelines import CLASSIFICATION, PIPELINES, Pipeline, each_pipeline, trained
 
 from convnorm.experiment.config import parse
+from convnorm.experiment.data import load_images
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.run import checkpoint
 from convnorm.experiment.run.hardware import hardware
@@ -167,7 +177,7 @@ def test_a_training_begins_with_what_it_is(tmp_path, capsys):
     assert block.splitlines() == [
         f"run: {tmp_path}",
         f"device: cpu: {hardware(torch.device('cpu'))}",
-        "data: 1437 images of 16x16 in 10 classes",
+        f"data: {load_images(tiny().data).found}",
         "parameters: " + ", ".join(f"{name} {size:,}" for name, size in sizes.items()),
         "steps: 1",
     ]
@@ -180,7 +190,8 @@ def is_parameter(key: str) -> bool:
 def test_a_classifiers_training_says_what_it_trains_on(tmp_path, capsys):
     classifier_run(tmp_path, {"train.epochs": 1})
     lines = capsys.readouterr().err.splitlines()
-    assert "data: 1437 images of 8x8 in 10 classes; 140 to train on, 20 held out" in lines
+    found = load_images(tiny_classifier().data).found
+    assert f"data: {found}; 140 to train on, 20 held out" in lines
 
 
 def test_a_resumed_training_says_from_where_and_what_has_changed(cut, capsys):

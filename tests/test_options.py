@@ -6,7 +6,17 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from runs import classifier_run, differing, log_of, run, state_of, tiny, tiny_classifier
+from runs import (
+    SCORED,
+    SELECTED,
+    classifier_run,
+    differing,
+    log_of,
+    run,
+    state_of,
+    tiny,
+    tiny_classifier,
+)
 
 import classification.networks
 import gan.networks
@@ -29,7 +39,6 @@ def expanded(names: list[str], architectures: dict[str, Any]) -> list[str]:
 
 
 # key -> (what makes it count, its other value); LEFT and RIGHT are folders of images.
-SELECTED = {"score.protocol": "digits", "score.select": "digits_test"}
 GAN = {
     "data.name": ({"data.root": "LEFT"}, "folder"),
     "data.root": ({"data.name": "folder", "data.root": "LEFT"}, "RIGHT"),
@@ -73,10 +82,10 @@ GAN = {
     "log.samples_every": ({}, 1),
     "log.norms_every": ({}, 1),
     "score.protocol": ({}, "digits"),
-    "score.every": ({"score.protocol": "digits"}, 1),
-    "score.select": ({"score.protocol": "digits"}, "digits_test"),
-    "score.num_real": ({"score.protocol": "digits"}, 100),
-    "score.num_fake": ({"score.protocol": "digits"}, 100),
+    "score.every": (SCORED, 1),
+    "score.select": (SCORED, "digits_test"),
+    "score.num_real": (SCORED, 100),
+    "score.num_fake": (SCORED, 100),
     "score.select_num_real": (SELECTED, 100),
     "score.select_num_fake": (SELECTED, 100),
     "score.weights": ({"score.protocol": "digits"}, "weights.pt"),

@@ -149,8 +149,8 @@ def test_a_generator_is_resized_and_has_no_splits(here, monkeypatch):
         ("absent", "REAL: 'absent' is not found: a run folder, "),
         ("absent:test", "REAL: 'absent:test' is not found"),
         ("digits:valid", "REAL: 'digits:valid' is not found"),
-        ("~nobody-of-that-name", "REAL: '~nobody-of-that-name' is no path"),
-        ("n" * 300, "cannot be read (File name too long)"),
+        ("~nobody-of-that-name", "REAL: ~nobody-of-that-name: there is no user"),
+        ("n" * 300, "is too long; expected at most 255 bytes a name"),
         ("text.txt", "REAL: 'text.txt' is neither of these"),
     ],
 )

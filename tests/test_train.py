@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import ALONE, differing, log_of, run, state_of, tiny
+from runs import ALONE, SCORED, SELECTED, differing, log_of, run, state_of, tiny
 
 from convnorm.experiment.data import load_images
 from convnorm.experiment.errors import InputError, Stopped
@@ -17,7 +17,7 @@ from gan.losses import LOSSES
 from gan.models import Prior, generate, load_generator, sample
 from gan.trainer import Trainer
 
-SCORED = {"score.protocol": "digits", "score.every": 2, "train.ema_decay": 0.9}
+AVERAGED = {"score.every": 2, "train.ema_decay": 0.9}
 
 
 def make_trainer(changes: dict | None = None) -> Trainer:
@@ -35,8 +35,7 @@ def weights(run_dir: Path) -> dict:
 
 def test_scoring_does_not_change_the_training(tmp_path):
     run(tmp_path / "never", {"normalizer.kind": "spectral"})
-    scored = {"normalizer.kind": "spectral", "score.protocol": "digits", "score.every": 2}
-    run(tmp_path / "twice", scored)
+    run(tmp_path / "twice", {**SCORED, "normalizer.kind": "spectral", "score.every": 2})
     assert differing(weights(tmp_path / "twice"), weights(tmp_path / "never")) == []
     assert [line["step"] for line in log_of(tmp_path / "twice", "metrics.jsonl")] == [2, 4]
 
@@ -45,8 +44,8 @@ def test_scoring_does_not_change_the_training(tmp_path):
 def selected(tmp_path_factory) -> dict[str, Path]:
     """The same run without and with a second draw to select by."""
     folder = tmp_path_factory.mktemp("selected")
-    run(folder / "without", SCORED)
-    run(folder / "with", {**SCORED, "score.select": "digits_test"})
+    run(folder / "without", {**AVERAGED, **SCORED})
+    run(folder / "with", {**AVERAGED, **SELECTED})
     return {name: folder / name for name in ("without", "with")}
 
 
@@ -63,14 +62,14 @@ def test_a_selection_shares_no_image_with_the_reported_score(selected):
     """Selected by the latents or the real images that are reported, a score is its best draw."""
     record = log_of(selected["with"], "metrics.jsonl")[-1]
     other, generator = record["selection"], load_generator(selected["with"]).generator
-    assert record["fake"]["sha256"] == sha256_of(sample(generator, Prior(8, 10), 1437, seed=0))
-    latents = Prior(8, 10).draw(1437, 0, "selection")
+    assert record["fake"]["sha256"] == sha256_of(sample(generator, Prior(8, 10), 200, seed=0))
+    latents = Prior(8, 10).draw(200, 0, "selection")
     sha256 = sha256_of(generate(generator, latents))
     assert other["fake"]["sha256"] == sha256 != record["fake"]["sha256"]
     sides = {"train": record, "test": other}
     for split, side in sides.items():
         assert side["real"]["sha256"] == sha256_of(load_images(tiny().data, split).images)
-    assert other["protocol"]["name"] == "digits_test"
+    assert other["protocol"]["name"] == "digits_test[real=200,fake=200]"
 
 
 @pytest.mark.parametrize(

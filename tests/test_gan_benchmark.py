@@ -130,7 +130,10 @@ def test_the_protocol_tells_apart_what_does_not_compare(run_dir):
     known = read(run_dir).protocol
     assert json.loads(json.dumps(known)) == known
     assert (known["name"], known["split"]) == ("digits[real=200,fake=200]", "train")
-    assert (known["selection"]["name"], known["selection"]["split"]) == ("digits_test", "test")
+    assert (known["selection"]["name"], known["selection"]["split"]) == (
+        "digits_test[real=200,fake=200]",
+        "test",
+    )
 
     def changed(*keys):
         def change(record):

@@ -131,13 +131,16 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
             when: {name: per_image[name] for name in ("clean", *attacks) if name in per_image}
             for when, (_, per_image) in evaluations.items()
         },
-        doubts=doubts
-        + tuple(
-            f"{when} weights, {check.name}: {check.detail}"
-            for when, record in records.items()
-            for check in record.checks
-            if not check.passed
-        ),
+        doubts=doubts + _failed_checks(records),
+    )
+
+
+def _failed_checks(records: dict[When, Evaluation]) -> tuple[str, ...]:
+    return tuple(
+        f"{when} weights, {check.name}: {check.detail}"
+        for when, record in records.items()
+        for check in record.checks
+        if not check.passed
     )
 
 

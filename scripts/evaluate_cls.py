@@ -13,7 +13,6 @@ the same command again goes on where it was stopped, and says what is known by n
 import argparse
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -22,30 +21,61 @@ from classification.evaluation_files import others, record_file, save
 from classification.evaluation_options import Options
 from classification.evaluation_report import table, told_apart
 from classification.named_attacks import NAMES, Budget
-from convnorm.experiment.errors import InputError, Stopped, exit_code
+from convnorm.experiment.config.arguments import Parser
+from convnorm.experiment.errors import Stopped, exit_code
 from convnorm.experiment.run.distributed import pick_device
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        usage="%(prog)s RUN [options]",  # in this order: --attacks takes all that follows
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.error = refuse
+    # In this order: --attacks takes all that follows.
+    parser = Parser(__doc__, usage="%(prog)s RUN [options]")
     parser.add_argument("run", metavar="RUN", type=Path, help="a run folder or a checkpoint (.pt)")
+    parser.add_argument(
+        "--checkpoint",
+        choices=["best", "last"],
+        default="best",
+        help="of a run folder: best.pt, selected on the validation split, or last.pt (%(default)s)",
+    )
+    add_attacks(parser)
+    parser.add_argument(
+        "--split",
+        choices=["test", "validation"],
+        default=Options.split,
+        help="validation: what the run held out of its training images (%(default)s)",
+    )
+    parser.add_argument(
+        "--num",
+        metavar="N",
+        type=int,
+        help="evaluate a random subset of so many images (all of the split)",
+    )
+    parser.add_argument(
+        "--batch_size",
+        metavar="N",
+        type=int,
+        default=Options.batch_size,
+        help="images at a time, 1 to 100,000; AutoAttack's result depends on it (%(default)s)",
+    )
+    parser.add_argument(
+        "--data_root", metavar="PATH", help="where the data are, if moved (the run's data.root)"
+    )
+    parser.add_argument(
+        "--device",
+        default="auto",
+        choices=["auto", "cpu", "cuda"],
+        help="auto takes a CUDA device where there is one (%(default)s)",
+    )
+    return parser.parse_args()
+
+
+def add_attacks(parser: Parser) -> None:
+    """Add the options of what images go through."""
     parser.add_argument(
         "--attacks",
         nargs="*",
         default=Options.attacks,
         metavar="NAME",
         help=f"{NAMES}; by default {' '.join(Options.attacks)}; none for the clean accuracy alone",
-    )
-    parser.add_argument(
-        "--checkpoint",
-        choices=["best", "last"],
-        default="best",
-        help="of a run folder: best.pt, selected on the validation split, or last.pt (%(default)s)",
     )
     parser.add_argument(
         "--eps",
@@ -73,25 +103,6 @@ def parse_args() -> argparse.Namespace:
         help="how often SimBA may show an image to the network, 1 to 1,000,000 (%(default)s)",
     )
     parser.add_argument(
-        "--split",
-        choices=["test", "validation"],
-        default=Options.split,
-        help="validation: what the run held out of its training images (%(default)s)",
-    )
-    parser.add_argument(
-        "--num",
-        metavar="N",
-        type=int,
-        help="evaluate a random subset of so many images (all of the split)",
-    )
-    parser.add_argument(
-        "--batch_size",
-        metavar="N",
-        type=int,
-        default=Options.batch_size,
-        help="images at a time, 1 to 100,000; AutoAttack's result depends on it (%(default)s)",
-    )
-    parser.add_argument(
         "--seed",
         metavar="N",
         type=int,
@@ -104,21 +115,6 @@ def parse_args() -> argparse.Namespace:
         type=Path,
         help="the .npy files of the official CIFAR-10-C or CIFAR-100-C (corruptions made here)",
     )
-    parser.add_argument(
-        "--data_root", metavar="PATH", help="where the data are, if moved (the run's data.root)"
-    )
-    parser.add_argument(
-        "--device",
-        default="auto",
-        choices=["auto", "cpu", "cuda"],
-        help="auto takes a CUDA device where there is one (%(default)s)",
-    )
-    return parser.parse_args()
-
-
-def refuse(message: str) -> NoReturn:
-    """One line, without the usage before it, as all other errors have."""
-    raise InputError(f"{message}; --help says what there is")
 
 
 def main() -> None:

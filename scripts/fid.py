@@ -19,6 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from convnorm.experiment.codec import to_json
+from convnorm.experiment.config.arguments import Parser
 from convnorm.experiment.data import DataConfig
 from convnorm.experiment.errors import InputError, exit_code
 from convnorm.experiment.files import write_json
@@ -61,9 +62,7 @@ def table(record: ScoreRecord) -> str:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("fake", metavar="FAKE", help=SOURCES)
     parser.add_argument(
         "real",

@@ -64,10 +64,12 @@ def forgetful_resume(*argv: str) -> None:
     """
     original = loop.resume
 
-    def resume(trainer: loop.Trainer, run_dir: Path, kind: str) -> None:
-        if isinstance(trainer, GanTrainer):
-            original(trainer, run_dir, kind)
-            trainer.state.optim_g.state.clear()
+    def resume(trainer: loop.Trainer, *args: Any) -> Any:
+        if not isinstance(trainer, GanTrainer):
+            return (args[-1],)
+        segments = original(trainer, *args)
+        trainer.state.optim_g.state.clear()
+        return segments
 
     loop.resume = resume
     script(*argv)

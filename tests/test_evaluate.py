@@ -41,6 +41,7 @@ from classification.splits import SplitConfig, split
 from convnorm.experiment.codec import to_json
 from convnorm.experiment.data import load_images
 from convnorm.experiment.errors import InputError
+from convnorm.experiment.run import checkpoint
 
 EPS = Budget.eps / 255
 
@@ -428,7 +429,7 @@ def test_a_measurement_that_is_not_whole_is_named_and_kept(loaded, change):
     """Asked for or not: a record without it would lack what was measured."""
     run(loaded, "fgsm")
     (file,) = (loaded.file.parent / "evaluation").glob("fgsm-*.pt")
-    torch.save(torch.load(file) | change, file)
+    checkpoint.save(file, torch.load(file) | change)
     damaged = file.read_bytes()
     for names in (["fgsm"], []):
         with pytest.raises(InputError, match=rf"{file}: damaged; expected what evaluate_cls"):

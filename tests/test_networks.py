@@ -282,7 +282,7 @@ def test_resnet_discriminator_sums_over_the_map(image_size, last_map):
         ({"channels": 4}, "data: images with 4 channels, expected 1"),
         (
             {"options": {"generator_width": 0}},
-            r"model\.options\.generator_width: 0 is not allowed; expected 1 or more",
+            r"model\.options\.generator_width: 0 is not allowed; expected 1 to 8192",
         ),
         (
             {"options": {"discriminator_width": "wide"}},

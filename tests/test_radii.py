@@ -105,5 +105,5 @@ def test_what_is_no_euclidean_norm_is_refused(value):
     ],
 )
 def test_other_numbers_of_an_adversary_have_bounds_that_are_told(key, value):
-    with pytest.raises(InputError, match=rf"{key}: .* is not allowed; expected \d to 1,000"):
+    with pytest.raises(InputError, match=rf"{key}: .* is not allowed; expected \d to 1000"):
         tiny_classifier({key: value})

@@ -15,9 +15,10 @@ from convnorm.experiment.codec import from_json
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.records import Report
 from convnorm.experiment.report import page
-from convnorm.experiment.report.answer import answer, limits
+from convnorm.experiment.report.answer import answer
 from convnorm.experiment.report.figures import Drawing
 from convnorm.experiment.report.formats import number
+from convnorm.experiment.report.limits import limits
 from convnorm.experiment.report.page import write
 
 CLEAR = {("none", "x"): [2.5, 2.6, 2.7], ("convnorm", "x"): [1.5, 1.61, 1.7]}

@@ -119,7 +119,7 @@ def test_unverified_weights_are_accepted_where_the_config_says_so(tmp_path, monk
             ({key: num}, f"{key}: {num} is not allowed; expected null")
             for key, num in NUMBERS.items()
         ),
-        ({"score.every": -1}, "score.every: -1 is not allowed; expected 0 or more"),
+        ({"score.every": -1}, "score.every: -1 is not allowed; expected 0 to 1000000000"),
         (
             {"score.protocol": "digits", "score.allow_unverified_weights": True},
             "score.allow_unverified_weights: True is not allowed; expected false where score.w",

@@ -1,4 +1,4 @@
-"""What a benchmark's results say and do not say, in sentences.
+"""What a benchmark's results say, in sentences.
 
 No sentence is stronger than the test behind it. Sentences are plain text: labels in them are not
 escaped.
@@ -12,9 +12,7 @@ from convnorm.experiment.records import Comparison, Report, Segment
 from convnorm.experiment.report.formats import interval, number, points
 from convnorm.experiment.statistics import LEVEL
 
-NOTABLE = 1.2  # times as long
 FULLY = 4  # comparisons; for more, the table says it better than sentences
-FEW = 10  # seeds; with fewer, nobody can see whether differences are normal
 
 
 def answer(report: Report) -> list[str]:
@@ -208,95 +206,6 @@ def _mcnemar(report: Report) -> list[str]:
             f"{len(tests) - len(told)} cannot be told apart (Holm-adjusted, {100 * LEVEL:g} %)."
         )
     return sentences
-
-
-def limits(report: Report) -> list[str]:
-    """What the numbers cannot say, as far as it applies to these results."""
-    return [
-        "All cells had everything in common but the axes. Nothing is said of other networks, data, "
-        "training lengths or, where the learning rate is no axis, rates that suit a cell better.",
-        *_limits_of_tests(report),
-        *_limits_of_scores(report),
-        *_limits_of_runs(report),
-        "Time was measured while other runs may have shared the machine: this is no benchmark of "
-        "speed."
-        + (" Nor did all runs have the same hardware." if len(report.hardware) > 1 else ""),
-    ]
-
-
-def _limits_of_tests(report: Report) -> list[str]:
-    tested, found = [comparison.n for comparison in report.comparisons if comparison.is_tested], []
-    few = min(tested, default=FEW)
-    if few < FEW:
-        found.append(
-            f"A t-test takes the differences to be normal, which {few} of them cannot show. Its "
-            "interval is wide because so few differences say little about their spread, and it "
-            "ignores the bounds of a score. That a difference is not distinguishable does not mean "
-            "that there is none."
-        )
-    if tested:
-        found.append(
-            f"Only {report.score_name} is tested. The other columns describe these runs: picking "
-            "one of them afterwards would find something by chance sooner or later. p-values are "
-            "adjusted for the number of comparisons (Holm), intervals are not."
-        )
-    return found
-
-
-def _limits_of_scores(report: Report) -> list[str]:
-    found = []
-    if digits := [name for name in report.metrics if name.endswith("(digits)")]:
-        found.append(
-            f"{', '.join(digits)}: computed from the features of a small network for handwritten "
-            "digits. These are not FID, KID or IS and cannot be compared with published ones."
-        )
-    if any(cell.scores.get("selected") for cell in report.cells):
-        found.append(
-            "Selected scores are of the step that did best on data held out from these scores; "
-            "final scores are of the last step, whatever came before."
-        )
-    if slower := _slower(report):
-        found.append(slower)
-    if report.protocol.get("split") == "train" and report.pipeline == "gan":
-        found.append(
-            "Distances are to the images that were trained on: a copy of them would score well."
-        )
-    return found
-
-
-def _limits_of_runs(report: Report) -> list[str]:
-    found = []
-    if any(len(versions) > 1 for versions in report.versions.values()):
-        found.append("Not all runs used the same code and libraries: see the versions.")
-    if report.attacks and not any(name.startswith("autoattack") for name in report.attacks):
-        found.append(
-            f"Accuracy under {', '.join(report.attacks)} is an upper bound of robustness. A "
-            "stronger attack, AutoAttack for instance, can lower it, and not for all cells alike."
-        )
-    if report.failed:
-        found.append("Means leave out failed runs, which flatters a normalizer whose runs fail.")
-    if any(cell.collapsed.count for cell in report.cells):
-        found.append(
-            "A mean over runs of which some collapsed describes neither kind: see every run."
-        )
-    return found
-
-
-def _slower(report: Report) -> str:
-    """That equal training is not equal time, for the two compared cells that differ most in it."""
-    seconds = {cell.name: cell.cost.seconds.mean for cell in report.cells if cell.cost}
-    pairs = [(it.cell, it.against) for it in report.comparisons if it.n]
-    if not pairs:
-        return ""
-    ordered = [sorted(pair, key=seconds.__getitem__) for pair in pairs]
-    fast, slow = max(ordered, key=lambda pair: seconds[pair[1]] / seconds[pair[0]])
-    ratio = seconds[slow] / seconds[fast]
-    if ratio < NOTABLE:
-        return ""
-    return (
-        f"Scores are compared after equal training, not after equal time: {slow} took "
-        f"{number(ratio, 2)} times as long as {fast}. See the figure against time."
-    )
 
 
 def _count(n: int, what: str) -> str:

@@ -18,8 +18,9 @@ from convnorm.experiment.codec import to_json
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.records import Report, RunResult
 from convnorm.experiment.report import tables
-from convnorm.experiment.report.answer import answer, limits
+from convnorm.experiment.report.answer import answer
 from convnorm.experiment.report.figures import Drawing, draw
+from convnorm.experiment.report.limits import limits
 from convnorm.experiment.report.palette import PAPER
 from convnorm.experiment.report.tables import escaped, folded
 

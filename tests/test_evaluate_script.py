@@ -252,8 +252,12 @@ def broken(tmp_path_factory) -> Path:
         ("good", ["--batch_size", "1" + "0" * 24], "is not allowed; expected 1 to 100,000"),
         ("good", ["--max_queries", "0"], "max_queries: 0 is not allowed; expected 1 to 1,000,000"),
         ("good", ["--seed=-1"], "seed: -1 is not allowed; expected 0 to 2**63 - 1"),
-        ("good", ["--restarts=3"], "unrecognized arguments: --restarts=3"),
-        ("good", ["--split=train"], "argument --split: invalid choice: 'train'"),
+        ("good", ["--restarts=3"], "restarts: no such key; expected "),
+        (
+            "good",
+            ["--split=train"],
+            "--split: 'train' is not allowed; expected one of test, validation",
+        ),
         ("good", ["--corruptions_dir", "x"], "corruptions_dir: 'x' is not allowed; expected corr"),
         (
             "good",

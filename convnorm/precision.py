@@ -45,8 +45,8 @@ def widened(x: torch.Tensor) -> torch.Tensor:
 
 def in_float64(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """module(x) computed in float64, in the dtype of x; a module in training keeps its buffers."""
-    own = dict(module.named_parameters()) | dict(module.named_buffers())
-    wide = {name: t.double() if t.is_floating_point() else t for name, t in own.items()}
+    own = [*module.named_parameters(), *module.named_buffers()]
+    wide = {name: t.double() if t.is_floating_point() else t for name, t in own}
     y = functional_call(module, wide, (x.double(),))
     if module.training:
         with torch.no_grad():

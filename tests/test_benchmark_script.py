@@ -49,7 +49,10 @@ def start(folder: Path, *args: str) -> subprocess.Popen:
 
 
 def end(process: subprocess.Popen) -> tuple[int, str]:
-    output, _ = process.communicate(timeout=120)
+    try:
+        output, _ = process.communicate(timeout=300)
+    finally:
+        process.kill()
     return process.returncode, output
 
 

@@ -14,12 +14,19 @@ from classification.evaluation_options import CORRUPTIONS
 from classification.named_attacks import Budget, attack_named
 from classification.records import Evaluation
 from convnorm.experiment.benchmark.pipeline import Pipeline, Result
-from convnorm.experiment.benchmark.run_files import by_step, finished, gaps, norms, segments
+from convnorm.experiment.benchmark.run_files import (
+    by_step,
+    finished,
+    gaps,
+    norms,
+    read_log,
+    segments,
+)
 from convnorm.experiment.codec import to_json
 from convnorm.experiment.config import differences
 from convnorm.experiment.config import read as read_config
 from convnorm.experiment.errors import InputError
-from convnorm.experiment.records import Cost, CurvePoint, Metric, When
+from convnorm.experiment.records import CurvePoint, Metric, When
 from convnorm.experiment.run.checkpoint import BEST, CHECKPOINT
 
 CHECKPOINTS: dict[When, str] = {"final": CHECKPOINT, "selected": BEST}
@@ -97,18 +104,13 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
         doubts = gaps(file, validated, every, steps["final"]) if metrics_end else ()
         validated = best | validated
         noise = {when: _of_noise(validated[step]) for when, step in steps.items() if metrics_end}
-    with finished(run_dir / "log.jsonl") as file:
-        log = by_step(file, log_end)
-        doubts += gaps(file, log, config.log.every, steps["final"])
-        last = log[steps["final"]]
-        cost = Cost("classifier", **size, **{key: last[key] for key in ("seconds", "peak_memory")})
-        times = [line["seconds"] for line in log.values()]
-        curve = tuple(
-            # There is a log line at each of these steps, unless it was lost.
-            CurvePoint(step, float(np.interp(step, [0, *log], [0.0, *times])), found[metric])
-            for step, found in sorted(validated.items())
-            if metric in found
-        )
+    cost = {"network": "classifier", **size}
+    log = read_log(run_dir / "log.jsonl", log_end, config.log.every, **cost)
+    curve = tuple(
+        CurvePoint(step, log.seconds(step), found[metric])
+        for step, found in sorted(validated.items())
+        if metric in found
+    )
     evaluations = {
         when: _evaluation_at(step, run_dir / CHECKPOINTS[when], attacks)
         for when, step in steps.items()
@@ -121,17 +123,17 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
         selected_step=steps.get("selected"),
         curve_name=f"validation {metric}",
         curve=curve,
-        norms=norms(log),
+        norms=norms(log.lines),
         protocol=_common_protocol(run_dir, records, attacks),
         floor={},
-        cost=cost,
+        cost=log.cost,
         segments=parts,
         versions={},
         right={
             when: {name: per_image[name] for name in ("clean", *attacks) if name in per_image}
             for when, (_, per_image) in evaluations.items()
         },
-        doubts=doubts + _failed_checks(records),
+        doubts=doubts + log.doubts + _failed_checks(records),
     )
 
 

@@ -7,15 +7,20 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from convnorm.experiment.benchmark.pipeline import Pipeline, Result
-from convnorm.experiment.benchmark.run_files import by_step, finished, gaps, norms, segments
+from convnorm.experiment.benchmark.run_files import (
+    by_step,
+    finished,
+    gaps,
+    norms,
+    read_log,
+    segments,
+)
 from convnorm.experiment.codec import from_json
 from convnorm.experiment.config import differences
 from convnorm.experiment.config import read as read_config
 from convnorm.experiment.errors import InputError
-from convnorm.experiment.records import Cost, CurvePoint, Metric, When
+from convnorm.experiment.records import CurvePoint, Metric, When
 from convnorm.experiment.run.loop import is_due
 from gan.config import GanConfig, ScoreConfig
 from gan.extractors import metrics, scores_with
@@ -65,17 +70,9 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
         size = {key: summary[key]["discriminator"] for key in ("parameters", "macs")}
         log_end, metrics_end = summary["log"], summary["metrics"]
     config = read_config(GanConfig, run_dir / "config.yaml")
-    with finished(run_dir / "log.jsonl") as file:
-        log = by_step(file, log_end)
-        doubts = gaps(file, log, config.log.every, steps)
-        last = log[steps]
-        cost = Cost(
-            "discriminator",
-            **size,
-            steps=steps,
-            **{key: last[key] for key in ("seconds", "peak_memory")},
-        )
-        times = [line["seconds"] for line in log.values()]
+    cost = {"network": "discriminator", **size, "steps": steps}
+    log = read_log(run_dir / "log.jsonl", log_end, config.log.every, **cost)
+    doubts = log.doubts
     with finished(run_dir / "metrics.jsonl") as file:
         records = _records(by_step(file, metrics_end), file)
         # An end that was none any more when the run was made longer is no point of its curve.
@@ -83,9 +80,8 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
         doubts += gaps(file, records, config.score.every, steps)
         final = records[steps]
         curve = tuple(
-            # A step between two log lines is as far in time as in steps.
-            CurvePoint(step, float(np.interp(step, [0, *log], [0.0, *times])), value)
-            for step, value in ((s, _scores(it)[final.distance]) for s, it in records.items())
+            CurvePoint(step, log.seconds(step), _scores(record)[final.distance])
+            for step, record in records.items()
         )
         scores, selected = {"final": _scores(final)}, None
         doubts += final.all_doubts
@@ -100,10 +96,10 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
         selected_step=selected,
         curve_name=final.distance,
         curve=curve,
-        norms=norms(log),
+        norms=norms(log.lines),
         protocol=_protocol(final),
         floor={name: it for name, it in final.floor.scores.items() if it is not None},
-        cost=cost,
+        cost=log.cost,
         segments=parts,
         versions=final.versions,
         picture=pictures[-1] if pictures else None,

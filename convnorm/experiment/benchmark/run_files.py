@@ -3,12 +3,15 @@
 from collections import defaultdict
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from convnorm.experiment.codec import from_json
 from convnorm.experiment.errors import InputError
-from convnorm.experiment.records import NormPoint, Norms, Segment
+from convnorm.experiment.records import Cost, NormPoint, Norms, Segment
 from convnorm.experiment.run.tracking import read_lines
 
 # Names in a log line -> names in Result.norms.
@@ -54,6 +57,36 @@ def gaps(file: Path, found: Collection[int], every: int, steps: int) -> tuple[st
         return ()
     where = f"step {missing[0]}" if len(missing) == 1 else f"steps {missing[0]} to {missing[-1]}"
     return (f"{file.name} lacks {len(missing)} of {len(due)} records ({where})",)
+
+
+@dataclass(frozen=True)
+class Log:
+    """The log of a finished run.
+
+    lines: step -> line. cost: of the whole training. doubts: what the file lacks.
+    """
+
+    lines: dict[int, dict[str, Any]]
+    cost: Cost
+    doubts: tuple[str, ...]
+    _seconds: tuple[float, ...]
+
+    def seconds(self, step: int) -> float:
+        """The training time at a step; between two lines, it is as far in time as in steps."""
+        return float(np.interp(step, [0, *self.lines], [0.0, *self._seconds]))
+
+
+def read_log(file: Path, last: dict[str, Any] | None, every: int, **cost: Any) -> Log:
+    """Read log.jsonl, or say what it lacks.
+
+    last: see `by_step`. every: the steps between two lines. cost: what of `Cost` it does not have.
+    """
+    with finished(file):
+        lines = by_step(file, last)
+        doubts = gaps(file, lines, every, cost["steps"])
+        end = lines[cost["steps"]]
+        whole = Cost(**cost, **{key: end[key] for key in ("seconds", "peak_memory")})
+        return Log(lines, whole, doubts, tuple(line["seconds"] for line in lines.values()))
 
 
 def segments(summary: dict[str, Any], file: Path) -> tuple[Segment, ...]:

@@ -208,12 +208,7 @@ def main() -> None:
     parser.add_argument(
         "--batch_size", type=whole(1, 4096), default=32, help="images at a time (%(default)s)"
     )
-    parser.add_argument(
-        "--device",
-        default="auto",
-        choices=["auto", "cpu", "cuda"],
-        help="auto takes a CUDA device where there is one (%(default)s)",
-    )
+    parser.add_device("auto takes a CUDA device where there is one")
     parser.add_argument(
         "--threads",
         type=whole(1, 4096),

@@ -58,12 +58,7 @@ def parse_args() -> argparse.Namespace:
         default=1,
         help="more than 1: torchrun (%(default)s)",
     )
-    parser.add_argument(
-        "--device",
-        default="auto",
-        choices=["auto", "cpu", "cuda"],
-        help="of the runs; auto takes CUDA devices where there are some (%(default)s)",
-    )
+    parser.add_device("of the runs; auto takes CUDA devices where there are some")
     parser.add_argument(
         "--cluster",
         choices=["slurm", "local"],

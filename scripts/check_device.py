@@ -71,12 +71,7 @@ PARTS = {
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(__doc__)
-    parser.add_argument(
-        "--device",
-        default="auto",
-        choices=["auto", "cpu", "cuda"],
-        help="what is checked; auto takes a CUDA device where there is one (%(default)s)",
-    )
+    parser.add_device("what is checked; auto takes a CUDA device where there is one")
     parser.add_argument("--tiny", action="store_true", help="as small as it goes: a test, no check")
     parser.add_argument(
         "--parts", nargs="+", default=list(PARTS), choices=list(PARTS), help="which (all)"

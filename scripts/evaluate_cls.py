@@ -59,12 +59,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--data_root", metavar="PATH", help="where the data are, if moved (the run's data.root)"
     )
-    parser.add_argument(
-        "--device",
-        default="auto",
-        choices=["auto", "cpu", "cuda"],
-        help="auto takes a CUDA device where there is one (%(default)s)",
-    )
+    parser.add_device("auto takes a CUDA device where there is one")
     return parser.parse_args()
 
 

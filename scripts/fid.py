@@ -19,9 +19,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from convnorm.experiment.codec import to_json
-from convnorm.experiment.config.arguments import Parser
+from convnorm.experiment.config.arguments import Parser, file_to_write
 from convnorm.experiment.data import DataConfig
-from convnorm.experiment.errors import InputError, exit_code
+from convnorm.experiment.errors import exit_code
 from convnorm.experiment.files import write_json
 from convnorm.experiment.run.distributed import pick_device
 from gan.extractors import EXTRACTORS, extractor_named, load_extractor
@@ -101,12 +101,7 @@ def parse_args() -> argparse.Namespace:
         default=0,
         help="of what a generator draws, and of which images of FAKE are taken (%(default)s)",
     )
-    parser.add_argument(
-        "--device",
-        default="auto",
-        choices=["auto", "cpu", "cuda"],
-        help="what computes the features; auto takes a GPU where there is one (%(default)s)",
-    )
+    parser.add_device("what computes the features; auto takes a GPU where there is one")
     parser.add_argument(
         "--data_root",
         default=DataConfig.root,
@@ -118,11 +113,8 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
-    # Said before hours of work, not after them.
-    if args.json and (args.json.is_dir() or not args.json.parent.is_dir()):
-        raise InputError(
-            f"json: {args.json} cannot be written; expected a file in a folder that exists"
-        )
+    if args.json:
+        file_to_write(args.json, "--json")
     device = pick_device(args.device)
 
     is_digits = args.real.partition(":")[0] == "digits"

@@ -22,6 +22,15 @@ class Parser(argparse.ArgumentParser):
             **options,
         )
 
+    def add_device(self, what: str) -> None:
+        """Add --device. what: the start of its help."""
+        self.add_argument(
+            "--device",
+            default="auto",
+            choices=["auto", "cpu", "cuda"],
+            help=f"{what} (%(default)s)",
+        )
+
     def error(self, message: str) -> NoReturn:
         """Raise an InputError in place of the usage and an exit."""
         if found := re.match("unrecognized arguments: (--[^ =]+)", message):

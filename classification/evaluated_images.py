@@ -1,7 +1,6 @@
 """The images that a classifier is evaluated on, if they fit it."""
 
 import math
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,11 +9,11 @@ from classification.evaluation_options import Options
 from classification.models import LoadedClassifier
 from classification.per_image import Subject, sha256_of
 from classification.splits import split
-from classification.training_data import sha256_of as sha256_of_file
 from convnorm.experiment.config import require
 from convnorm.experiment.data import Images, load_images
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.run import checkpoint
+from convnorm.experiment.run.batches import sha256_of as sha256_of_file
 from convnorm.experiment.streams import generator
 
 
@@ -27,9 +26,7 @@ def subject_of(loaded: LoadedClassifier, options: Options, device: torch.device)
     """
     data = loaded.config.data
     if options.data_root is not None:
-        elsewhere = data.name != "digits"
-        require(elsewhere, "data_root", options.data_root, "none: the digits come with the suite")
-        data = replace(data, root=options.data_root)
+        data = data.at(options.data_root)
     images = load_images(data, "train" if options.split == "validation" else "test")
     _check_fit(loaded, images)
     _check_radius(options.budget.eps_l2, images)

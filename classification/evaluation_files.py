@@ -20,6 +20,7 @@ from classification.evaluation_report import plot
 from classification.records import Accuracy, Evaluation
 from convnorm.experiment.codec import from_json, to_json
 from convnorm.experiment.errors import InputError
+from convnorm.experiment.files import read as read_bytes
 from convnorm.experiment.files import write, write_json
 from convnorm.experiment.run.checkpoint import EVALUATION
 
@@ -60,7 +61,7 @@ def save(record: Evaluation, right: dict[str, Tensor], file: Path) -> None:
 def read(file: Path) -> Evaluation:
     """Read a record; InputError if the file is missing, damaged or of another version."""
     try:
-        content = json.loads(_content(file).decode())
+        content = json.loads(read_bytes(file, WRITTEN).decode())
         record = from_json(Evaluation, content, file)
     except InputError:
         raise
@@ -109,7 +110,7 @@ def load(checkpoint_file: Path) -> tuple[Evaluation, dict[str, np.ndarray]]:
             sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
     except OSError as error:
         raise InputError(f"{checkpoint_file}: {error.strerror}; expected a checkpoint") from None
-    record, content = read(file), _content(images)
+    record, content = read(file), read_bytes(images, WRITTEN)
     if record.checkpoint.sha256 != sha256:
         raise InputError(f"{file}: is of a checkpoint that was there before; {expected}")
     if record.right_sha256 != hashlib.sha256(content).hexdigest():
@@ -127,7 +128,7 @@ def _make_way(file: Path, record: Evaluation) -> None:
     """Keep what lies at `file` under a name of its own, unless `record` holds all of it."""
     if not file.exists():
         return
-    digest = hashlib.sha256(_content(file)).hexdigest()[:8]
+    digest = hashlib.sha256(read_bytes(file, WRITTEN)).hexdigest()[:8]
     try:
         there = read(file)
     except InputError as error:
@@ -147,15 +148,6 @@ def _holds(record: Evaluation, there: Evaluation) -> bool:
     same = all(getattr(record, name) == getattr(there, name) for name in SAME)
     attacks = all(attack in record.attacks for attack in there.attacks)
     return same and attacks and there.corruptions in (None, record.corruptions)
-
-
-def _content(file: Path) -> bytes:
-    try:
-        if file.exists() and not file.is_file():
-            raise InputError(f"{file}: not a file; expected {WRITTEN}")
-        return file.read_bytes()
-    except OSError as error:
-        raise InputError(f"{file}: {error.strerror}; expected {WRITTEN}") from None
 
 
 def _counted(record: Evaluation) -> list[Accuracy]:

@@ -25,7 +25,7 @@ from convnorm.experiment.config import RunOptions, to_yaml
 from convnorm.experiment.data import Images, load_images
 from convnorm.experiment.records import Segment
 from convnorm.experiment.run import checkpoint, loop
-from convnorm.experiment.run.cost import macs
+from convnorm.experiment.run.cost import macs, num_parameters
 from convnorm.experiment.run.distributed import Process
 from convnorm.experiment.run.hardware import segment
 from convnorm.experiment.run.loop import is_due
@@ -206,7 +206,7 @@ def _summary(
     return {
         "steps": state.step,
         "epochs": state.epoch,
-        "parameters": sum(p.numel() for p in state.network.parameters()),
+        "parameters": num_parameters(state.network),
         "macs": macs(state.network, torch.zeros(size, device=device)),
         "train_images": len(data.train.labels),
         "validation_images": len(data.validation_positions),

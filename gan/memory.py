@@ -1,7 +1,6 @@
 """How much memory the training of a GAN needs at least."""
 
 import torch
-from torch import nn
 
 from convnorm.experiment.run.memory import (
     Estimate,
@@ -9,6 +8,7 @@ from convnorm.experiment.run.memory import (
     bytes_of_weights,
     on_paper,
 )
+from convnorm.normalizers import Normalizer
 from gan.config import GanConfig
 from gan.networks import build_discriminator, build_generator
 
@@ -21,10 +21,6 @@ KEYS = (
     "train.generator_batch_size",
 )
 ADAM = 4  # the weights, their gradients and two means
-
-
-def _plain(layer: nn.Module, *, at_input: bool = False) -> nn.Module:
-    return layer
 
 
 def estimate(config: GanConfig, world_size: int = 1) -> Estimate:
@@ -43,7 +39,7 @@ def estimate(config: GanConfig, world_size: int = 1) -> Estimate:
     )
     with on_paper():
         generator = build_generator(model.arch, z_dim=model.z_dim, **shape)
-        discriminator = build_discriminator(model.arch, _plain, **shape)
+        discriminator = build_discriminator(model.arch, Normalizer("none"), **shape)
 
         def discriminate(num: int) -> torch.Tensor:
             size = (num, shape["channels"], shape["image_size"], shape["image_size"])

@@ -15,7 +15,7 @@ from convnorm.experiment.config import RunOptions, to_yaml
 from convnorm.experiment.data import DataConfig, load_images
 from convnorm.experiment.records import Segment
 from convnorm.experiment.run import checkpoint, loop
-from convnorm.experiment.run.cost import macs
+from convnorm.experiment.run.cost import macs, num_parameters
 from convnorm.experiment.run.distributed import Process
 from convnorm.experiment.run.hardware import segment
 from convnorm.experiment.run.loop import is_due
@@ -148,8 +148,8 @@ def _summary(trainer: Trainer, run_dir: Path, segments: tuple[Segment, ...]) -> 
     return {
         "steps": trainer.state.step,
         "parameters": {
-            "generator": sum(p.numel() for p in generator.parameters()),
-            "discriminator": sum(p.numel() for p in discriminator.parameters()),
+            "generator": num_parameters(generator),
+            "discriminator": num_parameters(discriminator),
         },
         "macs": {"generator": macs(generator, z), "discriminator": macs(discriminator, images)},
         "segments": [to_json(each) for each in segments],

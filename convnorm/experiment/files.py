@@ -34,18 +34,18 @@ def write(path: Path, fill: Callable[[IO[bytes]], Any]) -> None:
         ) from None
 
 
-def read(path: Path) -> bytes:
+def read(path: Path, expected: str = "one that can be read") -> bytes:
     """Return the content of a file.
 
-    Raises InputError for what cannot be read, and for a pipe or a socket, which could wait for
-    ever.
+    expected: what the error says should be there. Raises InputError for what cannot be read, for a
+    link to nothing, and for a pipe or a socket, which could wait for ever.
     """
     try:
-        if path.exists() and not path.is_file():
-            raise InputError(f"{path}: not a file; expected one that can be read")
+        if os.path.lexists(path) and not path.is_file():
+            raise InputError(f"{path}: not a file; expected {expected}")
         return path.read_bytes()
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+        raise InputError(f"{path}: {error.strerror}; expected {expected}") from None
 
 
 def write_json(path: Path, content: Any) -> None:

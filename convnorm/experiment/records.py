@@ -128,6 +128,12 @@ class Segment:
         """All by which two parts of a training can differ, beside their first steps."""
         return {"hardware": self.place, **self.software}
 
+    def changes(self, before: "Segment") -> dict[str, tuple[str | None, str | None]]:
+        """What differs from an earlier part: the name of a fact -> its value then and now."""
+        old, new = before.facts, self.facts
+        pairs = {name: (old.get(name), new.get(name)) for name in {**old, **new}}
+        return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
 
 @dataclass(frozen=True)
 class RunResult:

@@ -9,7 +9,7 @@ import os
 import sys
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
 from typing import ClassVar, Literal, get_args
@@ -55,6 +55,15 @@ class DataConfig:
                 f"data.image_size: got {self.image_size!r}, expected an integer from 1 to "
                 f"{self.MAX_SIZE}"
             )
+
+    def at(self, root: str) -> "DataConfig":
+        """Return the same data at another place; InputError where they have none of their own."""
+        if self.name == "digits":
+            raise InputError(
+                f"data_root: {root!r} is not allowed; expected none, as the digits come with the "
+                "suite"
+            )
+        return replace(self, root=root)
 
 
 def load_images(config: DataConfig, split: Split = "train") -> Images:

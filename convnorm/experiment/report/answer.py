@@ -175,15 +175,11 @@ def _mixed(report: Report) -> list[str]:
 
 def _changes(segments: tuple[Segment, ...]) -> list[str]:
     """What changed between two parts of a training, and at which step."""
-    found = []
-    for before, after in pairwise(segments):
-        old, new = before.facts, after.facts
-        found += [
-            f"{name} {old.get(name, 'none')} to step {after.step}, then {new.get(name, 'none')}"
-            for name in {**old, **new}
-            if old.get(name) != new.get(name)
-        ]
-    return found
+    return [
+        f"{name} {old or 'none'} to step {after.step}, then {new or 'none'}"
+        for before, after in pairwise(segments)
+        for name, (old, new) in after.changes(before).items()
+    ]
 
 
 def _mcnemar(report: Report) -> list[str]:

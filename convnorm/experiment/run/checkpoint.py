@@ -13,7 +13,7 @@ from typing import IO, Any, Protocol
 import torch
 import yaml
 
-from convnorm.experiment.config import differences, to_yaml
+from convnorm.experiment.config import differences, to_yaml, yaml_text
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.files import read, write
 
@@ -210,8 +210,8 @@ def _config_of(run_dir: Path) -> dict[str, Any] | None:
         return None
     saved = run_dir / "config.yaml"
     try:
-        there = yaml.safe_load(saved.read_text())
-    except (yaml.YAMLError, ValueError, RecursionError, OSError):
+        there = yaml_text.read(saved)
+    except InputError:
         there = None
     if not isinstance(there, dict):
         raise InputError(f"{saved}: damaged; expected the run's config (--overwrite starts anew)")

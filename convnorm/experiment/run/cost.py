@@ -1,4 +1,4 @@
-"""What a network and a run cost: multiply-adds of a forward pass, and peak memory."""
+"""What a network and a run cost: parameters, multiply-adds of a forward pass, peak memory."""
 
 import copy
 import math
@@ -14,6 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 aten = torch.ops.aten
+
+
+def num_parameters(network: nn.Module) -> int:
+    """Return how many numbers a network learns."""
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def _fft(flops: float, signal: Tensor, dim: list[int]) -> float:

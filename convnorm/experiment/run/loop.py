@@ -67,12 +67,7 @@ class Journal(Protocol):
 
 def located(data: DataConfig, options: RunOptions) -> DataConfig:
     """The data of a config, at the place that the options name if they do."""
-    if options.data_root and data.name == "digits":
-        raise InputError(
-            f"data_root: {options.data_root!r} is not allowed; expected none, as the digits come "
-            "with the suite"
-        )
-    return replace(data, root=options.data_root) if options.data_root else data
+    return data.at(options.data_root) if options.data_root else data
 
 
 def load_on_all(load: Callable[[], Images], process: Process) -> Images:

@@ -6,6 +6,7 @@ from pathlib import Path
 from torch import nn
 
 from convnorm.experiment.records import Segment
+from convnorm.experiment.run.cost import num_parameters
 
 
 def opening(
@@ -21,9 +22,7 @@ def opening(
     training, the last of which begins now. steps: how many there will be.
     """
     *before, now = segments
-    sizes = {
-        name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()
-    }
+    sizes = {name: num_parameters(network) for name, network in networks.items()}
     lines = {
         "run": str(run_dir),
         "device": f"{now.device}: {now.place}",
@@ -32,8 +31,6 @@ def opening(
         "steps": f"{steps}, resuming from step {now.step}" if before else str(steps),
     }
     if before:
-        old, new = before[-1].facts, now.facts
-        changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-        for name in changed:
-            lines[f"another {name}"] = f"{new.get(name)}; the steps before had {old.get(name)}"
+        for name, (old, new) in now.changes(before[-1]).items():
+            lines[f"another {name}"] = f"{new}; the steps before had {old}"
     return "\n".join(f"{name}: {words}" for name, words in lines.items())

@@ -140,7 +140,10 @@ def test_what_has_the_name_of_a_runs_file_and_is_none_is_one_line(make, name, tm
     assert sorted(content(tmp_path)) == ["config.yaml", "log.jsonl"]
 
 
-@pytest.mark.parametrize("text", ["a: [", "[" * 5000, "a: " + "1" * 5000, "a: !!binary x", "7"])
+@pytest.mark.parametrize(
+    "text",
+    ["a: [", "[" * 5000, "a: " + "1" * 5000, "a: !!binary x", "7", "a: &x [1]\nb: *x"],
+)
 def test_a_config_that_cannot_be_read_is_named(text, tmp_path):
     start(tmp_path)
     (tmp_path / "config.yaml").write_text(text)

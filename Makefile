@@ -10,9 +10,9 @@ CONSTRAINTS := $(VENV)/constraints.txt
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
 # Every torchvision asks for the one torch that it was built with, so pip finds the right one.
 REPIN := $(if $(TORCH),-e 's/^torch==.*/torch==$(TORCH)/' -e '/^torchvision==/d',-e '')
-# Attacks of others that the tests compare ours with. Their pins would downgrade requests, and
+# What of others the tests compare ours with. Some pins would downgrade what we need, and
 # tests that miss them are skipped.
-ORACLES := eagerpy foolbox torchattacks
+ORACLES := eagerpy foolbox pytorch-fid timm torchattacks
 
 .PHONY: demo test lint
 

@@ -23,9 +23,10 @@ from convnorm.experiment.errors import InputError
 from convnorm.experiment.records import CurvePoint, Metric, When
 from convnorm.experiment.run.loop import is_due
 from gan.config import GanConfig, ScoreConfig
-from gan.extractors import metrics, scores_with
+from gan.extractors import scores_with
 from gan.keys import REPORTED
 from gan.records import ScoreRecord
+from gan.score_names import metrics
 
 
 def fraction_done(config: GanConfig, line: dict[str, Any]) -> float:
@@ -59,7 +60,7 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
     """Read a finished run from its files alone; `attacks` is empty.
 
     The selected scores are those reported at the step whose other draw, see ScoreConfig.select, has
-    the lowest Fréchet distance. The cost is the discriminator's: it is what a normalizer changes.
+    the best headline. The cost is the discriminator's: it is what a normalizer changes.
 
     Raises:
         InputError: The run is not finished, has no scores, or is of an older version.
@@ -80,7 +81,7 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
         doubts += gaps(file, records, config.score.every, steps)
         final = records[steps]
         curve = tuple(
-            CurvePoint(step, log.seconds(step), _scores(record)[final.distance])
+            CurvePoint(step, log.seconds(step), _scores(record)[final.headline])
             for step, record in records.items()
         )
         scores, selected = {"final": _scores(final)}, None
@@ -94,7 +95,7 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
         metrics=final.metrics,
         scores=scores,
         selected_step=selected,
-        curve_name=final.distance,
+        curve_name=final.headline,
         curve=curve,
         norms=norms(log.lines),
         protocol=_protocol(final),
@@ -124,12 +125,20 @@ def _records(lines: dict[int, dict[str, Any]], file: Path) -> dict[int, ScoreRec
 
 
 def _scores(record: ScoreRecord) -> dict[str, float]:
-    """The scores with NaN for what is no number, which the benchmark refuses with its name."""
-    return {name: math.nan if it is None else it for name, it in record.scores.items()}
+    """The scores with NaN for what is no number, which the benchmark refuses with its name.
+
+    Without what not even real images have: the protocol has too few images for it.
+    """
+    known = record.floor.scores
+    return {
+        name: math.nan if it is None else it
+        for name, it in record.scores.items()
+        if it is not None or known[name] is not None
+    }
 
 
 def _selection(record: ScoreRecord) -> float:
-    value = record.selection.scores[record.selection.distance]
+    value = record.selection.ranked
     return math.inf if value is None else value
 
 

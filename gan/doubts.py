@@ -8,20 +8,18 @@ import math
 import numpy as np
 from torch import Tensor
 
-from gan import fidelity
-from gan.extractors import Features, Number, Scores
+from gan.distances import FULL, FeatureSet
+from gan.score_names import Number, Scores
 
 COPIES = 0.01  # CIFAR, too, has a few images twice
 FAR = 10  # a classifier score is this many times below its bound where the bound does not matter
 
 
-def of_images(images: Tensor, features: Features, scores: Scores, called: str) -> tuple[str, ...]:
+def of_images(images: Tensor, features: FeatureSet, scores: Scores, called: str) -> tuple[str, ...]:
     """Doubt one side of a score.
 
-    images: (N, C, H, W) uint8. called: "fake images", "real images".
+    images: (N, C, H, W) uint8. features: theirs. called: "fake images", "real images".
     """
-    if num := features.num_not_finite:
-        return (f"{num} of {len(images)} {called} have features that are not finite",)
     found = of_distance(features, scores, called)
     rows = images.cpu().contiguous().flatten(1).numpy()
     copies = len(rows) - len(np.unique(rows.view(f"V{rows.shape[1]}")))
@@ -30,16 +28,15 @@ def of_images(images: Tensor, features: Features, scores: Scores, called: str) -
     return found
 
 
-def of_distance(features: Features, scores: Scores, called: str) -> tuple[str, ...]:
+def of_distance(features: FeatureSet, scores: Scores, called: str) -> tuple[str, ...]:
     """Doubt the Fréchet distance of features (N, D) that span less than their D dimensions."""
     num, width = features.features.shape
-    rank = fidelity.covariance_rank(features.features)
-    if rank == width:
+    if features.rank == width:
         return ()
     few, alike = "which biases the distance upwards", "as many are equal, or nearly so"
     return (
         f"{scores['frechet'].name}: {num} {called} for {width} features have a singular covariance "
-        f"(rank {rank}), {few if num <= width else alike}",
+        f"(rank {features.rank}), {few if num <= width else alike}",
     )
 
 
@@ -52,11 +49,13 @@ def of_numbers(
 
     num: Images that the classifier score is of. splits: How many parts it is averaged over.
     """
-    found = [
-        f"{score.name}: not a finite number"
-        for number, score in scores.items()
-        if score.metric is not None and not math.isfinite(computed[number])
-    ]
+    found = []
+    for number, score in scores.items():
+        if score.metric is None or math.isfinite(computed[number]):
+            continue
+        few = number == "frechet_corrected" and math.isfinite(computed["frechet"])
+        why = f"fewer than {FULL} images for each feature" if few else "not a finite number"
+        found.append(f"{score.name}: {why}")
     bound = num // splits
     if "classifier" in scores and FAR * computed["classifier"] > bound:
         name = scores["classifier"].name

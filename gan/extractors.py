@@ -6,27 +6,33 @@
 import hashlib
 import io
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from convnorm.experiment.errors import InputError
-from convnorm.experiment.records import Metric
 from gan import fidelity, weight_files
 from gan.digits_network import DIGITS_SHA256, DIGITS_WEIGHTS, DigitsNet, digits_input
 from gan.keys import OPTIONS, Keys
+from gan.lite0_network import LITE0_SHA256, LITE0_TRAINED, LITE0_WEIGHTS, Lite0, lite0_input
 from gan.records import ExtractorFacts
+from gan.score_names import (
+    FROM_FEATURES,
+    FROM_LOGITS,
+    HIGHER,
+    LOWER,
+    Number,
+    ScoreName,
+    Scores,
+    renamed,
+)
 
 # (N, C, H, W) uint8 -> features (N, D) and logits (N, K); None from a network without logits.
 Forward = Callable[[Tensor], tuple[Tensor, Tensor | None]]
-# What can be computed from features; the last two from logits.
-Number = Literal[
-    "frechet", "kernel", "kernel_std", "precision", "recall", "classifier", "classifier_std"
-]
 
 
 class Features(NamedTuple):
@@ -47,53 +53,13 @@ class Features(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ScoreName:
-    """What a number is called, and how its values compare.
-
-    Args:
-        name: What records and tables call it.
-        metric: How its values compare; None for the spread of a score, which is no score itself.
-    """
-
-    name: str
-    metric: Metric | None
-
-
-Scores = dict[Number, ScoreName]
-
-LOWER, HIGHER = Metric("lower"), Metric("higher")
-FROM_FEATURES: Scores = {
-    "frechet": ScoreName("FD", LOWER),
-    "kernel": ScoreName("KID", LOWER),
-    "kernel_std": ScoreName("KID std", None),
-    "precision": ScoreName("precision", HIGHER),
-    "recall": ScoreName("recall", HIGHER),
-}
-FROM_LOGITS: Scores = {
-    "classifier": ScoreName("CS", HIGHER),
-    "classifier_std": ScoreName("CS std", None),
-}
-
-
-def renamed(pattern: str, scores: Scores) -> Scores:
-    """Return the scores under the names that `pattern` makes of theirs, e.g. "{} (digits)"."""
-    return {
-        number: replace(score, name=pattern.format(score.name)) for number, score in scores.items()
-    }
-
-
-def metrics(scores: Scores) -> dict[str, Metric]:
-    """Return name -> how its values compare, without the spreads."""
-    return {score.name: score.metric for score in scores.values() if score.metric is not None}
-
-
-@dataclass(frozen=True)
 class ExtractorSpec:
     """What is known of an extractor before its weights are loaded.
 
     Args:
         name: What protocols and records call it.
         scores: The scores that it has with the weights that its name stands for.
+        headline: Which of them is the first to look at, and the one that a step is selected by.
         load: Takes a file of weights (None for its own), a device, whether weights other than
             those that its name stands for are accepted, and what errors call these settings.
             Returns `forward`, the SHA-256 of the file, and whether its weights are those that the
@@ -102,6 +68,7 @@ class ExtractorSpec:
 
     name: str
     scores: Scores
+    headline: Number
     load: Callable[[Path | None, torch.device, bool, Keys], tuple[Forward, str, bool]]
 
     def unverified_scores(self) -> Scores:
@@ -152,6 +119,11 @@ class Extractor:
     def scores(self) -> Scores:
         """The scores that it has, under the names that its weights permit."""
         return self.spec.scores if self.verified else self.spec.unverified_scores()
+
+    @property
+    def headline(self) -> str:
+        """The name of the score that is the first to look at."""
+        return self.scores[self.spec.headline].name
 
     @property
     def facts(self) -> ExtractorFacts:
@@ -207,26 +179,61 @@ def scores_with(name: str, weights: Path | None, keys: Keys) -> Scores:
     return spec.scores if sha256 == fidelity.INCEPTION_SHA256 else spec.unverified_scores()
 
 
+def _shipped(file: Path, expected: str, weights: Path | None, name: str, keys: Keys) -> dict:
+    """Read weights that come with an installation and have no other version."""
+    if weights is not None:
+        raise InputError(f"{keys.weights}: got {weights}, but {name} has weights of its own")
+    data = weight_files.read(file)
+    sha256 = hashlib.sha256(data).hexdigest()
+    if sha256 != expected:
+        raise InputError(f"{file}: its SHA-256 is {sha256}, expected {expected}; install again")
+    return torch.load(io.BytesIO(data), weights_only=True)
+
+
 def _digits(
     weights: Path | None, device: torch.device, allow_unverified: bool, keys: Keys
 ) -> tuple[Forward, str, bool]:
-    if weights is not None:
-        raise InputError(f"{keys.weights}: got {weights}, but the digits extractor has its own")
-    data = weight_files.read(DIGITS_WEIGHTS)
-    sha256 = hashlib.sha256(data).hexdigest()
-    if sha256 != DIGITS_SHA256:
-        raise InputError(
-            f"{DIGITS_WEIGHTS}: its SHA-256 is {sha256}, expected {DIGITS_SHA256}; install again"
-        )
+    state = _shipped(DIGITS_WEIGHTS, DIGITS_SHA256, weights, "the digits extractor", keys)
     with torch.random.fork_rng(devices=[]):  # the layers draw weights before they are overwritten
         network = DigitsNet()
-    network.load_state_dict(torch.load(io.BytesIO(data), weights_only=True))
+    network.load_state_dict(state)
     network.eval().requires_grad_(False).to(device)
 
     def forward(images: Tensor) -> tuple[Tensor, Tensor]:
         return network(digits_input(images))
 
-    return forward, sha256, True
+    return forward, DIGITS_SHA256, True
+
+
+def _lite0(size: int) -> ExtractorSpec:
+    """EfficientNet-Lite0 on images of `size` pixels, which decides what its features see.
+
+    Its Fréchet distance needs many images: between equal distributions of N it is 3.9e5 / N at 96
+    pixels, more than mild noise adds to it. So KID, which has no bias, is the headline. Classes
+    mean something at 224 pixels alone, at which it was trained.
+    """
+    name = f"lite0@{size}"
+
+    def load(
+        weights: Path | None, device: torch.device, allow_unverified: bool, keys: Keys
+    ) -> tuple[Forward, str, bool]:
+        state = _shipped(LITE0_WEIGHTS, LITE0_SHA256, weights, name, keys)
+        with torch.random.fork_rng(devices=[]):
+            network = Lite0()
+        network.load(state)
+        network.eval().requires_grad_(False).to(device)
+
+        def forward(images: Tensor) -> tuple[Tensor, Tensor | None]:
+            features, logits = network(lite0_input(images, size).to(device))
+            return features, logits if size == LITE0_TRAINED else None
+
+        return forward, LITE0_SHA256, True
+
+    first = ("kernel", "kernel_error", "frechet_corrected")
+    scores = {number: FROM_FEATURES[number] for number in first} | FROM_FEATURES
+    if size == LITE0_TRAINED:
+        scores |= FROM_LOGITS
+    return ExtractorSpec(name, renamed(f"{{}} ({name})", scores), "kernel", load)
 
 
 def _inception(
@@ -263,11 +270,17 @@ EXTRACTORS = {
             FROM_FEATURES
             | {
                 "frechet": ScoreName("FID", LOWER),
+                "frechet_corrected": ScoreName("FID corrected", LOWER),
                 "classifier": ScoreName("IS", HIGHER),
                 "classifier_std": ScoreName("IS std", None),
             },
+            "frechet",
             _inception,
         ),
-        ExtractorSpec("digits", renamed("{} (digits)", FROM_FEATURES | FROM_LOGITS), _digits),
+        ExtractorSpec(
+            "digits", renamed("{} (digits)", FROM_FEATURES | FROM_LOGITS), "frechet", _digits
+        ),
+        _lite0(96),
+        _lite0(LITE0_TRAINED),
     )
 }

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from convnorm.experiment.records import Metric
+from gan.distances import Extrapolation
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,11 @@ class Origin:
 class Floor:
     """What real images score against real ones: about what a perfect generator would get.
 
-    num_images: in each of the two halves that are compared. kid_subset_size: images in a subset.
-    scores, spreads, doubts: as in ScoreRecord.
+    num_images: in each of the two halves that are compared. scores, spreads, doubts: as in
+        ScoreRecord.
     """
 
     num_images: int
-    kid_subset_size: int
     scores: dict[str, float | None]
     spreads: dict[str, float | None]
     doubts: tuple[str, ...]
@@ -66,22 +66,26 @@ class ScoreRecord:
 
     protocol: the fields of a `gan.protocols.Protocol`, JSON-able, with every number known.
     metrics: score -> how its values compare, so that a reader needs no table of names.
-    distance: which of the scores is the Fréchet distance.
+    headline: which of the scores is the first to look at, and the one that a step is selected by.
     scores: score -> value; None where it is not a finite number.
-    spreads: name -> standard deviation over the subsets or splits of one sample, which says nothing
-        about another seed; None where these are too few or have too much in common to have one.
+    spreads: name -> how far a score of other images of the same generator would be: the standard
+        error of KID, the standard deviation of IS over its splits. It says nothing about another
+        training. None where there are too few images to have one.
+    expected: score -> what equal distributions have, where that is known from the numbers of images
+        alone.
+    extrapolation: the Fréchet distance at infinitely many images; None where it was not asked for.
     doubts: sentences, each a reason not to take the scores at face value, see `gan.doubts`.
     seed: of the draw of the generated images.
     versions: package -> version.
     selection: what the same generator scores under the protocol by which a step is selected.
     """
 
-    FORMAT: ClassVar = "convnorm-suite/score/2"
+    FORMAT: ClassVar = "convnorm-suite/score/3"
 
     protocol: dict[str, Any]
     extractor: ExtractorFacts
     metrics: dict[str, Metric]
-    distance: str
+    headline: str
     scores: dict[str, float | None]
     spreads: dict[str, float | None]
     doubts: tuple[str, ...]
@@ -92,7 +96,14 @@ class ScoreRecord:
     real: Origin
     seed: int
     versions: dict[str, str]
+    expected: dict[str, float]
+    extrapolation: Extrapolation | None = None
     selection: "ScoreRecord | None" = None
+
+    @property
+    def ranked(self) -> float | None:
+        """The value of the headline."""
+        return self.scores[self.headline]
 
     @property
     def all_doubts(self) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from convnorm.experiment.data.split_names import Split
 from convnorm.experiment.errors import InputError
 from gan.models import load_generator
 from gan.records import Origin
-from gan.scoring import Sample
+from gan.reference import Sample
 
 NAMES = ("digits", "cifar10", "cifar100")
 SOURCES = (

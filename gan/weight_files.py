@@ -53,6 +53,7 @@ def inception(keys: Keys) -> Path:
     except (OSError, RuntimeError, HTTPException) as error:
         raise InputError(
             f"{file.name} is not in {file.parent} and could not be downloaded from {url} "
-            f"({error}); give the file with {keys.weights} FILE"
+            f"({error}); give the file with {keys.weights} FILE, or score by {keys.offline}, which "
+            "needs no download"
         ) from error
     return file

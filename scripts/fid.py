@@ -27,7 +27,8 @@ from convnorm.experiment.run.distributed import pick_device
 from gan.extractors import EXTRACTORS, extractor_named, load_extractor
 from gan.protocols import ALL_IMAGES, PROTOCOLS, protocol_named
 from gan.records import ScoreRecord
-from gan.scoring import num_available, reference_of, score
+from gan.reference import num_available, reference_of
+from gan.scoring import score
 from gan.sources import NAMES, SOURCES, read_source
 
 
@@ -57,6 +58,13 @@ def table(record: ScoreRecord) -> str:
         f"{name:{width}}  {_shown(value):>10}  {_shown(floor[name])}"
         for name, value in values.items()
     ]
+    for name, value in record.expected.items():
+        rows.append(f"{name} of equal distributions is {value:.5g}")
+    if (line := record.extrapolation) is not None:
+        rows.append(
+            f"FD at infinitely many images: {line.value:.5g}, off a line through "
+            f"{len(line.sizes)} sizes by {line.residual:.2g} (standard deviation)"
+        )
     rows += [f"DOUBT: {doubt}" for doubt in record.all_doubts]
     return "\n".join(rows)
 
@@ -94,6 +102,11 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         "--num_real", type=int, help="how many images of REAL, instead of the protocol's number"
+    )
+    parser.add_argument(
+        "--fd_inf",
+        action="store_true",
+        help="also extrapolate FD to infinitely many images, from five sizes of both sides",
     )
     parser.add_argument(
         "--seed",
@@ -152,7 +165,14 @@ def main() -> int:
     reference = reference_of(
         real.images, protocol, extractor, origin=real.origin, seed=args.seed + 1
     )
-    record = score(fake.images, reference, extractor, seed=args.seed, origin=fake.origin)
+    record = score(
+        fake.images,
+        reference,
+        extractor,
+        seed=args.seed,
+        origin=fake.origin,
+        extrapolate=args.fd_inf,
+    )
     print(table(record))
     if args.json:
         write_json(args.json, to_json(record))

@@ -19,12 +19,14 @@ from torch import Tensor
 from convnorm.experiment.data import DataConfig, load_images
 from convnorm.experiment.data.pixels import resize
 from convnorm.experiment.errors import InputError
-from gan.extractors import EXTRACTORS, FROM_FEATURES, ExtractorSpec, renamed
+from gan.extractors import EXTRACTORS, ExtractorSpec
 from gan.feature_cache import sha256_of
 from gan.records import Origin
+from gan.score_names import FROM_FEATURES, renamed
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "fid.py"
-SCORES = ["FD", "KID", "precision", "recall", "CS"]
+FEATURE_SCORES = ("FD", "FD corrected", "KID", "precision", "recall", "coverage")
+SCORES = (*FEATURE_SCORES, "CS")
 
 
 def run_script(folder: Path, *args: str) -> subprocess.CompletedProcess:
@@ -91,7 +93,7 @@ def test_digits_against_held_out_digits_from_another_folder(tmp_path):
     assert "FID" not in done.stdout
     record = json.loads((tmp_path / "record.json").read_text())
     assert list(record["scores"]) == [f"{score} (digits)" for score in SCORES]
-    assert list(record["spreads"]) == ["KID std (digits)", "CS std (digits)"]
+    assert list(record["spreads"]) == ["KID s.e. (digits)", "CS std (digits)"]
     for name in (*record["scores"], *record["spreads"]):
         assert f"\n{name} " in done.stdout
     assert record["protocol"]["name"] == "digits[split=test,size=8]"
@@ -173,13 +175,13 @@ def test_extractor_without_logits_has_a_table_too(fid, monkeypatch, capsys):
         return images.float().flatten(1)[:, 20:24] / 255, None
 
     scores = renamed("{}-toy", FROM_FEATURES)
-    toy = ExtractorSpec("toy", scores, lambda *args: (forward, "c" * 64, True))
+    toy = ExtractorSpec("toy", scores, "frechet", lambda *args: (forward, "c" * 64, True))
     monkeypatch.setitem(EXTRACTORS, "toy", toy)
     record = record_of(fid, monkeypatch, "digits", "digits:test", "--extractor", "toy")
-    assert list(record["scores"]) == ["FD-toy", "KID-toy", "precision-toy", "recall-toy"]
+    assert list(record["scores"]) == [f"{name}-toy" for name in FEATURE_SCORES]
     printed = capsys.readouterr().out
-    rows = [line.rsplit(maxsplit=2)[0] for line in printed.partition("floor")[2].splitlines()[1:]]
-    assert rows == [*record["scores"], "KID std-toy"]
+    rows = printed.partition("floor")[2].splitlines()[1 : 2 + len(FEATURE_SCORES)]
+    assert [row.rsplit(maxsplit=2)[0] for row in rows] == [*record["scores"], "KID s.e.-toy"]
     assert "extractor  toy, weights cccccccccccccccc\n" in printed
 
 
@@ -204,8 +206,8 @@ def test_few_images_are_said_in_the_table(fid, monkeypatch, tmp_path, capsys):
     assert few.startswith("FD (digits): 12 fake images for 64 features have a singular covariance")
     assert f"DOUBT: {few}\n" in printed
     rows = {line.rsplit(maxsplit=2)[0]: line.split()[-2] for line in printed.splitlines() if line}
-    assert rows["KID std (digits)"] == rows["CS std (digits)"] == "n/a"
-    assert record["spreads"] == {"KID std (digits)": None, "CS std (digits)": None}
+    assert rows["FD corrected (digits)"] == rows["CS std (digits)"] == "n/a"
+    assert record["spreads"]["CS std (digits)"] is None
 
 
 @pytest.mark.parametrize(

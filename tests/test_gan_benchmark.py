@@ -10,10 +10,12 @@ from runs import SCORED, SELECTED, run, tiny
 
 from convnorm.experiment.errors import InputError
 from gan.benchmark import GAN
-from gan.extractors import EXTRACTORS, FROM_FEATURES, ExtractorSpec, renamed
+from gan.extractors import EXTRACTORS, ExtractorSpec
 from gan.protocols import PROTOCOLS
+from gan.score_names import FROM_FEATURES, renamed
 
-SCORES = {f"{name} (digits)" for name in ("FD", "KID", "precision", "recall", "CS")}
+NAMES = ("FD", "FD corrected", "KID", "precision", "recall", "coverage")
+SCORES = {f"{name} (digits)" for name in (*NAMES, "CS")}
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +148,7 @@ def test_the_protocol_tells_apart_what_does_not_compare(run_dir):
 
     for keys in (
         ("protocol", "num_fake"),
-        ("protocol", "kid_subset_size"),
+        ("protocol", "coverage_neighborhood"),
         ("extractor", "weights_sha256"),
         ("real", "sha256"),
         ("selection", "protocol", "name"),
@@ -192,7 +194,7 @@ def older_scores(run_dir):
     """The form before records had types: spreads among the scores, a floor without rooms."""
 
     def change(line):
-        del line["format"], line["metrics"], line["distance"]
+        del line["format"], line["metrics"], line["headline"]
         line["scores"] |= line.pop("spreads")
         floor = line["floor"]
         line["floor"] = {"n": floor["num_images"], **floor["scores"], **floor["spreads"]}
@@ -288,9 +290,9 @@ def test_the_end_of_a_run_that_was_made_longer_is_no_point_of_its_curve(tmp_path
         (without("metrics.jsonl", "floor"), "metrics.jsonl: floor: is missing; expected keys"),
         (
             without("metrics.jsonl", "format"),
-            "holds no format; expected '.*/score/2'",
+            "holds no format; expected '.*/score/3'",
         ),
-        (older_scores, "metrics.jsonl: holds no format; expected 'convnorm-suite/score/2'"),
+        (older_scores, "metrics.jsonl: holds no format; expected 'convnorm-suite/score/3'"),
         (summary_without("metrics"), "metrics.jsonl: holds no score"),
     ],
 )
@@ -306,8 +308,8 @@ def test_a_run_that_lacks_something_is_one_line(run_dir, damage, message):
 @pytest.mark.parametrize(
     ("protocol", "names"),
     [
-        ("digits", ["FD (digits)", "KID (digits)", "precision (digits)", "recall (digits)"]),
-        ("fid50k_train", ["FID", "KID", "precision", "recall"]),
+        ("digits", [f"{name} (digits)" for name in NAMES]),
+        ("fid50k_train", [name.replace("FD", "FID") for name in NAMES]),
     ],
 )
 def test_metrics_know_what_is_better(protocol, names):
@@ -315,13 +317,13 @@ def test_metrics_know_what_is_better(protocol, names):
     scores = GAN.scores(tiny({"score.protocol": protocol}), [])["final"]
     lower = {name: metric.better == "lower" for name, metric in scores.items()}
     score = "CS (digits)" if protocol == "digits" else "IS"
-    assert lower == dict(zip(names, [True, True, False, False], strict=True)) | {score: False}
+    assert lower == dict(zip(names, [True] * 3 + [False] * 3, strict=True)) | {score: False}
     assert not any(metric.percent for metric in scores.values())
 
 
 def test_an_extractor_without_logits_is_read(run_dir, monkeypatch):
     """Catches a table of names in the reader, and a score that such a run cannot have."""
-    toy = ExtractorSpec("toy", renamed("{}-toy", FROM_FEATURES), load=None)
+    toy = ExtractorSpec("toy", renamed("{}-toy", FROM_FEATURES), "frechet", load=None)
     monkeypatch.setitem(EXTRACTORS, "toy", toy)
     monkeypatch.setitem(PROTOCOLS, "toy", replace(PROTOCOLS["digits"], extractor="toy"))
     names = {name.replace(" (digits)", "-toy") for name in SCORES - {"CS (digits)"}}
@@ -336,7 +338,7 @@ def test_an_extractor_without_logits_is_read(run_dir, monkeypatch):
                 for name, value in part["scores"].items()
                 if not name.startswith("CS")
             }
-        record |= {"distance": "FD-toy", "spreads": {}, "selection": None}
+        record |= {"headline": "FD-toy", "spreads": {}, "selection": None}
         record["metrics"] = {name: asdict(metric) for name, metric in promised.items()}
 
     rewrite(run_dir / "metrics.jsonl", change)

@@ -22,24 +22,19 @@ from convnorm.experiment.errors import InputError
 from convnorm.experiment.records import Metric
 from convnorm.experiment.streams import generator
 from gan import digits_network, extractors, fidelity
+from gan import reference as reference_module
 from gan.digits_network import DIGITS_WEIGHTS
-from gan.extractors import (
-    EXTRACTORS,
-    FROM_FEATURES,
-    FROM_LOGITS,
-    Extractor,
-    ExtractorSpec,
-    Features,
-    load_extractor,
-    metrics,
-)
+from gan.distances import FeatureSet, expected_coverage, frechet_distance, kernel_distance
+from gan.extractors import EXTRACTORS, Extractor, ExtractorSpec, Features, load_extractor
 from gan.feature_cache import cached_features, sha256_of
 from gan.keys import OPTIONS, REPORTED, SELECTING
 from gan.protocols import PROTOCOLS, Protocol, protocol_named
 from gan.records import ExtractorFacts, Origin, ScoreRecord
-from gan.scoring import Scorer, floor, numbers, reference_of, score, subset
+from gan.reference import Reference, floor, numbers, reference_of, subset
+from gan.score_names import FROM_FEATURES, FROM_LOGITS, metrics, renamed
+from gan.scoring import Scorer, score
 
-SMALL = Protocol("small", "digits", "train", None, None, is_splits=2, kid_subsets=2)
+SMALL = Protocol("small", "digits", "train", None, None, is_splits=2)
 NOISE = Origin("noise", "train")
 
 
@@ -77,44 +72,11 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 # The numbers
 
 
-def test_frechet_distance_has_its_closed_form():
-    """Catches a dropped mean or trace term: x, x + c and 3x have known distances."""
-    x = normal(500, 6) @ normal(6, 6, seed=1) + 2
-    c = torch.arange(6.0)
-    variance = x.double().var(dim=0).sum().item()
-    mean = x.double().mean(dim=0).square().sum().item()
-    assert fidelity.frechet_distance(x, x + c) == pytest.approx(55, rel=1e-5)
-    assert fidelity.frechet_distance(x, 3 * x) == pytest.approx(4 * (mean + variance), rel=1e-5)
-
-
-def test_kernel_distance_is_the_unbiased_mmd_with_the_cubic_kernel():
-    """Catches another kernel, another scale or the biased estimate; one subset holds all."""
-    x, y = normal(40, 5).double(), normal(40, 5, seed=1).double() + 1
-
-    def kernel(a: Tensor, b: Tensor) -> Tensor:
-        return (a @ b.T / 5 + 1) ** 3
-
-    within = sum((kernel(a, a).sum() - kernel(a, a).trace()) / (40 * 39) for a in (x, y))
-    expected = (within - 2 * kernel(x, y).mean()).item()
-    assert fidelity.kernel_distance(x, y, 1, 40)[0] == pytest.approx(expected, rel=1e-6)
-
-
 def test_classifier_score_is_between_one_and_the_number_of_classes():
     """Catches probabilities in the place of logits, and a missing exponential."""
     sure = 100 * torch.eye(7).repeat(50, 1)
     assert fidelity.classifier_score(sure, 1)[0] == pytest.approx(7)
     assert fidelity.classifier_score(torch.ones(50, 7), 5) == pytest.approx((1, 0))
-
-
-@pytest.mark.parametrize(("subset_size", "has_spread"), [(19, True), (20, True), (21, False)])
-@pytest.mark.parametrize("other", [40, 200])
-def test_kernel_distance_has_a_spread_where_subsets_can_differ(subset_size, has_spread, other):
-    """Catches 1e-7, the spread of rounding, over subsets that are all of a few images."""
-    sides = normal(40, 5), normal(other, 5, seed=1)
-    for first, second in (sides, sides[::-1]):
-        mean, std = fidelity.kernel_distance(first, second, 10, subset_size)
-        assert math.isfinite(mean)
-        assert (std > 1e-3) if has_spread else math.isnan(std)
 
 
 @pytest.mark.parametrize(
@@ -128,25 +90,12 @@ def test_classifier_score_has_a_spread_where_splits_can_differ(num, splits, has_
     assert (std > 1e-3) if has_spread else math.isnan(std)
 
 
-@pytest.mark.parametrize(
-    ("features", "rank"),
-    [
-        (normal(200, 6), 6),
-        (1000 + normal(200, 6), 6),
-        (normal(7, 6), 6),
-        (normal(6, 6), 5),
-        (normal(4, 6), 3),
-        (normal(4, 6).repeat(50, 1), 3),
-        (normal(1, 6).repeat(50, 1), 0),
-        (normal(1, 6).repeat(50, 1) * (1 + 1e-7 * normal(50, 6, seed=1)), 0),
-        (torch.zeros(50, 6), 0),
-        (normal(200, 2) @ normal(2, 6), 2),
-    ],
-    ids=str,
-)
-def test_covariance_rank_counts_the_dimensions_that_images_span(features, rank):
-    """Catches rounding that is taken for a dimension, and a mean that hides one."""
-    assert fidelity.covariance_rank(features) == rank
+def against(fake: Features, real: Features) -> dict:
+    """The numbers of generated images against real ones."""
+    points, protocol = FeatureSet(real.features), replace(SMALL, num_fake=None)
+    _, bias = floor(real, protocol, FROM_FEATURES | FROM_LOGITS)
+    reference = Reference(points, protocol, None, bias, NOISE, ())
+    return numbers(FeatureSet(fake.features), fake.logits, reference)
 
 
 def test_collapse_has_high_precision_and_low_recall():
@@ -154,28 +103,30 @@ def test_collapse_has_high_precision_and_low_recall():
     real = normal(300, 4)
     collapsed = real[:1] + 0.01 * normal(300, 4, seed=1)
     fake, real = (Features(side, normal(300, 3)) for side in (collapsed, real))
-    result = numbers(fake, real, replace(SMALL, kid_subset_size=300))
+    result = against(fake, real)
     assert result["precision"] == 1
     assert result["recall"] < 0.05
+    assert result["coverage"] < 0.1
 
 
 def test_images_against_themselves_are_perfect(digits, digits_extractor):
     features = digits_extractor(digits[:200])
-    result = numbers(features, features, replace(SMALL, kid_subset_size=200))
+    result = against(features, features)
     assert abs(result["frechet"]) < 1e-6
-    assert result["precision"] == result["recall"] == 1
+    assert result["precision"] == result["recall"] == result["coverage"] == 1
     assert result["kernel"] < 1e-6
 
 
 def test_scores_see_what_is_wrong_with_images(digits, digits_extractor):
     """Catches features that say nothing: noise is far from digits, digits are at the floor."""
-    protocol = replace(SMALL, kid_subset_size=200)
     real, fake = digits_extractor(digits[:400]), digits_extractor(digits[400:800])
     bad = digits_extractor(noise(400, size=16))
-    at_floor, far = (numbers(side, real, protocol) for side in (fake, bad))
-    assert far["frechet"] > 10 * at_floor["frechet"]
+    at_floor, far = (against(side, real) for side in (fake, bad))
+    assert far["frechet"] > 10 * at_floor["frechet"] > 20 * abs(at_floor["frechet_corrected"])
     assert far["kernel"] > 10 * abs(at_floor["kernel"])
+    assert abs(at_floor["kernel"]) < 4 * at_floor["kernel_error"]
     assert far["precision"] < 0.1 < at_floor["precision"]
+    assert far["coverage"] < 0.1 < 0.9 < at_floor["coverage"]
     assert far["classifier"] < at_floor["classifier"]
 
 
@@ -334,8 +285,9 @@ def names_of(extractor: Extractor) -> list[str]:
 def test_only_verified_inception_gives_fid_and_is():
     """The names stand in benchmark configs and results: another one is another column."""
     verified = stub(name="inception")
-    plain = ["FD", "KID", "KID std", "precision", "recall", "CS", "CS std"]
-    assert names_of(verified) == ["FID", "KID", "KID std", "precision", "recall", "IS", "IS std"]
+    shared = ["KID", "KID s.e.", "precision", "recall", "coverage"]
+    plain = ["FD", "FD corrected", *shared, "CS", "CS std"]
+    assert names_of(verified) == ["FID", "FID corrected", *shared, "IS", "IS std"]
     assert names_of(stub()) == [f"{name} (digits)" for name in plain]
     unverified = [f"{name} (unverified inception)" for name in plain]
     assert names_of(replace(verified, verified=False)) == unverified
@@ -346,9 +298,12 @@ def test_only_verified_inception_gives_fid_and_is():
 def test_every_extractor_says_what_is_better(name, verified):
     """A sign the wrong way round makes the worst GAN the winner; a spread is no score."""
     extractor = replace(stub(name=name), verified=verified)
-    lower, higher = Metric("lower"), Metric("higher")
-    assert list(metrics(extractor.scores).values()) == [lower, lower, higher, higher, higher]
-    assert not any(" std" in score for score in metrics(extractor.scores))
+    distances = ("FD", "FID", "KID")
+    for name, metric in metrics(extractor.scores).items():
+        assert metric == Metric("lower" if name.startswith(distances) else "higher")
+        assert "std" not in name
+        assert "s.e." not in name
+    assert extractor.headline in metrics(extractor.scores)
 
 
 # An extractor without logits
@@ -360,10 +315,13 @@ def blind(images: Tensor) -> tuple[Tensor, None]:
 
 TOY = ExtractorSpec(
     "toy",
-    extractors.renamed("{}-toy", FROM_FEATURES),
+    renamed("{}-toy", FROM_FEATURES),
+    "kernel",
     lambda weights, device, allow_unverified, keys: (blind, "c" * 64, not allow_unverified),
 )
-TOY_NAMES = ["FD-toy", "KID-toy", "precision-toy", "recall-toy"]
+TOY_NAMES = [
+    f"{name}-toy" for name in ("FD", "FD corrected", "KID", "precision", "recall", "coverage")
+]
 
 
 @pytest.fixture
@@ -380,13 +338,12 @@ def test_scores_without_logits_are_those_of_the_features(toy, tmp_path):
     extractor = replace(load_extractor("toy", "cpu"), batch_size=25)
     for _ in range(2):  # the second time from the cache
         reference = reference_of(noise(60), toy, extractor, origin=NOISE, cache_dir=tmp_path)
-        assert reference.features.logits is None
     record = score(noise(60, seed=1), reference, extractor, seed=0, origin=NOISE)
     assert list(record.scores) == list(record.floor.scores) == list(record.metrics) == TOY_NAMES
-    assert list(record.spreads) == list(record.floor.spreads) == ["KID std-toy"]
-    assert record.distance == "FD-toy"
-    expected = fidelity.frechet_distance(blind(noise(60, seed=1))[0], blind(noise(60))[0])
-    assert record.scores["FD-toy"] == expected > 0
+    assert list(record.spreads) == list(record.floor.spreads) == ["KID s.e.-toy"]
+    assert (record.headline, record.ranked) == ("KID-toy", record.scores["KID-toy"])
+    fake, real = (FeatureSet(blind(noise(60, seed=seed))[0]) for seed in (1, 0))
+    assert record.scores["FD-toy"] == frechet_distance(fake, real) > 0
 
 
 def test_other_weights_of_any_extractor_may_not_bear_its_names(toy):
@@ -504,7 +461,7 @@ def test_protocols_of_other_sizes_have_other_names():
 def test_fitted_protocol_records_the_numbers_it_is_used_with():
     """Catches a KID subset larger than the data, and a None in a record."""
     fitted = PROTOCOLS["digits"].changed(num_fake=40).fitted(200)
-    assert (fitted.num_real, fitted.num_fake, fitted.kid_subset_size) == (200, 40, 40)
+    assert (fitted.num_real, fitted.num_fake) == (200, 40)
     assert PROTOCOLS["fid50k_train"].fitted(50_000) == PROTOCOLS["fid50k_train"]
 
 
@@ -544,12 +501,11 @@ def test_less_than_can_be_scored_is_not_told_to_take_fewer(available):
 def test_the_real_images_to_select_by_are_enough(digits_extractor, digits):
     """Catches fewer images than features, and a test split that is another kind of images."""
     test = load_images(DataConfig("digits", image_size=16), "test").images
-    train, held_out = (digits_extractor(images).features.double() for images in (digits, test))
-    assert torch.linalg.matrix_rank(torch.cov(held_out.T)) == held_out.shape[1] == 64
-    assert fidelity.frechet_distance(train, held_out) < 0.2
+    train, held_out = (FeatureSet(digits_extractor(images).features) for images in (digits, test))
+    assert held_out.rank == held_out.features.shape[1] == 64
+    assert frechet_distance(train, held_out) < 0.2
     fitted = PROTOCOLS["digits_test"].fitted(len(test))
     assert (fitted.split, fitted.num_real, fitted.num_fake) == ("test", 360, len(digits))
-    assert fitted.kid_subset_size < 180  # halves of the floor still are more than a subset
 
 
 # The records
@@ -570,32 +526,33 @@ def test_floor_compares_disjoint_halves(monkeypatch):
     compared = []
 
     def seen(name: str) -> None:
-        compute = getattr(fidelity, name)
+        compute = getattr(reference_module, name)
 
-        def spy(first: Tensor, second: Tensor, *args: int) -> object:
-            compared.append((first, second))
+        def spy(first: FeatureSet, second: FeatureSet, *args: int) -> object:
+            compared.append((first.features, second.features))
             return compute(first, second, *args)
 
-        monkeypatch.setattr(fidelity, name, spy)
+        monkeypatch.setattr(reference_module, name, spy)
 
-    for name in ("frechet_distance", "kernel_distance", "precision_recall"):
+    for name in ("frechet_distance", "frechet_bias", "kernel_distance", "neighborhoods"):
         seen(name)
     index = torch.arange(101.0)[:, None]  # says which image a row is of
     features = Features(torch.cat([index, normal(101, 2)], dim=1), normal(101, 5))
-    protocol = replace(SMALL, kid_subset_size=90)
-    result = floor(features, protocol, FROM_FEATURES | FROM_LOGITS)
-    assert (result.num_images, result.kid_subset_size) == (50, 50)
-    assert len(compared) == 3
+    result, bias = floor(features, SMALL, FROM_FEATURES | FROM_LOGITS)
+    assert result.num_images == 50
+    assert len(compared) == 4
     for halves in compared:
         first, second = (set(half[:, 0].tolist()) for half in halves)
         assert len(first) == len(second) == 50
         assert first.isdisjoint(second)
         assert min(max(first), max(second)) > 90  # each has some of the last images
-    first, second = compared[0]
-    assert result.scores["FD"] == fidelity.frechet_distance(first, second) > 1e-3
+    first, second = map(FeatureSet, compared[0])
+    assert result.scores["FD"] == frechet_distance(first, second) > 1e-3
+    assert bias == pytest.approx(25 * result.scores["FD"])
+    assert result.scores["FD corrected"] == pytest.approx(0, abs=1e-9)
     assert result.scores["CS"] == fidelity.classifier_score(features.logits, 2)[0]
     assert result.spreads["CS std"] == fidelity.classifier_score(features.logits, 2)[1]
-    assert result.spreads["KID std"] is None  # subsets of 50 of 50
+    assert result.spreads["KID s.e."] == kernel_distance(first, second).error
 
 
 def test_record_says_all_that_the_numbers_depend_on(tmp_path):
@@ -609,23 +566,23 @@ def test_record_says_all_that_the_numbers_depend_on(tmp_path):
     record = score(sample, reference, extractor, seed=3, origin=fake)
     assert json.loads(json.dumps(to_json(record))) == to_json(record)
     assert record.protocol == asdict(SMALL.fitted(60))
-    assert record.protocol["kid_subset_size"] == 60
     assert record.extractor == ExtractorFacts("digits", "a" * 64, verified=True)
     assert record.real == replace(NOISE, sha256=sha256_of(images))
     assert record.fake == replace(fake, sha256=sha256_of(noise(60, seed=3)))
     assert (record.num_fake, record.num_real, record.seed) == (60, 60, 3)
     assert set(record.versions) == {"torch", "torch_fidelity", "python"}
-    direct = numbers(extractor(noise(60, 3)), extractor(images), reference.protocol)
-    assert record.spreads.pop("KID std (digits)") is None  # subsets of 60 of 60
-    assert math.isnan(direct.pop("kernel_std"))
+    features = extractor(noise(60, 3))
+    direct = numbers(FeatureSet(features.features), features.logits, reference)
     assert record.scores | record.spreads == {
         extractor.scores[number].name: value for number, value in direct.items()
     }
     assert record.metrics == metrics(extractor.scores)
     assert list(record.metrics) == list(record.scores) == list(record.floor.scores)
-    assert list(record.spreads) == ["CS std (digits)"]
-    assert list(record.floor.spreads) == ["KID std (digits)", "CS std (digits)"]
-    assert record.distance == "FD (digits)"
+    assert list(record.spreads) == list(record.floor.spreads)
+    assert list(record.spreads) == ["KID s.e. (digits)", "CS std (digits)"]
+    assert (record.headline, record.ranked) == ("FD (digits)", record.scores["FD (digits)"])
+    assert record.expected == {"coverage (digits)": expected_coverage(60, 60, 5)}
+    assert record.extrapolation is None
     assert record.selection is None
 
 
@@ -670,7 +627,7 @@ def test_scorer_finds_too_few_images_before_it_wants_weights(tmp_path, monkeypat
 
 
 def scored(fake: Tensor, real: Tensor, extractor: Extractor, tmp_path: Path) -> ScoreRecord:
-    protocol = replace(PROTOCOLS["digits"].changed(num_fake=len(fake)), kid_subsets=2)
+    protocol = PROTOCOLS["digits"].changed(num_fake=len(fake))
     reference = reference_of(real, protocol, extractor, origin=NOISE, cache_dir=tmp_path)
     return score(fake, reference, extractor, seed=0, origin=Origin("fakes"))
 
@@ -679,10 +636,11 @@ def test_enough_images_are_not_doubted(digits, digits_extractor, tmp_path):
     """A warning that always is there is not read."""
     record = scored(digits[:1000], digits, digits_extractor, tmp_path)
     assert record.all_doubts == ()
-    assert record.spreads["KID std (digits)"] > 1e-5
+    assert record.spreads["KID s.e. (digits)"] > 1e-5
     assert record.spreads["CS std (digits)"] > 1e-3
 
 
+UNCORRECTED = "FD corrected (digits): fewer than 1.2 images for each feature"
 FEW = "FD (digits): 12 {} images for 64 features have a singular covariance (rank 11), which"
 ALIKE = "FD (digits): {} fake images for 64 features have a singular covariance (rank {}), as many"
 
@@ -693,13 +651,14 @@ ALIKE = "FD (digits): {} fake images for 64 features have a singular covariance 
         (
             lambda digits: digits[:12],
             lambda digits: digits,
-            [FEW.format("fake"), "CS (digits): splits of 1 bound it by 1"],
+            [FEW.format("fake"), UNCORRECTED, "CS (digits): splits of 1 bound it by 1"],
         ),
         (
             lambda digits: digits[:1000],
             lambda digits: digits[:12],
             [
                 FEW.format("real"),
+                UNCORRECTED,
                 "floor: FD (digits): 6 images of one half for 64 features",
                 "floor: CS (digits): splits of 1",
             ],
@@ -707,7 +666,11 @@ ALIKE = "FD (digits): {} fake images for 64 features have a singular covariance 
         (
             lambda digits: digits[:1000],
             lambda digits: digits[:100],
-            ["floor: FD (digits): 50 images of one half", "floor: CS (digits): splits of 10"],
+            [
+                UNCORRECTED,
+                "floor: FD (digits): 50 images of one half",
+                "floor: CS (digits): splits of 10",
+            ],
         ),
         (
             lambda digits: digits[:20].repeat(50, 1, 1, 1),
@@ -754,7 +717,7 @@ def test_either_half_of_the_floor_is_doubted(half):
     order = torch.randperm(40, generator=generator("cpu", "floor"))
     features = normal(40, 3)
     features[order[20 * half : 20 * (half + 1)]] = features[0].clone()
-    found = floor(Features(features, None), SMALL, FROM_FEATURES).doubts
+    found = floor(Features(features, None), SMALL, FROM_FEATURES)[0].doubts
     assert found == (
         "FD: 20 images of one half for 3 features have a singular covariance (rank 0), as many are "
         "equal, or nearly so",
@@ -773,7 +736,23 @@ def test_the_least_number_of_images_has_every_score_and_one_less_is_refused(
     with pytest.raises(InputError, match=f"needs at least {least} generated images"):
         score(noise(least - 1), reference, extractor, seed=0, origin=NOISE)
     record = score(noise(least, seed=1), reference, extractor, seed=0, origin=NOISE)
-    assert None not in record.scores.values()
+    missing = [name for name, value in record.scores.items() if value is None]
+    assert missing == (["FD corrected (digits)"] if least < 10 else [])
+    assert record.scores.keys() == record.floor.scores.keys()
+    coverage = record.floor.scores["coverage (digits)"]  # of halves, which may be smaller than k
+    assert (coverage is None) == (least // 2 <= 5)
+
+
+@pytest.mark.parametrize(
+    ("reals", "fakes", "known"), [(10, 5, True), (9, 5, False), (10, 4, False)]
+)
+def test_neither_side_has_a_corrected_distance_of_too_few_images(tmp_path, reals, fakes, known):
+    """Catches a number of the floor alone, or of the score alone: a benchmark reads both."""
+    protocol = replace(SMALL, is_splits=1, prc_neighborhood=1, num_fake=fakes)
+    reference = reference_of(noise(reals), protocol, stub(), origin=NOISE, cache_dir=tmp_path)
+    record = score(noise(fakes, seed=1), reference, stub(), seed=0, origin=NOISE)
+    for scores in (record.scores, record.floor.scores):
+        assert (scores["FD corrected (digits)"] is not None) == known
 
 
 def broken(images: Tensor, part: int, num: int = 3) -> tuple[Tensor, Tensor]:

@@ -99,7 +99,7 @@ def test_unverified_weights_are_accepted_where_the_config_says_so(tmp_path, monk
     (record,) = log_of(tmp_path / "run", "metrics.jsonl")
     promised = GAN.scores(tiny(changes), [])["final"]
     assert list(record["scores"]) == list(promised)
-    assert record["distance"] == "FD (unverified inception)"
+    assert record["headline"] == "FD (unverified inception)"
     changes.pop("score.allow_unverified_weights")
     assert "FID" in GAN.scores(tiny(changes), [])["final"]
     weights.unlink()

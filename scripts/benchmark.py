@@ -53,6 +53,12 @@ def parse_args() -> argparse.Namespace:
         help="runs side by side (%(default)s); auto: one a GPU or, without GPUs, one a core",
     )
     parser.add_argument(
+        "--runs_per_gpu",
+        type=whole(1, 1024),
+        default=1,
+        help="how many runs may share a GPU (%(default)s), then --workers auto takes them all",
+    )
+    parser.add_argument(
         "--processes_per_run",
         type=whole(1, 1024),
         default=1,
@@ -90,7 +96,8 @@ def executor(args: argparse.Namespace, benchmark: Benchmark) -> Executor:
         )
         return Cluster(args.cluster, parameters(args.submitit), benchmark.folder / "jobs")
     require(not args.submitit, "--submitit", args.submitit, "none without --cluster")
-    return LocalExecutor(divided_machine(args.workers, args.processes_per_run, args.device))
+    machine = divided_machine(args.workers, args.processes_per_run, args.device, args.runs_per_gpu)
+    return LocalExecutor(machine)
 
 
 def parameters(pairs: list[str]) -> dict[str, Any]:

@@ -267,6 +267,24 @@ def test_workers_divide_the_gpus(monkeypatch):
     assert "CUDA_VISIBLE_DEVICES" not in divided_machine(1, 1, "cpu")[0]
 
 
+def test_small_runs_share_gpus(monkeypatch):
+    """Catches a GPU that gets all runs while another has none."""
+    monkeypatch.setattr(execution, "available_cores", lambda: 8)
+    monkeypatch.setattr(execution, "available_gpus", lambda: ["4", "5"])
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    found = divided_machine(None, 1, "auto", runs_per_gpu=3)
+    assert [part["CUDA_VISIBLE_DEVICES"] for part in found] == ["4", "5", "4", "5", "4", "5"]
+    assert found[0]["OMP_NUM_THREADS"] == "1"
+    found = divided_machine(2, 1, "auto", runs_per_gpu=3)
+    assert [part["CUDA_VISIBLE_DEVICES"] for part in found] == ["4", "5"]
+    with pytest.raises(InputError, match=r"workers: 7 .*; expected 1 to 6, as 6 places on 2 GPUs"):
+        divided_machine(7, 1, "auto", runs_per_gpu=3)
+    with pytest.raises(InputError, match=r"runs_per_gpu: 3 .*; expected 1 with several processes"):
+        divided_machine(1, 2, "auto", runs_per_gpu=3)
+    with pytest.raises(InputError, match=r"runs_per_gpu: 3 .*; expected 1, as no GPU is used"):
+        divided_machine(1, 1, "cpu", runs_per_gpu=3)
+
+
 @pytest.mark.parametrize(
     ("workers", "processes", "expected"),
     [

@@ -160,20 +160,29 @@ def threads(cores: int, processes: int) -> int:
     return min(share, max(1, int(set_before))) if set_before.isdecimal() else share
 
 
-def divided_machine(workers: int | None, processes: int, device: str) -> list[dict[str, str]]:
+def divided_machine(
+    workers: int | None, processes: int, device: str, runs_per_gpu: int = 1
+) -> list[dict[str, str]]:
     """Divide the machine among workers, and return the environment that each gives to its runs.
 
     Args:
         workers: How many runs go on side by side; None for as many as there is room for. A process
             of a run takes a GPU or, without GPUs, a core.
         processes: How many processes train one run together.
+        runs_per_gpu: How many runs share a GPU; a small network leaves most of it idle.
 
     Raises:
         InputError: The machine has no room for so many workers or processes.
     """
     gpus = [] if device == "cpu" else available_gpus()
     cores = available_cores()
-    most, units = (len(gpus), "GPUs") if gpus else (cores, "cores")
+    if runs_per_gpu > 1:
+        require(bool(gpus), "runs_per_gpu", runs_per_gpu, "1, as no GPU is used")
+        require(processes == 1, "runs_per_gpu", runs_per_gpu, "1 with several processes a run")
+    seats = [gpu for _ in range(runs_per_gpu) for gpu in gpus]
+    most, units = (len(seats), "GPUs") if gpus else (cores, "cores")
+    if runs_per_gpu > 1:
+        units = f"places on {len(gpus)} GPUs"
     fits = 1 <= processes <= most
     require(fits, "processes_per_run", processes, f"1 to {most}, the {units} of this machine")
     side_by_side = most // processes
@@ -184,7 +193,7 @@ def divided_machine(workers: int | None, processes: int, device: str) -> list[di
     for worker in range(workers):
         found.append({"OMP_NUM_THREADS": str(threads(cores, workers * processes))})
         if gpus:
-            own = gpus[worker * processes : (worker + 1) * processes]
+            own = seats[worker * processes : (worker + 1) * processes]
             found[-1]["CUDA_VISIBLE_DEVICES"] = ",".join(own)
     return found
 

@@ -33,6 +33,7 @@ from gan.score_names import (
 
 # (N, C, H, W) uint8 -> features (N, D) and logits (N, K); None from a network without logits.
 Forward = Callable[[Tensor], tuple[Tensor, Tensor | None]]
+GPU_BATCH = 128  # images that a network sees at a time
 
 
 class Features(NamedTuple):
@@ -64,12 +65,14 @@ class ExtractorSpec:
             those that its name stands for are accepted, and what errors call these settings.
             Returns `forward`, the SHA-256 of the file, and whether its weights are those that the
             name stands for.
+        cpu_batch: How many images a CPU sees at a time.
     """
 
     name: str
     scores: Scores
     headline: Number
     load: Callable[[Path | None, torch.device, bool, Keys], tuple[Forward, str, bool]]
+    cpu_batch: int = GPU_BATCH
 
     def unverified_scores(self) -> Scores:
         """Return its scores with other weights, under names that say so."""
@@ -95,7 +98,7 @@ class Extractor:
     verified: bool
     forward: Forward
     device: torch.device
-    batch_size: int = 128
+    batch_size: int = GPU_BATCH
 
     def __call__(self, images: Tensor) -> Features:
         """Return the features and logits, on `device`, of (N, C, H, W) uint8 images."""
@@ -161,7 +164,8 @@ def load_extractor(
     """
     device, spec = torch.device(device), extractor_named(name)
     forward, sha256, verified = spec.load(weights, device, allow_unverified, keys)
-    return Extractor(spec, sha256, verified, forward, device)
+    batch_size = spec.cpu_batch if device.type == "cpu" else GPU_BATCH
+    return Extractor(spec, sha256, verified, forward, device, batch_size)
 
 
 def scores_with(name: str, weights: Path | None, keys: Keys) -> Scores:
@@ -233,7 +237,8 @@ def _lite0(size: int) -> ExtractorSpec:
     scores = {number: FROM_FEATURES[number] for number in first} | FROM_FEATURES
     if size == LITE0_TRAINED:
         scores |= FROM_LOGITS
-    return ExtractorSpec(name, renamed(f"{{}} ({name})", scores), "kernel", load)
+    # Larger batches take a CPU 2.5 times as long: it then asks for new memory in every layer.
+    return ExtractorSpec(name, renamed(f"{{}} ({name})", scores), "kernel", load, cpu_batch=16)
 
 
 def _inception(

@@ -89,7 +89,7 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
             selected = min(records, key=lambda step: _selection(records[step]))
             scores["selected"] = _scores(records[selected])
             doubts += records[selected].all_doubts
-    pictures = sorted((run_dir / "samples").glob("*.png"))
+    pictures = sorted((run_dir / "samples").glob("step*.png"))
     return Result(
         metrics=final.metrics,
         scores=scores,

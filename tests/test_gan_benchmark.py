@@ -78,6 +78,13 @@ def test_a_run_is_read(run_dir):
     assert result.picture == run_dir / "samples" / "step0000004.png"
 
 
+def test_real_images_are_never_shown_as_samples(run_dir):
+    assert (run_dir / "samples" / "real.png").is_file()
+    for file in (run_dir / "samples").glob("step*.png"):
+        file.unlink()
+    assert read(run_dir).picture is None
+
+
 def test_norms_are_read_by_layer(run_dir):
     norms = read(run_dir).norms
     last = lines_of(run_dir / "log.jsonl")[-1]

@@ -134,6 +134,7 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
             for when, (_, per_image) in evaluations.items()
         },
         doubts=doubts + log.doubts + _failed_checks(records),
+        learned=records["final"].clean.top1.interval[0] > records["final"].chance,
     )
 
 

@@ -104,6 +104,7 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
         versions=final.versions,
         picture=pictures[-1] if pictures else None,
         doubts=tuple(dict.fromkeys(doubts)),
+        learned=not _is_nothing_like_real(final),
     )
 
 
@@ -126,6 +127,11 @@ def _records(lines: dict[int, dict[str, Any]], file: Path) -> dict[int, ScoreRec
 def _scores(record: ScoreRecord) -> dict[str, float]:
     """The scores with NaN for what is no number, which the benchmark refuses with its name."""
     return {name: math.nan if it is None else it for name, it in record.scores.items()}
+
+
+def _is_nothing_like_real(record: ScoreRecord) -> bool:
+    """Whether no generated image lies where real ones do, as after a handful of steps."""
+    return any(it == 0 for name, it in record.scores.items() if name.startswith("precision"))
 
 
 def _selection(record: ScoreRecord) -> float:

@@ -124,6 +124,20 @@ def test_a_step_is_selected_by_the_other_draw(run_dir, other, step):
     assert result.scores["final"]["FD (digits)"] == 1.0
 
 
+@pytest.mark.parametrize(("precision", "learned"), [(0.0, False), (0.005, True), (None, True)])
+def test_a_generator_whose_images_are_nothing_like_real_ones_has_learned_nothing(
+    run_dir, precision, learned
+):
+    """It counts at the end alone: every generator begins there."""
+
+    def change(record):
+        last = record["step"] == 4
+        record["scores"]["precision (digits)"] = precision if last else 0.0
+
+    rewrite(run_dir / "metrics.jsonl", change)
+    assert read(run_dir).learned == learned
+
+
 def test_without_a_second_draw_nothing_is_selected(run_dir):
     rewrite(run_dir / "metrics.jsonl", lambda record: record.update(selection=None))
     result = read(run_dir)

@@ -187,14 +187,14 @@ def _runs(
 
 
 def _result(result: Result, curve: Metric, benchmark: Benchmark) -> RunResult:
-    area = fell = None
+    area, fell = None, None if result.learned else True
     if result.curve:
         values = [point.value for point in result.curve]
         area = area_under([(point.step, point.value) for point in result.curve])
         # Twice a score below the real-against-real floor is still as good as real.
         floor = result.floor.get(result.curve_name)
         resolution = {} if floor is None else {"resolution": floor}
-        fell = collapsed(values, values[-1], curve.better, **resolution)
+        fell = fell or collapsed(values, values[-1], curve.better, **resolution)
     return RunResult(
         scores=result.scores,
         selected_step=result.selected_step,

@@ -21,6 +21,7 @@ from convnorm.experiment.report import tables
 from convnorm.experiment.report.answer import answer
 from convnorm.experiment.report.figures import Drawing, draw
 from convnorm.experiment.report.limits import limits
+from convnorm.experiment.report.names import spelled_out
 from convnorm.experiment.report.palette import PAPER
 from convnorm.experiment.report.tables import escaped, folded
 
@@ -41,8 +42,9 @@ def write(report: Report, folder: Path) -> Path:
     if not report.done:
         of = f"none of {len(report.runs)} planned runs is done"
         raise InputError(f"{folder}: nothing to report: {of}")
-    light, dark = (draw(report, folder, dark) for dark in (False, True))
-    text = _text(report, light)
+    shown = spelled_out(report)
+    light, dark = (draw(shown, folder, dark) for dark in (False, True))
+    text = _text(shown, light)
     (folder / "figures").mkdir(exist_ok=True)
     contents = {f"figures/{name}.png": drawing.png for name, drawing in light.items()}
     contents["results.csv"] = _csv(report).encode()

@@ -49,7 +49,7 @@ def write(report: Report, folder: Path) -> Path:
     contents = {f"figures/{name}.png": drawing.png for name, drawing in light.items()}
     contents["results.csv"] = _csv(report).encode()
     contents["report.md"] = text.encode()
-    contents["report.html"] = _html(report.name, text, light, dark).encode()
+    contents["report.html"] = as_html(report.name, text, light, dark).encode()
     files.write_json(folder / "results.json", to_json(report))
     for name, content in contents.items():
         files.write(folder / name, lambda file, content=content: file.write(content))
@@ -156,7 +156,7 @@ def _numbers(result: RunResult, curve: str) -> Iterator[tuple[str, str, Any]]:
                 yield f"step {point.step}", f"{norm} singular value, layer {layer}", point.value
 
 
-def _html(title: str, text: str, light: dict[str, Drawing], dark: dict[str, Drawing]) -> str:
+def as_html(title: str, text: str, light: dict[str, Drawing], dark: dict[str, Drawing]) -> str:
     """The Markdown text as a page that holds its pictures, for light and for dark screens."""
     markdown = Markdown(extensions=EXTENSIONS)
     body = markdown.convert(text)

@@ -1,6 +1,5 @@
 """How the benchmark evaluates and reads the runs of classifiers."""
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,22 +12,17 @@ from classification.evaluation_files import load
 from classification.evaluation_options import CORRUPTIONS
 from classification.named_attacks import Budget, attack_named
 from classification.records import Evaluation
+from classification.trained_runs import Training, read_training
 from convnorm.experiment.benchmark.pipeline import Pipeline, Result
-from convnorm.experiment.benchmark.run_files import (
-    by_step,
-    finished,
-    gaps,
-    norms,
-    read_log,
-    segments,
-)
+from convnorm.experiment.benchmark.run_files import norms
 from convnorm.experiment.codec import to_json
 from convnorm.experiment.config import differences
-from convnorm.experiment.config import read as read_config
 from convnorm.experiment.errors import InputError
-from convnorm.experiment.records import CurvePoint, Metric, When
+from convnorm.experiment.records import Metric, When
 from convnorm.experiment.run.checkpoint import BEST, CHECKPOINT
 
+# A record, and which images the network is right about by the name of an attack, (N,) bool.
+Measured = tuple[Evaluation, dict[str, np.ndarray]]
 CHECKPOINTS: dict[When, str] = {"final": CHECKPOINT, "selected": BEST}
 
 
@@ -86,55 +80,56 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
     Raises:
         InputError: A file is missing, lacks something, or is not of the run's weights.
     """
-    config = read_config(ClassifierConfig, run_dir / "config.yaml")
-    metric = config.select.metric
-    with finished(run_dir / "summary.json") as file:
-        summary = json.loads(file.read_text())
-        steps: dict[When, int] = {"final": summary["steps"]}
-        best = {}  # step -> scores of the selected weights
-        if summary["best"] is not None:
-            steps["selected"] = summary["best"]["step"]
-            best = {steps["selected"]: summary["best"]["scores"]}
-        size = {key: summary[key] for key in ("parameters", "macs", "steps")}
-        parts = segments(summary, file)
-        every = config.select.every * (steps["final"] // summary["epochs"])
-        log_end, metrics_end = summary["log"], summary["metrics"]
-    with finished(run_dir / "metrics.jsonl") as file:
-        validated = {step: line["scores"] for step, line in by_step(file, metrics_end).items()}
-        doubts = gaps(file, validated, every, steps["final"]) if metrics_end else ()
-        validated = best | validated
-        noise = {when: _of_noise(validated[step]) for when, step in steps.items() if metrics_end}
-    cost = {"network": "classifier", **size}
-    log = read_log(run_dir / "log.jsonl", log_end, config.log.every, **cost)
-    curve = tuple(
-        CurvePoint(step, log.seconds(step), found[metric])
-        for step, found in sorted(validated.items())
-        if metric in found
-    )
+    training = read_training(run_dir)
     evaluations = {
         when: _evaluation_at(step, run_dir / CHECKPOINTS[when], attacks)
-        for when, step in steps.items()
+        for when, step in training.steps.items()
     }
     records = {when: record for when, (record, _) in evaluations.items()}
-    scores = {when: _scores(records[when], attacks) | noise.get(when, {}) for when in steps}
+    protocol = _common_protocol(run_dir, records, attacks)
+    return result_of(training, evaluations, dict.fromkeys(evaluations, attacks), protocol)
+
+
+def result_of(
+    training: Training,
+    evaluations: dict[When, Measured],
+    attacks: dict[When, Sequence[str]],
+    protocol: dict[str, Any],
+) -> Result:
+    """Put a training and evaluations of it together.
+
+    attacks: when -> those of the evaluation that count. protocol: see `Result`.
+    """
+    records = {when: record for when, (record, _) in evaluations.items()}
+    scores = {
+        when: _scores(record, attacks[when]) | training.noise.get(when, {})
+        for when, record in records.items()
+    }
+    names = dict.fromkeys(name for found in scores.values() for name in found)
     return Result(
-        metrics=_metrics([*scores["final"], f"validation {metric}"]),
+        metrics=_metrics([*names, training.curve_name]),
         scores=scores,
-        selected_step=steps.get("selected"),
-        curve_name=f"validation {metric}",
-        curve=curve,
-        norms=norms(log.lines),
-        protocol=_common_protocol(run_dir, records, attacks),
+        selected_step=training.steps.get("selected"),
+        curve_name=training.curve_name,
+        curve=training.curve,
+        norms=norms(training.log.lines),
+        protocol=protocol,
         floor={},
-        cost=log.cost,
-        segments=parts,
+        cost=training.log.cost,
+        segments=training.parts,
         versions={},
         right={
-            when: {name: per_image[name] for name in ("clean", *attacks) if name in per_image}
-            for when, (_, per_image) in evaluations.items()
+            when: {name: each[name] for name in ("clean", *attacks[when]) if name in each}
+            for when, (_, each) in evaluations.items()
         },
-        doubts=doubts + log.doubts + _failed_checks(records),
+        doubts=training.doubts + _failed_checks(records),
+        learned="final" not in records or _has_learned(records["final"]),
     )
+
+
+def _has_learned(record: Evaluation) -> bool:
+    """Whether the accuracy can be told from that of the best blind guess."""
+    return record.clean.top1.interval[0] > record.chance
 
 
 def _failed_checks(records: dict[When, Evaluation]) -> tuple[str, ...]:
@@ -146,7 +141,7 @@ def _failed_checks(records: dict[When, Evaluation]) -> tuple[str, ...]:
     )
 
 
-def _evaluation(file: Path, attacks: Sequence[str]) -> tuple[Evaluation, dict[str, np.ndarray]]:
+def _evaluation(file: Path, attacks: Sequence[str]) -> Measured:
     """Read the evaluation of a checkpoint; InputError if it does not have all of `attacks`."""
     record, per_image = load(file)
     there = {attack.name for attack in record.attacks}
@@ -159,9 +154,7 @@ def _evaluation(file: Path, attacks: Sequence[str]) -> tuple[Evaluation, dict[st
     return record, per_image
 
 
-def _evaluation_at(
-    step: int, file: Path, attacks: Sequence[str]
-) -> tuple[Evaluation, dict[str, np.ndarray]]:
+def _evaluation_at(step: int, file: Path, attacks: Sequence[str]) -> Measured:
     """The same; InputError if the checkpoint is not of this step.
 
     A run that was killed and went on elsewhere can differ from what it wrote before.
@@ -181,11 +174,7 @@ def _scores(record: Evaluation, attacks: Sequence[str]) -> dict[str, float]:
     return {name: found[name].value for name in ("clean", *attacks) if name in found}
 
 
-def _of_noise(scores: dict[str, float]) -> dict[str, float]:
-    return {key: scores[key] for key in ("memorized", "recovered") if key in scores}
-
-
-def _protocol(record: Evaluation, attacks: Sequence[str]) -> dict[str, Any]:
+def protocol_of(record: Evaluation, attacks: Sequence[str]) -> dict[str, Any]:
     """All that two accuracies must have in common, beside the training that they compare."""
     protocol = {
         "data": to_json(record.data),
@@ -212,7 +201,7 @@ def _common_protocol(
     run_dir: Path, records: dict[When, Evaluation], attacks: Sequence[str]
 ) -> dict[str, Any]:
     """The protocol of all evaluations of a run; InputError if they have two."""
-    first, *others = (_protocol(record, attacks) for record in records.values())
+    first, *others = (protocol_of(record, attacks) for record in records.values())
     for other in others:
         if differing := differences(first, other):
             raise InputError(

@@ -95,14 +95,18 @@ def others(file: Path, record: Evaluation) -> dict[Path, Evaluation]:
     return found
 
 
-def load(checkpoint_file: Path) -> tuple[Evaluation, dict[str, np.ndarray]]:
-    """Read what `save` wrote of the usual settings, as long as it is of this very checkpoint.
+def load(
+    checkpoint_file: Path, file: Path | None = None
+) -> tuple[Evaluation, dict[str, np.ndarray]]:
+    """Read what `save` wrote, as long as it is of this very checkpoint.
+
+    file: of the record; None for that of the usual settings.
 
     Raises:
         InputError: A file is missing, damaged or of another version, or the files are not of one
             evaluation.
     """
-    file = checkpoint_file.parent / EVALUATION / f"{checkpoint_file.stem}.json"
+    file = file or checkpoint_file.parent / EVALUATION / f"{checkpoint_file.stem}.json"
     images = file.with_suffix(".npz")
     expected = f"expected what evaluate_cls.py writes of {checkpoint_file}"
     try:

@@ -69,6 +69,7 @@ def train(config: ClassifierConfig, options: RunOptions, process: Process) -> di
                 journal.tracker.tell(opening(run_dir, found, networks, segments, steps))
                 if warning := without_test_images(located):
                     journal.tracker.tell(warning)
+                journal.tracker.real_images(data.train.images, GRID)
             loop.run(trainer, journal, options, _log_intervals(trainer), segments)
         elif process.is_main:
             print(f"{run_dir}: all {trainer.state.steps} steps were done before", file=sys.stderr)

@@ -90,7 +90,7 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
             selected = min(records, key=lambda step: _selection(records[step]))
             scores["selected"] = _scores(records[selected])
             doubts += records[selected].all_doubts
-    pictures = sorted((run_dir / "samples").glob("*.png"))
+    pictures = sorted((run_dir / "samples").glob("step*.png"))
     return Result(
         metrics=final.metrics,
         scores=scores,
@@ -105,6 +105,7 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
         versions=final.versions,
         picture=pictures[-1] if pictures else None,
         doubts=tuple(dict.fromkeys(doubts)),
+        learned=not _is_nothing_like_real(final),
     )
 
 
@@ -133,8 +134,13 @@ def _scores(record: ScoreRecord) -> dict[str, float]:
     return {
         name: math.nan if it is None else it
         for name, it in record.scores.items()
-        if it is not None or known[name] is not None
+        if it is not None or known[name] is not None or name == record.headline
     }
+
+
+def _is_nothing_like_real(record: ScoreRecord) -> bool:
+    """Whether no generated image lies where real ones do, as after a handful of steps."""
+    return any(it == 0 for name, it in record.scores.items() if name.startswith("precision"))
 
 
 def _selection(record: ScoreRecord) -> float:

@@ -57,6 +57,7 @@ def train(config: GanConfig, options: RunOptions, process: Process) -> dict[str,
                 networks = {"generator": trainer.generator, "discriminator": trainer.discriminator}
                 lines = opening(run_dir, images.found, networks, segments, config.steps)
                 journal.tracker.tell(lines)
+                journal.tracker.real_images(images.images, GRID)
             intervals = config.log.every, config.log.norms_every
             loop.run(trainer, journal, options, intervals, segments)
         elif process.is_main:

@@ -85,6 +85,24 @@ def changed(report: Report, index: int, **changes) -> Report:
     return replace(report, runs=tuple(runs))
 
 
+def renamed_axis(report: Report, old: str, new: str, fields: bool = False) -> Report:
+    """The report with another name of an axis; `fields`: its labels are the grid's own."""
+
+    def named(values):
+        return {new if axis == old else axis: value for axis, value in values.items()}
+
+    axes = named(report.grid["axes"])
+    if fields:
+        axes[new] = {label: {"some.field": n} for n, label in enumerate(report.axes[old])}
+    return replace(
+        report,
+        grid={**report.grid, "axes": axes},
+        axes=named(report.axes),
+        compared_axis=new if report.compared_axis == old else report.compared_axis,
+        cells=tuple(replace(cell, labels=named(cell.labels)) for cell in report.cells),
+    )
+
+
 def _report(outcomes, *, pipeline, axes, score, metrics, curve, floor, folder) -> Report:
     reference = next(labels for labels in outcomes if labels[0] == "convnorm")
     labels = {

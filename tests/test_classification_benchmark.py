@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from runs import classifier_run, script, tiny_classifier
 
+import classification.benchmark
 from classification import corruptions
 from classification.benchmark import CLASSIFICATION
 from classification.config import ClassifierConfig
+from classification.evaluation_record import accuracy
 from classification.named_attacks import Budget, attack_named
 from classification.trainer import Trainer
 from convnorm.experiment.errors import InputError
@@ -119,6 +121,22 @@ def test_images_are_right_as_often_as_the_scores_say(made):
             assert flags.dtype == bool
             assert flags.mean() == result.scores[when][name]
         assert not (right["fgsm"] & ~right["clean"]).any()
+
+
+@pytest.mark.parametrize(("right", "learned"), [(36, False), (47, False), (48, True), (300, True)])
+def test_a_classifier_that_may_be_guessing_has_learned_nothing(
+    run_dir, monkeypatch, right, learned
+):
+    """Of 360 images, with a tenth in the largest class, 47 right is within what chance does."""
+
+    def judged(file, attacks):
+        record, per_image = evaluation(file, attacks)
+        clean = replace(record.clean, top1=accuracy(right, 360))
+        return replace(record, clean=clean, chance=0.1), per_image
+
+    evaluation = classification.benchmark._evaluation
+    monkeypatch.setattr("classification.benchmark._evaluation", judged)
+    assert read(run_dir).learned == learned
 
 
 def test_curve_is_the_selection_metric_at_seconds_of_training(made):

@@ -1,18 +1,21 @@
 """The figures of a report: what they leave out of the frame, and what they must not break on."""
 
 import io
+from collections import defaultdict
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
 import pytest
-from example_results import changed, classification, gan
+from example_results import changed, classification, gan, renamed_axis
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from convnorm.catalogue import CATALOGUE
 from convnorm.experiment.records import NormPoint
 from convnorm.experiment.report import figures
 from convnorm.experiment.report.figures import draw
-from convnorm.experiment.report.palette import COLOURS, INK, PAPER, style
+from convnorm.experiment.report.palette import COLOURS, INK, PAPER, PLACES, places, style
 
 ALL = {
     "score_steps",
@@ -122,6 +125,57 @@ def test_sixteen_cells_have_sixteen_looks_and_labels_may_hold_anything(tmp_path)
     assert style(6, ink="#ffffff")["color"] == "#ffffff" != COLOURS[6]
 
 
+def test_a_normalizer_has_one_colour_in_all_reports(axes_of, tmp_path):
+    """By order of appearance, spectral norm was blue in one report and orange in the next."""
+    colours = defaultdict(set)
+    for order in (("none", "convnorm", "mine"), ("spectral", "mine", "convnorm", "none")):
+        results = gan(outcomes={(kind, "x"): [1.0, 1.1] for kind in order})
+        axes_of.clear()
+        draw(results, tmp_path, dark=False)
+        assert len({line.get_color() for line in axes_of[0][0].lines}) == len(order)
+        for line in axes_of[0][0].lines:
+            colours[line.get_label().split()[0]].add(line.get_color())
+    assert colours["convnorm"] == {style(PLACES["convnorm"])["color"]}
+    assert all(len(colours[kind]) == 1 for kind in ("none", "convnorm", "spectral"))
+
+
+def test_every_kind_of_the_catalogue_has_a_place_of_its_own():
+    assert PLACES.keys() == CATALOGUE.keys()
+    assert len(set(PLACES.values())) == len(PLACES)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "expected"),
+    [
+        (["spectral", "convnorm"], [1, 0]),
+        (["convnorm", "convnorm", "spectral_convnorm"], [0, 14, 7]),  # blue, all three
+        ([None, None], [0, 1]),
+        (["convnorm", None, "batch", "mine"], [0, 1, 2, 3]),
+        (["affine", None, "mine"], [11, 0, 1]),  # the colour at 4 is taken
+        ([*PLACES, None], [*PLACES.values(), 8]),
+    ],
+)
+def test_places_are_fixed_and_what_has_none_gets_what_is_left(kinds, expected):
+    assert places(kinds) == expected
+
+
+def test_places_never_repeat_however_many_things_there_are():
+    assert len(set(places([None] * 50 + ["convnorm"] * 50))) == 100
+
+
+def test_a_value_of_several_fields_has_the_colour_of_its_kind(axes_of, tmp_path):
+    """The axis is not normalizer.kind, but its values set that: full and native are both blue."""
+    kinds = {"convnorm": "convnorm", "native": "convnorm", "other": "none"}
+    results = gan(outcomes={(label, "x"): [1.0, 1.1] for label in kinds})
+    axes = {**results.grid["axes"]}
+    axes["normalizer.kind"] = {it: {"normalizer.kind": kind} for it, kind in kinds.items()}
+    results = renamed_axis(replace(results, grid={"axes": axes}), "normalizer.kind", "normalizer")
+    draw(results, tmp_path, dark=False)
+    lines = axes_of[0][0].lines
+    assert [line.get_color() for line in lines[:3]] == [COLOURS[0], COLOURS[0], COLOURS[6]]
+    assert lines[0].get_marker() != lines[1].get_marker()
+
+
 def test_samples_are_of_the_first_seed_that_every_cell_has(axes_of, tmp_path):
     results = gan(
         tmp_path, {("none", "x"): ["failed", 2.0, 2.1], ("convnorm", "x"): [1.0, 1.1, 1.2]}
@@ -141,8 +195,8 @@ def test_many_layers_are_thinned_and_that_is_said(axes_of, tmp_path):
     caption = draw(results, tmp_path, dark=False)["largest_singular_values"].caption
     assert "6 of 20 layers" in caption
     titles = [axes.get_title() for axes in axes_of[3]]
-    assert titles[0] == "layer l0"
-    assert titles[-1] == "layer l19"
+    assert titles[0] == "conv 1 (l0)"
+    assert titles[-1] == "conv 20 (l19)"
 
 
 def test_runs_without_curves_norms_or_pictures_still_have_their_dots(tmp_path):

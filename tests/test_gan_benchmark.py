@@ -80,6 +80,13 @@ def test_a_run_is_read(run_dir):
     assert result.picture == run_dir / "samples" / "step0000004.png"
 
 
+def test_real_images_are_never_shown_as_samples(run_dir):
+    assert (run_dir / "samples" / "real.png").is_file()
+    for file in (run_dir / "samples").glob("step*.png"):
+        file.unlink()
+    assert read(run_dir).picture is None
+
+
 def test_norms_are_read_by_layer(run_dir):
     norms = read(run_dir).norms
     last = lines_of(run_dir / "log.jsonl")[-1]
@@ -117,6 +124,20 @@ def test_a_step_is_selected_by_the_other_draw(run_dir, other, step):
     assert result.selected_step == step
     assert result.scores["selected"]["FD (digits)"] == reported[step - 1]
     assert result.scores["final"]["FD (digits)"] == 1.0
+
+
+@pytest.mark.parametrize(("precision", "learned"), [(0.0, False), (0.005, True), (None, True)])
+def test_a_generator_whose_images_are_nothing_like_real_ones_has_learned_nothing(
+    run_dir, precision, learned
+):
+    """It counts at the end alone: every generator begins there."""
+
+    def change(record):
+        last = record["step"] == 4
+        record["scores"]["precision (digits)"] = precision if last else 0.0
+
+    rewrite(run_dir / "metrics.jsonl", change)
+    assert read(run_dir).learned == learned
 
 
 def test_without_a_second_draw_nothing_is_selected(run_dir):

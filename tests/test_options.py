@@ -205,7 +205,7 @@ def left_in(run_dir):
         "state": state,
         "log": log_of(run_dir),
         "scores": log_of(run_dir, metrics.name) if metrics.exists() else [],
-        "samples": {p.name: p.read_bytes() for p in (run_dir / "samples").iterdir()},
+        "samples": {p.name: p.read_bytes() for p in (run_dir / "samples").glob("step*.png")},
     }
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from html.parser import HTMLParser
 
 import pytest
-from example_results import changed, classification, gan, scores_of
+from example_results import changed, classification, gan, renamed_axis, scores_of
 from scipy.stats import t
 
 from convnorm.experiment.codec import from_json
@@ -19,6 +19,7 @@ from convnorm.experiment.report.answer import answer
 from convnorm.experiment.report.figures import Drawing
 from convnorm.experiment.report.formats import number
 from convnorm.experiment.report.limits import limits
+from convnorm.experiment.report.names import spelled_out
 from convnorm.experiment.report.page import write
 
 CLEAR = {("none", "x"): [2.5, 2.6, 2.7], ("convnorm", "x"): [1.5, 1.61, 1.7]}
@@ -163,6 +164,57 @@ def test_labels_survive(label, undrawn, tmp_path):
     assert page.tables[0][1][0] == f"{label} / x"
     assert f"failed: because of {label}" in page.text
     assert f"{label} / x (seed 2): because of {label}" in page.text
+
+
+@pytest.mark.parametrize(
+    ("axis", "fields", "label", "name"),
+    [
+        ("penalty", True, "without", "none / penalty: without"),
+        ("penalty", True, "with", "none / penalty: with"),
+        ("adversary.kind", False, "free", "none / free"),
+        ("noise.rate", False, "0.2", "none / rate: 0.2"),
+        ("train.flip", False, "true", "none / flip: true"),
+        ("optim.decay", False, "none", "none / decay: none"),
+        ("noise.kind", False, "none", "none / noise: none"),
+        ("model.like", False, "convnorm", "none / like: convnorm"),
+    ],
+)
+def test_a_value_that_does_not_say_what_it_is_stands_behind_its_axis(axis, fields, label, name):
+    """`none / without` is a riddle."""
+    report = gan(outcomes={(kind, label): [1.5, 1.6] for kind in ("none", "convnorm")})
+    shown = spelled_out(renamed_axis(report, "data.name", axis, fields))
+    assert shown.cells[0].name == name
+    assert {run.cell for run in shown.runs} == {cell.name for cell in shown.cells}
+    assert (shown.comparisons[0].cell, shown.reference) == (name, "convnorm")
+    assert shown.cells[0].labels[axis] == label
+
+
+def test_axes_whose_short_names_are_the_same_have_long_ones():
+    report = gan(outcomes={(kind, "0.5"): [1.5, 1.6] for kind in ("0.1", "convnorm")})
+    report = renamed_axis(report, "data.name", "loss.weight")
+    shown = spelled_out(renamed_axis(report, "normalizer.kind", "optim.weight"))
+    assert shown.cells[0].name == "optim.weight: 0.1 / loss.weight: 0.5"
+
+
+def test_the_reference_is_called_as_its_cells_are(undrawn, tmp_path):
+    report = gan(outcomes={(kind, "x"): [1.5, 1.6] for kind in ("with", "convnorm")})
+    report = renamed_axis(report, "normalizer.kind", "penalty", fields=True)
+    text, _ = written(report, tmp_path)
+    assert "| against penalty: convnorm |" in text
+    assert "penalty: with / x" in text
+    saved = json.loads((tmp_path / "results.json").read_text())
+    assert [cell["name"] for cell in saved["cells"]] == ["with / x", "convnorm / x"]
+
+
+def test_figures_are_as_wide_as_the_text_on_every_page():
+    """On a page of 500 pixels they were 576 wide and cut."""
+    screen = page.PAGE.read_text().partition("@media print")[0]
+    text, picture = (
+        re.search(rf"^{tag} {{(.*)}}$", screen, re.MULTILINE)[1] for tag in ("p, ul", "img")
+    )
+    assert "max-width: 46rem" in text
+    assert "width: 46rem; max-width: 100%; height: auto" in picture
+    assert len(re.findall(r"\bimg\b(?!-src)", screen)) == 1  # no other rule, for no other width
 
 
 def test_what_is_not_distinguishable_is_never_called_better():

@@ -133,6 +133,18 @@ def test_a_run_that_fell_from_its_best_has_collapsed(tmp_path):
     assert [cell.collapsed for cell in report.cells] == [Count(3, 3), Count(2, 3)]
 
 
+def test_a_run_that_never_learned_anything_has_collapsed_too(tmp_path):
+    """Twenty steps get a GAN nowhere from which it could fall."""
+
+    def at_chance(folder, result):
+        curve = () if folder.match("good/seed2") else result.curve
+        return replace(result, curve=curve, learned=not folder.match("*/seed[12]"))
+
+    benchmark = done(toy(tmp_path, **KINDS), good=[3, 4, 5], bad=[9, 8, 7])
+    report = report_of(changing(benchmark, at_chance))
+    assert [cell.collapsed for cell in report.cells] == [Count(2, 3), Count(2, 3)]
+
+
 def test_numbers_of_two_protocols_are_refused_with_both_named(tmp_path):
     benchmark = done(toy(tmp_path, **KINDS), good=[3, 4, 5], bad=[9, 8, 7])
 

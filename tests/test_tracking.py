@@ -1,19 +1,30 @@
 """What a run writes while it trains."""
 
+import fcntl
 import io
 import json
+import os
+import pty
+import select
+import struct
 import sys
+import termios
 from contextlib import closing
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from runs import log_of, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.run import tracking
-from convnorm.experiment.run.tracking import Tracker, last_line, read_lines
+from convnorm.experiment.run.board import tags
+from convnorm.experiment.run.tracking import Tracker, last_line, picture_of, read_lines
+from convnorm.spectrum import LayerNorms, by_name
 
 CPU = torch.device("cpu")
 
@@ -26,32 +37,78 @@ def events(run_dir) -> EventAccumulator:
 def test_tensorboard_holds_scalars_images_and_the_config(tmp_path):
     run(tmp_path, {"log.every": 2, "log.samples_every": 2})
     board = events(tmp_path)
-    log = log_of(tmp_path)
     scalars = board.Tags()["scalars"]
-    for name in (
-        "loss_d",
-        "loss_g",
-        "d_real",
-        "d_fake",
-        "lr",
-        "steps_per_second",
-        "seconds",
-        "peak_memory",
-    ):
-        assert [event.step for event in board.Scalars(name)] == [2, 4]
-    for kind in ("matrix_norm", "operator_norm", "rms_singular_value"):
-        assert sum(name.startswith(f"{kind}/") for name in scalars) == 2  # of D's convolutions
-    for name in ("loss_d", "lr"):
-        expected = [line[name] for line in log]
-        assert [event.value for event in board.Scalars(name)] == pytest.approx(expected)
+    assert {tag.partition("/")[0] for tag in scalars} == {"loss", "norm", "perf"}
+    log = read_lines(tmp_path / "log.jsonl")
+    assert sum(tag.startswith("norm/conv2 (2)/") for tag in scalars) == 3
+    for name, tag in tags(list(log[-1])[1:]).items():
+        shown = [(event.step, event.value) for event in board.Scalars(tag)]
+        lines = [(it["step"], it[name]) for it in log if name in it]
+        assert np.array(shown) == pytest.approx(np.array(lines))
+    assert [event.step for event in board.Scalars("loss/loss_d")] == [2, 4]
+    assert [event.step for event in board.Scalars("perf/peak_memory")] == [2, 4]
     images = board.Images("samples")
     assert [event.step for event in images] == [2, 4]
-    assert (images[0].width, images[0].height) == (8 * 18 + 2, 8 * 18 + 2)  # 64 of 16 x 16
+    side = 2 * (8 * 18 + 2)  # 64 of 16 x 16, enlarged to at least 256
+    assert (images[0].width, images[0].height) == (side, side)
+    (real,) = board.Images("samples/real")
+    assert (real.step, real.width) == (0, side)
     (text,) = board.Tensors("config/text_summary")
     assert b"kind: convnorm" in text.tensor_proto.string_val[0]
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == [
+        "real.png",
         "step0000002.png",
         "step0000004.png",
+    ]
+
+
+def test_tags_sort_as_the_network_has_its_layers():
+    """By name alone stage10 comes before stage2, and a shortcut before what stands before it."""
+    layers = ["stem.0", *(f"stage{n}.{part}" for n in range(1, 12) for part in ("z", "a"))]
+    norms = {layer: LayerNorms(1.0, 2.0, 3.0) for layer in layers}
+    given = [*by_name(norms), "loss_g", "seconds"]
+    found = tags(given)
+    assert list(found) == given
+    shown = sorted(tag for tag in found.values() if tag.startswith("norm/"))
+    assert shown == [
+        f"norm/conv{n:02} ({layer})/{kind}"
+        for n, layer in enumerate(layers, 1)
+        for kind in sorted(LayerNorms._fields)
+    ]
+    assert (found["loss_g"], found["seconds"]) == ("loss/loss_g", "perf/seconds")
+
+
+def test_scores_to_select_by_are_shown_beside_those_reported(tmp_path):
+    with closing(Tracker(tmp_path, 0, 10, "", CPU)) as tracker:
+        selection = {"scores": {"FD (digits)": 7.0}, "selection": None}
+        tracker.score(2, {"scores": {"FD (digits)": 3.0, "IS": None}, "selection": selection})
+        tracker.score(4, {"epoch": 1, "scores": {"accuracy": 0.5}})  # as a classifier has it
+    board = events(tmp_path)
+    shown = {
+        tag: [(e.step, e.value) for e in board.Scalars(tag)] for tag in board.Tags()["scalars"]
+    }
+    assert shown == {
+        "score/FD (digits)": [(2, 3.0)],
+        "score/selection/FD (digits)": [(2, 7.0)],
+        "score/accuracy": [(4, 0.5)],
+    }
+
+
+def test_tensorboard_names_runs_by_config_and_seed(tmp_path):
+    """As `tensorboard --logdir runs` does."""
+    for run_dir in (
+        "gan/sngan_convnorm/seed0",
+        "gan/sngan_convnorm/seed1",
+        "benchmark/x/none/seed0",
+    ):
+        (tmp_path / run_dir).mkdir(parents=True)
+        with closing(Tracker(tmp_path / run_dir, 0, 10, "", CPU)) as tracker:
+            tracker.log(1, {"loss": 1.0})
+    board = EventMultiplexer().AddRunsFromDirectory(str(tmp_path))
+    assert sorted(board.Runs()) == [
+        "benchmark/x/none/seed0/tensorboard",
+        "gan/sngan_convnorm/seed0/tensorboard",
+        "gan/sngan_convnorm/seed1/tensorboard",
     ]
 
 
@@ -64,7 +121,7 @@ def test_a_resumed_run_shows_no_step_twice(tmp_path):
     resumed = Tracker(tmp_path, 4, 10, "a: 1\n", CPU)
     resumed.log(6, {"loss": 66.0})
     resumed.close()
-    shown = [(event.step, event.value) for event in events(tmp_path).Scalars("loss")]
+    shown = [(event.step, event.value) for event in events(tmp_path).Scalars("loss/loss")]
     assert shown == [(2, 2.0), (4, 4.0), (6, 66.0)]
     assert [(line["step"], line["loss"]) for line in log_of(tmp_path)] == shown
 
@@ -210,6 +267,52 @@ def test_a_terminal_gets_a_bar_with_losses_and_time_left(tmp_path, monkeypatch):
     assert "<" in output  # elapsed<left
 
 
+@pytest.fixture
+def terminal(monkeypatch):
+    """Standard error as a terminal of so many columns, and what it was written last."""
+    master, slave = pty.openpty()
+    file = os.fdopen(slave, "w", encoding="utf-8")
+
+    def last_line() -> str:
+        file.flush()
+        written = b""
+        while select.select([master], [], [], 0.1)[0]:  # it comes in pieces
+            written += os.read(master, 2**16)
+        return written.decode().rstrip("\r\n").split("\r")[-1]
+
+    def resize(columns: int):
+        monkeypatch.setattr(sys, "stderr", file)  # not before: pytest has one for each phase
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        return last_line
+
+    yield resize
+    file.close()
+    os.close(master)
+
+
+@pytest.mark.parametrize(
+    ("columns", "steps", "least"), [(80, 700, 2), (80, 200_000, 1), (200, 700, 5)]
+)
+def test_the_bar_keeps_its_place_and_no_number_is_cut(columns, steps, least, tmp_path, terminal):
+    """At 80 columns the losses left no bar at all."""
+    last_line, value = terminal(columns), -1.4758
+    values = dict.fromkeys(("loss_d", "loss_g", "d_real", "d_fake", "gradient_penalty"), value)
+    with closing(Tracker(tmp_path, 0, steps, "", CPU)) as tracker:
+        bar = tracker._bar
+        bar.start_t -= 3597.0
+        bar.update(steps // 2)
+        tracker.log(steps // 2, values)
+        bar.start_t -= 10.0  # 59:57 becomes 1:00:07
+        bar.refresh()
+        line = last_line()
+    assert len(line) <= columns
+    assert len(line.split("|")[1]) >= 6
+    shown = dict(word.split("=") for word in line.rstrip("] ").split(", ") if "=" in word)
+    assert set(shown.values()) == {"-1.48"}
+    assert list(shown) == list(values)[: len(shown)]
+    assert len(shown) >= least
+
+
 def test_elsewhere_there_are_plain_lines(tmp_path, capsys):
     """A bar in a file is thousands of lines of carriage returns."""
     run(tmp_path, {"log.every": 2})
@@ -229,12 +332,36 @@ def test_a_log_that_cannot_be_written_is_named(tmp_path):
     tracker.close()
 
 
-def test_images_are_written_as_they_are(tmp_path):
-    from PIL import Image
+@pytest.mark.parametrize(
+    ("num", "size", "side", "factor"),
+    [(4, 8, 22, 12), (64, 16, 146, 2), (64, 32, 274, 1), (4, 300, 606, 1)],
+)
+def test_pictures_are_enlarged_by_whole_pixels_to_256(num, size, side, factor):
+    """Smoothed, or stretched by half a pixel, they are not what the network made."""
+    images = torch.randint(256, (num, 1, size, size), dtype=torch.uint8)
+    picture = picture_of(images)
+    assert picture.shape == (3, factor * side, factor * side)
+    squares = picture.unflatten(2, (side, factor)).unflatten(1, (side, factor))
+    assert (squares == squares[:, :, :1, :, :1]).all()
+    assert torch.equal(squares[0, 2 : 2 + size, 0, 2 : 2 + size, 0], images[0, 0])
 
-    tracker = Tracker(tmp_path, 0, 10, "", CPU)
-    tracker.images(3, torch.full((4, 1, 8, 8), 77, dtype=torch.uint8))
-    tracker.close()
-    with Image.open(tmp_path / "samples" / "step0000003.png") as image:
-        assert image.size == (2 * 10 + 2, 2 * 10 + 2)
-        assert image.convert("L").getpixel((5, 5)) == 77
+
+def test_real_images_are_written_once_a_run_and_from_all_over_the_data(tmp_path):
+    """Folders are sorted by class: the first images would all be of one."""
+    images = torch.arange(256, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 8, 8)
+    file = tmp_path / "samples" / "real.png"
+    for step, given in ((0, images), (4, images.flip(0))):  # resumed
+        with closing(Tracker(tmp_path, step, 10, "", CPU)) as tracker:
+            tracker.real_images(given, 4)
+    with Image.open(file) as picture:
+        grid = np.array(picture.convert("L"))
+    expected = picture_of(images[[0, 85, 170, 255]])[0].numpy()
+    assert np.array_equal(grid, expected)
+    assert len(events(tmp_path).Images("samples/real")) == 1
+
+
+def test_few_real_images_are_each_shown_once(tmp_path):
+    with closing(Tracker(tmp_path, 0, 10, "", CPU)) as tracker:
+        tracker.real_images(torch.zeros(3, 3, 300, 300, dtype=torch.uint8), 64)
+    with Image.open(tmp_path / "samples" / "real.png") as picture:
+        assert picture.size == (2 * 302 + 2, 2 * 302 + 2)

@@ -142,7 +142,8 @@ class RunResult:
     scores: when -> name -> value; without "selected" where no data were held out.
     selected_step: the step of the selected scores.
     area: under the curve; None where there is no curve, or the runs have curves over other steps.
-    collapsed: see `statistics.collapsed`; None where there is no curve.
+    collapsed: whether the run fell from its best, see `statistics.collapsed`, or had learned
+        nothing at its end; None where there is no curve to tell it by.
     segments: the parts of the training, in their order.
     versions: of what scored or evaluated the run, beside those of the segments.
     picture: a PNG of samples, relative to the benchmark's folder.

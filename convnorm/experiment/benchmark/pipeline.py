@@ -28,6 +28,7 @@ class Result:
         one protocol have the same images at the same positions.
     picture: a PNG of samples at the end of training, of latents that depend on the seed alone.
     doubts: sentences, each a reason not to take the scores at face value.
+    learned: whether the last weights do anything that chance would not do.
     """
 
     metrics: dict[str, Metric]
@@ -44,6 +45,7 @@ class Result:
     right: dict[When, dict[str, np.ndarray]] = field(default_factory=dict)
     picture: Path | None = None
     doubts: tuple[str, ...] = ()
+    learned: bool = True
 
 
 @dataclass(frozen=True)

@@ -106,8 +106,8 @@ def _read(
     for item in progress:
         if item.state == "done":
             try:
-                result = _finite(pipeline.read(item.run.folder, grid.attacks))
-                results[item.run.name] = _with_sound_picture(result)
+                result = finite(pipeline.read(item.run.folder, grid.attacks))
+                results[item.run.name] = with_sound_picture(result)
             except InputError as error:
                 item = replace(item, state="failed", reason=str(error))
         found.append(item)
@@ -122,7 +122,7 @@ def _read(
     return found, results
 
 
-def _finite(result: Result) -> Result:
+def finite(result: Result) -> Result:
     values = [(f"{w} {key}", v) for w, scores in result.scores.items() for key, v in scores.items()]
     values += [(f"{result.curve_name} at step {p.step}", p.value) for p in result.curve]
     values += [
@@ -137,7 +137,7 @@ def _finite(result: Result) -> Result:
     return result
 
 
-def _with_sound_picture(result: Result) -> Result:
+def with_sound_picture(result: Result) -> Result:
     """Leave a damaged picture out, and say so: the numbers are as good without it."""
     try:
         if result.picture is not None and result.picture.is_file():
@@ -187,14 +187,14 @@ def _runs(
 
 
 def _result(result: Result, curve: Metric, benchmark: Benchmark) -> RunResult:
-    area = fell = None
+    area, fell = None, None if result.learned else True
     if result.curve:
         values = [point.value for point in result.curve]
         area = area_under([(point.step, point.value) for point in result.curve])
         # Twice a score below the real-against-real floor is still as good as real.
         floor = result.floor.get(result.curve_name)
         resolution = {} if floor is None else {"resolution": floor}
-        fell = collapsed(values, values[-1], curve.better, **resolution)
+        fell = fell or collapsed(values, values[-1], curve.better, **resolution)
     return RunResult(
         scores=result.scores,
         selected_step=result.selected_step,

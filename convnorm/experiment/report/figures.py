@@ -24,7 +24,8 @@ from convnorm.experiment.report.canvas import (
     write_beyond,
 )
 from convnorm.experiment.report.formats import number
-from convnorm.experiment.report.palette import INK, LINES, PAPER, style
+from convnorm.experiment.report.names import kind_of, label_of
+from convnorm.experiment.report.palette import INK, LINES, PAPER, places, style
 
 Captioned = tuple[Figure, str]
 
@@ -83,7 +84,8 @@ def _groups(report: Report) -> dict[str, list[int]]:
     """Labels of the axes that are not compared -> the indices of the cells that have them."""
     groups: dict[str, list[int]] = {}
     for index, cell in enumerate(report.cells):
-        rest = [label for axis, label in cell.labels.items() if axis != report.compared_axis]
+        labels = {axis: label_of(report, axis, label) for axis, label in cell.labels.items()}
+        rest = [label for axis, label in labels.items() if axis != report.compared_axis]
         groups.setdefault(" / ".join(rest), []).append(index)
     return groups
 
@@ -91,7 +93,9 @@ def _groups(report: Report) -> dict[str, list[int]]:
 def _compared(report: Report, index: int) -> int:
     """The place of a cell's value on the compared axis, which has one look in all figures."""
     axis = report.compared_axis
-    return report.axes[axis].index(report.cells[index].labels[axis])
+    labels = report.axes[axis]
+    found = dict(zip(labels, places([kind_of(report, axis, it) for it in labels]), strict=True))
+    return found[report.cells[index].labels[axis]]
 
 
 def _look(report: Report, index: int, ink: str) -> dict[str, str]:
@@ -130,7 +134,8 @@ def _curves(report: Report, ink: str, against_time: bool) -> Captioned | None:
         for index in group:
             stack = stacks[index]
             x = stack[:, :, 1].mean(0) / seconds if against_time else stack[0, :, 0]
-            label = report.cells[index].labels[report.compared_axis]
+            axis = report.compared_axis
+            label = label_of(report, axis, report.cells[index].labels[axis])
             label = label if len(groups) > 1 else _label(report, index)
             look = style(_compared(report, index), ink)
             draw_band(axes, x, scale * stack[:, :, 2], look, label)
@@ -195,6 +200,8 @@ def _spectra(report: Report, ink: str, norm: str, which: str) -> Captioned | Non
     """A singular value of layers over training, one panel a layer."""
     done = _done(report)
     found = [run.result.norms.get(norm, {}) for runs in done.values() for run in runs]
+    # A layer's name and its position in the network that has it.
+    positions = {layer: n for of_run in found[::-1] for n, layer in enumerate(of_run, 1)}
     layers = list(dict.fromkeys(layer for of_run in found for layer in of_run))
     if not layers:
         return None
@@ -212,7 +219,8 @@ def _spectra(report: Report, ink: str, norm: str, which: str) -> Captioned | Non
                 draw_band(panel, x, y, _look(report, index, ink), _label(report, index))
                 values += y.flatten().tolist()
         set_frame(panel, "y", values, values, percent=False)
-        panel.set_title(f"layer {layer}", fontsize="medium")
+        title = f"conv {positions[layer]} ({layer})"
+        panel.set_title(fill(title, 24), fontsize="medium")
     for panel in panels[-3:]:
         panel.set_xlabel("steps of training")
     for panel in panels[::3]:

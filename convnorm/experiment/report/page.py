@@ -21,6 +21,7 @@ from convnorm.experiment.report import tables
 from convnorm.experiment.report.answer import answer
 from convnorm.experiment.report.figures import Drawing, draw
 from convnorm.experiment.report.limits import limits
+from convnorm.experiment.report.names import spelled_out
 from convnorm.experiment.report.palette import PAPER
 from convnorm.experiment.report.tables import escaped, folded
 
@@ -41,13 +42,14 @@ def write(report: Report, folder: Path) -> Path:
     if not report.done:
         of = f"none of {len(report.runs)} planned runs is done"
         raise InputError(f"{folder}: nothing to report: {of}")
-    light, dark = (draw(report, folder, dark) for dark in (False, True))
-    text = _text(report, light)
+    shown = spelled_out(report)
+    light, dark = (draw(shown, folder, dark) for dark in (False, True))
+    text = _text(shown, light)
     (folder / "figures").mkdir(exist_ok=True)
     contents = {f"figures/{name}.png": drawing.png for name, drawing in light.items()}
     contents["results.csv"] = _csv(report).encode()
     contents["report.md"] = text.encode()
-    contents["report.html"] = _html(report.name, text, light, dark).encode()
+    contents["report.html"] = as_html(report.name, text, light, dark).encode()
     files.write_json(folder / "results.json", to_json(report))
     for name, content in contents.items():
         files.write(folder / name, lambda file, content=content: file.write(content))
@@ -154,7 +156,7 @@ def _numbers(result: RunResult, curve: str) -> Iterator[tuple[str, str, Any]]:
                 yield f"step {point.step}", f"{norm} singular value, layer {layer}", point.value
 
 
-def _html(title: str, text: str, light: dict[str, Drawing], dark: dict[str, Drawing]) -> str:
+def as_html(title: str, text: str, light: dict[str, Drawing], dark: dict[str, Drawing]) -> str:
     """The Markdown text as a page that holds its pictures, for light and for dark screens."""
     markdown = Markdown(extensions=EXTENSIONS)
     body = markdown.convert(text)

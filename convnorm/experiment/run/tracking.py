@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from convnorm.experiment import files
 from convnorm.experiment.errors import InputError
+from convnorm.experiment.run.board import Board
 from convnorm.experiment.run.cost import forget_peak_memory, peak_memory
 
 # What a record has to have; without it, it is of another program or damaged.
@@ -26,6 +26,7 @@ KEYS = {"log.jsonl": {"step": int}, "metrics.jsonl": {"step": int, "scores": dic
 # What a log line would say before the first step.
 BEGINNING = {"step": 0, "steps_per_second": math.inf, "seconds": 0.0, "peak_memory": 0}
 TAIL = 2**16  # bytes: a few lines fit into them
+PICTURE = 256  # pixels: the least height and width of a grid of images
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -135,10 +136,15 @@ class Tracker:
         last = log[-1] if log else BEGINNING
         seconds, speed, self._peak_memory = _costs(run_dir / "log.jsonl", last)
         (run_dir / "samples").mkdir(exist_ok=True)
-        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
-        if step == 0:
-            self._board.add_text("config", f"```yaml\n{config}```", 0)
-        self._bar = tqdm(total=steps, initial=step, unit="step", disable=None, file=sys.stderr)
+        self._board = Board(run_dir, step, config)
+        self._bar = tqdm(
+            total=steps,
+            initial=step,
+            unit="step",
+            disable=None,
+            file=sys.stderr,
+            dynamic_ncols=True,
+        )
         # No line tells the time of the steps after the last one: it is taken from those before.
         self._seconds = seconds + (step - last["step"]) / speed
         forget_peak_memory(device)  # what was used before training
@@ -184,35 +190,68 @@ class Tracker:
             "peak_memory": self._peak_memory,
         }
         self._append("log.jsonl", {"step": step, **values, **cost})
-        for name, value in {**values, **cost}.items():
-            self._board.add_scalar(name, value, step)
+        self._board.log(step, {**values, **cost})
         shown = {name: f"{value:.3g}" for name, value in values.items() if "/" not in name}
         if self._bar.disable:
             left = (self._bar.total - step) / max(speed, 1e-9)
             words = " ".join(f"{name} {value}" for name, value in shown.items())
             print(f"step {step}/{self._bar.total} {words} ({left:.0f} s left)", file=sys.stderr)
         else:
-            self._bar.set_postfix(shown, refresh=False)
+            self._bar.set_postfix_str(_fitting(shown, self._bar), refresh=False)
 
     def images(self, step: int, images: torch.Tensor) -> None:
         """Write a grid of images (N, C, H, W) uint8 to samples/ and to TensorBoard."""
-        grid = make_grid(images, nrow=round(len(images) ** 0.5), padding=2, pad_value=128)
-        path = self.run_dir / "samples" / f"step{step:07d}.png"
-        save_png(path, grid)
-        self._board.add_image("samples", grid, step)
+        self._picture(f"step{step:07d}", "samples", picture_of(images), step)
+
+    def real_images(self, images: torch.Tensor, num: int) -> None:
+        """Write `num` of the real images (N, C, H, W) uint8 beside the samples, once a run.
+
+        They are evenly spaced, as many data sets are sorted by class.
+        """
+        if not (self.run_dir / "samples" / "real.png").exists():
+            chosen = torch.linspace(0, len(images) - 1, min(num, len(images))).long()
+            self._picture("real", "samples/real", picture_of(images[chosen]), 0)
+
+    def _picture(self, name: str, tag: str, image: torch.Tensor, step: int) -> None:
+        save_png(self.run_dir / "samples" / f"{name}.png", image)
+        self._board.picture(tag, image, step)
 
     def score(self, step: int, record: dict[str, Any]) -> None:
         """Write a score record to metrics.jsonl and its numbers to TensorBoard."""
         self._append("metrics.jsonl", {"step": step, **record})
-        for name, value in record["scores"].items():
-            if isinstance(value, int | float):
-                self._board.add_scalar(f"score/{name}", value, step)
+        self._board.score(step, record)
         forget_peak_memory(self._device)  # what scoring used
 
     def close(self) -> None:
         """Close the bar and TensorBoard's file."""
         self._bar.close()
         self._board.close()
+
+
+def _fitting(shown: dict[str, str], bar: tqdm) -> str:
+    """The first of the values, as many as leave the bar ten columns of the terminal.
+
+    Later the bar gives way to longer times, so that no number is cut.
+    """
+    facts = bar.format_dict
+    alone = tqdm.format_meter(**{**facts, "ncols": None, "postfix": None})  # its bar has ten
+    room = math.inf if facts["ncols"] is None else facts["ncols"] - len(alone)
+    words: list[str] = []
+    for name, value in shown.items():
+        words.append(f"{name}={value}")
+        if len(", " + ", ".join(words)) > room:
+            return ", ".join(words[:-1])
+    return ", ".join(words)
+
+
+def picture_of(images: torch.Tensor) -> torch.Tensor:
+    """Return images (N, C, H, W) uint8 as a grid (C, H', W'), H' and W' at least `PICTURE`.
+
+    Each pixel becomes a square of pixels: small images can be looked at without smoothing.
+    """
+    grid = make_grid(images.cpu(), nrow=round(len(images) ** 0.5), padding=2, pad_value=128)
+    factor = math.ceil(PICTURE / min(grid.shape[1:]))
+    return grid.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
 
 
 def save_png(path: Path, image: torch.Tensor) -> None:

@@ -4,10 +4,12 @@ The process should run ahead of the GPU, so an update must never ask for what th
 computed yet. `own` does: its eigenvalues are computed in part by the process.
 """
 
+import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -16,6 +18,7 @@ from convnorm.experiment.run.loop import Trainer, take_step
 from device_checks.part import Case, Finding, Setup, Skip
 from device_checks.workloads import Config, comparisons, make_trainer
 
+CLONE = Path(__file__).parents[2]
 WARM_UP = 2  # steps: the first copies tables to the device and waits for that
 WAITS = ("own",)
 TOP = 12  # kernels that take longest, in the record
@@ -70,7 +73,7 @@ def _waits(trainer: Trainer) -> list[str]:
     trainer.state.step += 1
     # PyTorch also warns once that this mode is a prototype.
     waiting = [one for one in caught if "called a synchronizing" in str(one.message)]
-    return sorted({f"{one.filename}:{one.lineno}" for one in waiting})
+    return sorted({f"{os.path.relpath(one.filename, CLONE)}:{one.lineno}" for one in waiting})
 
 
 def _launched(trainer: Trainer) -> tuple[Counter[str], Counter[str]]:

@@ -26,6 +26,7 @@ from gan.config import GanConfig, ScoreConfig
 from gan.extractors import metrics, scores_with
 from gan.keys import REPORTED
 from gan.records import ScoreRecord
+from gan.selection import headline, selection_score
 
 
 def fraction_done(config: GanConfig, line: dict[str, Any]) -> float:
@@ -59,34 +60,45 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
     """Read a finished run from its files alone; `attacks` is empty.
 
     The selected scores are those reported at the step whose other draw, see ScoreConfig.select, has
-    the lowest Fréchet distance. The cost is the discriminator's: it is what a normalizer changes.
+    the best headline: the step of best.pt. The cost is the discriminator's: it is what a normalizer
+    changes.
 
     Raises:
-        InputError: The run is not finished, has no scores, or is of an older version.
+        InputError: The run is not finished, has no scores, none that is a number to select by, or
+            is of an older version.
     """
     with finished(run_dir / "summary.json") as file:
         summary = json.loads(file.read_text())
         steps, parts = summary["steps"], segments(summary, file)
         size = {key: summary[key]["discriminator"] for key in ("parameters", "macs")}
-        log_end, metrics_end = summary["log"], summary["metrics"]
+        log_end, metrics_end, best = summary["log"], summary["metrics"], summary["best"]
     config = read_config(GanConfig, run_dir / "config.yaml")
     cost = {"network": "discriminator", **size, "steps": steps}
     log = read_log(run_dir / "log.jsonl", log_end, config.log.every, **cost)
     doubts = log.doubts
     with finished(run_dir / "metrics.jsonl") as file:
-        records = _records(by_step(file, metrics_end), file)
+        lines = by_step(file, metrics_end)
+        told = set(lines)
+        if lines and best is not None:
+            lines.setdefault(best["step"], best)
+        records = _records(dict(sorted(lines.items())), file)
         # An end that was none any more when the run was made longer is no point of its curve.
         records = {s: it for s, it in records.items() if is_due(s, config.score.every, steps)}
-        doubts += gaps(file, records, config.score.every, steps)
+        doubts += gaps(file, told, config.score.every, steps)
         final = records[steps]
         curve = tuple(
-            CurvePoint(step, log.seconds(step), _scores(record)[final.distance])
+            CurvePoint(step, log.seconds(step), _scores(record)[headline(record)])
             for step, record in records.items()
         )
         scores, selected = {"final": _scores(final)}, None
         doubts += final.all_doubts
         if final.selection is not None:
-            selected = min(records, key=lambda step: _selection(records[step]))
+            selected = min(records, key=lambda step: selection_score(records[step]))
+            if math.isinf(selection_score(records[selected])):
+                raise InputError(
+                    f"{file}: {headline(final.selection)} on data held out is a number at no step; "
+                    "expected one to select by"
+                )
             scores["selected"] = _scores(records[selected])
             doubts += records[selected].all_doubts
     pictures = sorted((run_dir / "samples").glob("*.png"))
@@ -94,7 +106,7 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
         metrics=final.metrics,
         scores=scores,
         selected_step=selected,
-        curve_name=final.distance,
+        curve_name=headline(final),
         curve=curve,
         norms=norms(log.lines),
         protocol=_protocol(final),
@@ -126,11 +138,6 @@ def _records(lines: dict[int, dict[str, Any]], file: Path) -> dict[int, ScoreRec
 def _scores(record: ScoreRecord) -> dict[str, float]:
     """The scores with NaN for what is no number, which the benchmark refuses with its name."""
     return {name: math.nan if it is None else it for name, it in record.scores.items()}
-
-
-def _selection(record: ScoreRecord) -> float:
-    value = record.selection.scores[record.selection.distance]
-    return math.inf if value is None else value
 
 
 def _protocol(record: ScoreRecord) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from convnorm.experiment.run import checkpoint
 from gan.config import GanConfig
 from gan.networks import build_discriminator, build_generator
 
-FORMAT = "convnorm-suite/gan/3"
+FORMAT = "convnorm-suite/gan/4"
 
 
 def build(config: GanConfig, channels: int) -> tuple[nn.Module, nn.Module]:

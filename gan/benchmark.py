@@ -27,6 +27,7 @@ from gan.extractors import scores_with
 from gan.keys import REPORTED
 from gan.records import ScoreRecord
 from gan.score_names import metrics
+from gan.selection import selection_score
 
 
 def fraction_done(config: GanConfig, line: dict[str, Any]) -> float:
@@ -60,25 +61,31 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
     """Read a finished run from its files alone; `attacks` is empty.
 
     The selected scores are those reported at the step whose other draw, see ScoreConfig.select, has
-    the best headline. The cost is the discriminator's: it is what a normalizer changes.
+    the best headline: the step of best.pt. The cost is the discriminator's: it is what a normalizer
+    changes.
 
     Raises:
-        InputError: The run is not finished, has no scores, or is of an older version.
+        InputError: The run is not finished, has no scores, none that is a number to select by, or
+            is of an older version.
     """
     with finished(run_dir / "summary.json") as file:
         summary = json.loads(file.read_text())
         steps, parts = summary["steps"], segments(summary, file)
         size = {key: summary[key]["discriminator"] for key in ("parameters", "macs")}
-        log_end, metrics_end = summary["log"], summary["metrics"]
+        log_end, metrics_end, best = summary["log"], summary["metrics"], summary["best"]
     config = read_config(GanConfig, run_dir / "config.yaml")
     cost = {"network": "discriminator", **size, "steps": steps}
     log = read_log(run_dir / "log.jsonl", log_end, config.log.every, **cost)
     doubts = log.doubts
     with finished(run_dir / "metrics.jsonl") as file:
-        records = _records(by_step(file, metrics_end), file)
+        lines = by_step(file, metrics_end)
+        told = set(lines)
+        if lines and best is not None:
+            lines.setdefault(best["step"], best)
+        records = _records(dict(sorted(lines.items())), file)
         # An end that was none any more when the run was made longer is no point of its curve.
         records = {s: it for s, it in records.items() if is_due(s, config.score.every, steps)}
-        doubts += gaps(file, records, config.score.every, steps)
+        doubts += gaps(file, told, config.score.every, steps)
         final = records[steps]
         curve = tuple(
             CurvePoint(step, log.seconds(step), _scores(record)[final.headline])
@@ -87,7 +94,12 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
         scores, selected = {"final": _scores(final)}, None
         doubts += final.all_doubts
         if final.selection is not None:
-            selected = min(records, key=lambda step: _selection(records[step]))
+            selected = min(records, key=lambda step: selection_score(records[step]))
+            if math.isinf(selection_score(records[selected])):
+                raise InputError(
+                    f"{file}: {final.selection.headline} on data held out is a number at no step; "
+                    "expected one to select by"
+                )
             scores["selected"] = _scores(records[selected])
             doubts += records[selected].all_doubts
     pictures = sorted((run_dir / "samples").glob("step*.png"))
@@ -141,11 +153,6 @@ def _scores(record: ScoreRecord) -> dict[str, float]:
 def _is_nothing_like_real(record: ScoreRecord) -> bool:
     """Whether no generated image lies where real ones do, as after a handful of steps."""
     return any(it == 0 for name, it in record.scores.items() if name.startswith("precision"))
-
-
-def _selection(record: ScoreRecord) -> float:
-    value = record.selection.ranked
-    return math.inf if value is None else value
 
 
 def _protocol(record: ScoreRecord) -> dict[str, Any]:

@@ -217,6 +217,20 @@ def _counted(name: str, num_real: int | None, num_fake: int | None, keys: Keys) 
 
 
 @dataclass(frozen=True)
+class CheckpointsConfig:
+    """Which weights are kept, beside the last ones and those that score.select chose.
+
+    Args:
+        every: steps between two files of generators in checkpoints/; 0 keeps none.
+    """
+
+    every: int = bounded(0, least=0, most=10**9)
+
+    def __post_init__(self):
+        check_ranges(self, "checkpoints")
+
+
+@dataclass(frozen=True)
 class GanConfig:
     """Everything that decides the result of a GAN run.
 
@@ -229,6 +243,7 @@ class GanConfig:
         train: what happens in a step.
         log: what is written how often.
         score: what is measured during training.
+        checkpoints: which weights are kept.
         seed: of the weights, of the order of the data and of the latents.
         steps: updates of the generator.
     """
@@ -241,6 +256,7 @@ class GanConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     log: LogConfig = field(default_factory=LogConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
+    checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig)
     seed: int = bounded(0, least=0, most=LARGEST_SEED)
     steps: int = bounded(100_000, least=1, most=10**9)
 

@@ -1,5 +1,6 @@
 """The networks of a config, the images of a generator, and the generator of a run."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from convnorm.experiment.run import checkpoint
 from gan.config import GanConfig
 from gan.networks import build_discriminator, build_generator
 
-FORMAT = "convnorm-suite/gan/3"
+FORMAT = "convnorm-suite/gan/4"
+SAMPLES = "samples"  # the stream of the latents whose images are scored and written
 
 
 def build(config: GanConfig, channels: int) -> tuple[nn.Module, nn.Module]:
@@ -52,11 +54,18 @@ class Latents:
     labels: torch.Tensor
 
 
-@torch.no_grad()
 def generate(
     generator: nn.Module, latents: Latents, *, nearest: bool = False, batch_size: int = 256
 ) -> torch.Tensor:
-    """Return images (N, C, H, W) uint8 on the CPU of N latents, made in evaluation mode.
+    """Return images (N, C, H, W) uint8 on the CPU of N latents; see `batches`."""
+    return torch.cat([*batches(generator, latents, nearest=nearest, batch_size=batch_size)])
+
+
+@torch.no_grad()
+def batches(
+    generator: nn.Module, latents: Latents, *, nearest: bool = False, batch_size: int = 256
+) -> Iterator[torch.Tensor]:
+    """Make images (N, C, H, W) uint8 on the CPU of N latents, in evaluation mode, part by part.
 
     nearest: see `to_uint8`; of a generator that was trained without `train.dequantize`.
 
@@ -67,8 +76,8 @@ def generate(
     generator.eval()
     try:
         parts = zip(latents.z.split(batch_size), latents.labels.split(batch_size), strict=True)
-        made = (generator(z.to(device), labels.to(device)) for z, labels in parts)
-        return torch.cat([to_uint8(images, nearest=nearest).cpu() for images in made])
+        for z, labels in parts:
+            yield to_uint8(generator(z.to(device), labels.to(device)), nearest=nearest).cpu()
     finally:
         generator.train(training)
 
@@ -92,7 +101,7 @@ def sample(
     prior: Prior,
     num: int,
     seed: int,
-    stream: str = "samples",
+    stream: str = SAMPLES,
     *,
     nearest: bool = False,
 ) -> torch.Tensor:
@@ -114,11 +123,18 @@ class LoadedGenerator:
     ema: bool
     sha256: str  # of the checkpoint file
 
+    @property
+    def prior(self) -> Prior:
+        """Of the latents that it was trained with."""
+        return Prior(self.config.model.z_dim, self.num_classes)
+
+    def batches(self, latents: Latents) -> Iterator[torch.Tensor]:
+        """Make images (N, C, H, W) uint8 on the CPU of N latents, part by part."""
+        return batches(self.generator, latents, nearest=not self.config.train.dequantize)
+
     def sample(self, num: int, seed: int) -> torch.Tensor:
         """Return generated images (num, C, H, W) uint8, a function of the weights and the seed."""
-        prior = Prior(self.config.model.z_dim, self.num_classes)
-        nearest = not self.config.train.dequantize
-        return sample(self.generator, prior, num, seed, nearest=nearest)
+        return torch.cat([*self.batches(self.prior.draw(num, seed, SAMPLES))])
 
 
 def load_generator(path: Path, device: torch.device | str = "cpu") -> LoadedGenerator:

@@ -6,14 +6,17 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from convnorm.experiment.data import data_path, read_images
+from convnorm.experiment.data import DataConfig, data_path, read_images
 from convnorm.experiment.data.folder import has_splits
 from convnorm.experiment.data.pixels import RESIZED_BY, resize
 from convnorm.experiment.data.split_names import Split
 from convnorm.experiment.errors import InputError
+from gan.config import GanConfig
 from gan.models import load_generator
+from gan.protocols import Protocol, protocol_named
 from gan.records import Origin
 from gan.reference import Sample
+from gan.runs import Which, checkpoint_of, is_run
 
 NAMES = ("digits", "cifar10", "cifar100")
 SOURCES = (
@@ -26,28 +29,41 @@ SOURCES = (
 class ImageSource:
     """Images that can be scored, (N, C, H, W) uint8, or a generator of them.
 
-    image_size: their height and width in pixels. origin: where they come from.
+    image_size: their height and width in pixels. origin: where they come from. config: of a
+        generator's run; None of images.
     """
 
     images: Tensor | Sample
     image_size: int
     origin: Origin
+    config: GanConfig | None = None
 
 
 def read_source(
-    text: str, role: str, split: Split, device: torch.device, root: str, size: int | None = None
+    text: str,
+    role: str,
+    split: Split,
+    device: torch.device,
+    root: str,
+    size: int | None = None,
+    checkpoint: Which | None = None,
 ) -> ImageSource:
     """Read one of `SOURCES`.
 
     role: FAKE or REAL, for the error. split: of a data set whose text names none. root: the folder
         of the CIFAR archives. size: to which images are resized as they are read; None leaves
-        them as they are.
+        them as they are. checkpoint: of a run folder; see `checkpoint_of`.
 
     Raises:
         InputError: The text is none of them or could be two, or what it names cannot be read.
     """
     name, given = _parts(text, role)
     path = data_path(name, role)
+    if checkpoint is not None and not is_run(path):
+        raise InputError(
+            f"--checkpoint: {checkpoint} is not allowed with {role} {text!r}; expected it with the "
+            "folder of a run"
+        )
     if name in NAMES:
         if path.exists():
             raise InputError(
@@ -55,12 +71,14 @@ def read_source(
                 f"./{text} for what lies here, or to be started where nothing of that name does"
             )
         return _images(name, text, root, given or split, size)
-    if path.suffix == ".pt" or any((path / file).exists() for file in ("last.pt", "config.yaml")):
+    if is_run(path):
         if given:
             raise InputError(f"{role}: {text!r}: a generator has no splits, expected {name}")
-        loaded = load_generator(path, device)
-        origin = Origin(text, step=loaded.step, ema=loaded.ema, sha256=loaded.sha256)
-        source = ImageSource(loaded.sample, loaded.config.data.image_size, origin)
+        file = checkpoint_of(path, checkpoint)
+        loaded = load_generator(file, device)
+        told = str(file) if checkpoint == "best" else text
+        origin = Origin(told, step=loaded.step, ema=loaded.ema, sha256=loaded.sha256)
+        source = ImageSource(loaded.sample, loaded.config.data.image_size, origin, loaded.config)
         return source if size is None else resized(source, size)
     if path.is_dir() and not any(path.glob("[!.]*.npz")):
         return _images("folder", text, name, given or (split if has_splits(path) else None), size)
@@ -70,6 +88,41 @@ def read_source(
         return _images("npz", text, name, given, size)
     state = "neither of these" if path.exists() else "not found"
     raise InputError(f"{role}: {text!r} is {state}: {SOURCES}")
+
+
+def require_generator(source: ImageSource) -> None:
+    """Raise an InputError for images: only a generator can be drawn from again."""
+    if isinstance(source.images, Tensor):
+        raise InputError(
+            f"--draws: not allowed with the images of {source.origin.source}; expected a "
+            "generator, which draws others"
+        )
+
+
+def own_config(source: ImageSource) -> GanConfig:
+    """Return the config of a generator's run; InputError for images, which have none."""
+    if source.config is None:
+        raise InputError(
+            f"REAL: missing; expected one of {SOURCES}, as FAKE {source.origin.source} is no run "
+            "with data of its own"
+        )
+    return source.config
+
+
+def own_protocol(config: GanConfig) -> Protocol:
+    """Return the protocol that a run is scored by unless another one is asked for."""
+    usual = "digits" if config.data.name == "digits" else "fid50k_train"
+    return config.score.reported or protocol_named(usual)
+
+
+def own_data(data: DataConfig, split: Split, root: str | None) -> ImageSource:
+    """Read a split of the data that a run is trained on.
+
+    root: where they are, if they were moved. Raises InputError where they cannot be read.
+    """
+    data = data.at(root) if root else data
+    text = data.name if data.name in NAMES else data.root
+    return _images(data.name, text, data.root, split, data.image_size)
 
 
 def _parts(text: str, role: str) -> tuple[str, Split | None]:

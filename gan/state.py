@@ -1,5 +1,6 @@
 """What the updates of a GAN change, and the checkpoint that holds it."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -13,15 +14,20 @@ from convnorm.experiment.data import Images
 from convnorm.experiment.run.averaging import averaged, running_statistics
 from convnorm.experiment.run.batches import sha256_of
 from convnorm.experiment.run.distributed import Process
+from convnorm.experiment.run.loop import is_due
 from convnorm.experiment.run.meter import Meter
 from gan.config import GanConfig
 from gan.models import FORMAT
+from gan.selection import Selected
 
 
 class State:
     """Networks, optimizers, the generator's average, the meter, and how many steps are done.
 
     images: what the run trains on. terms: the names of what is logged.
+
+    best: the steps that were selected; the last of them is in best.pt. Others are there only before
+        a last step that is on no schedule of scores: if the run is made longer, that one never was.
     """
 
     def __init__(
@@ -43,6 +49,7 @@ class State:
         self.optim_d = torch.optim.Adam(discriminator.parameters(), **adam)
         self.meter = Meter(terms, process.device)
         self.step, self.steps = 0, config.steps
+        self.best: tuple[Selected, ...] = ()
 
     @property
     def final_generator(self) -> nn.Module:
@@ -68,8 +75,25 @@ class State:
         weights = [*self.generator.parameters(), *self.discriminator.parameters()]
         self.meter.check_finite(self.step, weights, run_dir)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on; data order and latents follow from `step`."""
+    def select(self, score: float, record: dict[str, Any]) -> bool:
+        """Keep the generator if its score is lower than any before, and return whether it is.
+
+        score, record: see `Selected`. What is not finite is never selected: neither a score nor
+        weights, which make images all the same, and of these a score that is finite.
+        """
+        weights = self.final_generator.parameters()
+        if not math.isfinite(score) or not all(each.isfinite().all() for each in weights):
+            return False
+        if self.best and score >= self.best[-1].score:
+            return False
+        every = self.config.score.every
+        on_schedule = every > 0 and self.step % every == 0
+        found = Selected(self.step, score, record, _on_cpu(self._weights()))
+        self.best = (found,) if on_schedule else (*self.best, found)
+        return True
+
+    def model_state(self) -> dict[str, Any]:
+        """What `models.load_generator` reads."""
         return {
             "format": FORMAT,
             "config": asdict(self.config),
@@ -77,9 +101,28 @@ class State:
             "num_classes": self.num_classes,
             "data_sha256": self.data_sha256,
             "step": self.step,
+            **self._weights(),
+        }
+
+    def _weights(self) -> dict[str, Any]:
+        """Of all from which images are made."""
+        return {
             "generator": self.generator.state_dict(),
-            "discriminator": self.discriminator.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
+        }
+
+    def best_model(self) -> dict[str, Any] | None:
+        """What best.pt holds: `model_state` at the step that was selected, None before any was."""
+        if not self.best:
+            return None
+        return {**self.model_state(), "step": self.best[-1].step, **self.best[-1].weights}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next step depends on; data order and latents follow from `step`."""
+        return {
+            **self.model_state(),
+            "discriminator": self.discriminator.state_dict(),
+            "best": [vars(each) for each in self.best],
             "optim_g": self.optim_g.state_dict(),
             "optim_d": self.optim_d.state_dict(),
             "meter": self.meter.state_dict(),
@@ -93,5 +136,16 @@ class State:
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         self.step = state["step"]
+        every, steps = self.config.score.every, self.steps
+        selected = [Selected(**each) for each in state["best"]]
+        self.best = tuple(each for each in selected if is_due(each.step, every, steps))
         self.meter.load_state_dict(state["meter"], self.step)
         streams.set_global_state(state["rng"], self.process.device)
+
+
+def _on_cpu(weights: dict[str, dict[str, Tensor] | None]) -> dict[str, Any]:
+    """A copy of weights that further steps leave as it is."""
+    return {
+        network: part and {name: value.to("cpu", copy=True) for name, value in part.items()}
+        for network, part in weights.items()
+    }

@@ -1,5 +1,6 @@
 """The training of a GAN, and what a run leaves in its folder."""
 
+import json
 import sys
 from contextlib import closing, nullcontext
 from dataclasses import replace
@@ -29,7 +30,9 @@ from gan.keys import REPORTED, SELECTING, Keys
 from gan.models import FORMAT, Prior, generate, sample
 from gan.protocols import Protocol
 from gan.records import ScoreRecord
+from gan.runs import kept, step_file
 from gan.scoring import Scorer
+from gan.selection import restore, selection_score
 from gan.trainer import Trainer
 
 GRID = 64  # images in a grid of samples
@@ -50,6 +53,8 @@ def train(config: GanConfig, options: RunOptions, process: Process) -> dict[str,
         images = loop.load_on_all(partial(load_images, data, "train"), process)
         trainer = Trainer(config, images, process)
         segments = loop.resume(trainer, options, FORMAT, now)
+        if process.is_main:
+            _rewind(run_dir, trainer)
         done_before = trainer.state.step == config.steps
         if not done_before:
             journal = Journal(run_dir, trainer, data) if process.is_main else None
@@ -72,15 +77,25 @@ def train(config: GanConfig, options: RunOptions, process: Process) -> dict[str,
         return summary
 
 
+def _rewind(run_dir: Path, trainer: Trainer) -> None:
+    """Leave no weights of steps that are still to come."""
+    state, config = trainer.state, trainer.config
+    if config.score.selecting is not None:
+        restore(run_dir, state.best_model())
+    for step, file in kept(run_dir).items():
+        if step > state.step:
+            file.unlink()
+
+
 class Journal:
-    """Measures and writes what is due at a step: log lines, norms, samples, scores.
+    """Measures and writes what is due at a step: log lines, norms, samples, scores, weights.
 
     data: where the real images of the scores are.
     """
 
     def __init__(self, run_dir: Path, trainer: Trainer, data: DataConfig):
         config, state = trainer.config, trainer.state
-        self.trainer, self.data = trainer, data
+        self.run_dir, self.trainer, self.data = run_dir, trainer, data
         self.prior = Prior(config.model.z_dim, state.num_classes)
         self.grid = self.prior.draw(GRID, config.seed, "grid")
         self.scorer = self._scorer(config.score.reported, REPORTED)
@@ -116,12 +131,25 @@ class Journal:
             nearest = not config.train.dequantize
             self.tracker.images(step, generate(generator, self.grid, nearest=nearest))
         if self.scorer is not None and is_due(step, config.score.every, config.steps):
-            self.tracker.score(step, to_json(self._score()))
+            self._select(self._score())
+        every = config.checkpoints.every
+        if every > 0 and step % every == 0:
+            file = step_file(self.run_dir, step)
+            file.parent.mkdir(exist_ok=True)
+            checkpoint.save(file, trainer.state.model_state())
 
     def score_again(self) -> None:
         """Write the score of the last step, which the files of a finished run have lost."""
         with closing(self.tracker):
             self.tracker.score(self.trainer.state.step, to_json(self._score()))
+
+    def _select(self, record: ScoreRecord) -> None:
+        """Write a score, and the weights to best.pt if they are the best so far."""
+        state = self.trainer.state
+        line = json.loads(json.dumps(to_json(record)))  # a checkpoint holds plain values only
+        self.tracker.score(state.step, line)
+        if record.selection is not None and state.select(selection_score(record), line):
+            checkpoint.save(self.run_dir / checkpoint.BEST, state.best_model())
 
     def _score(self) -> ScoreRecord:
         """Return the score that is reported, with the one by which a step can be selected in it."""
@@ -139,8 +167,10 @@ class Journal:
 def _summary(trainer: Trainer, run_dir: Path, segments: tuple[Segment, ...]) -> dict[str, Any]:
     """Return what the run cost, and its last log line and scores.
 
-    macs: of one image, counted in a batch of the run's size.
+    macs: of one image, counted in a batch of the run's size. best: the score at the step of
+    best.pt; None where nothing was selected.
     """
+    best = trainer.state.best[-1] if trainer.state.best else None
     log, metrics = (read_lines(run_dir / name) for name in ("log.jsonl", "metrics.jsonl"))
     train, generator, discriminator = trainer.config.train, trainer.generator, trainer.discriminator
     device = trainer.process.device
@@ -154,6 +184,7 @@ def _summary(trainer: Trainer, run_dir: Path, segments: tuple[Segment, ...]) -> 
         },
         "macs": {"generator": macs(generator, z), "discriminator": macs(discriminator, images)},
         "segments": [to_json(each) for each in segments],
+        "best": None if best is None else {"step": best.step, **best.record},
         "log": log[-1] if log else None,
         "metrics": metrics[-1] if metrics else None,
     }

@@ -2,44 +2,58 @@
 
     python scripts/fid.py runs/gan/sngan_convnorm/seed0 cifar10
     python scripts/fid.py digits digits:test
+    python scripts/fid.py runs/gan/digits_convnorm/seed0 --all
+    python scripts/fid.py
 
 FAKE and REAL are each a run folder, a checkpoint (.pt), a folder of images, an .npz file with
-`images`, or digits, cifar10 or cifar100; any but a run with :train or :test if wanted. What
-was read of them is said on stderr. The column `floor` shows what REAL scores itself: one half of
-its images against the other, IS on all of them. n/a is what has no value, such as a spread over
-subsets that share most of their images; a line that begins with DOUBT says why a score is not to
-be taken at face value.
+`images`, or digits, cifar10 or cifar100; any but a run with :train or :test if wanted. Without
+REAL, a run is scored against its own data by its own protocol; without FAKE, the newest run of a
+GAN under runs/ is taken. What was read of them is said on stderr. The column `floor` shows what
+REAL scores itself: one half of its images against the other, IS on all of them. n/a is what has no
+value, such as a spread over subsets that share most of their images; a line that begins with DOUBT
+says why a score is not to be taken at face value.
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
+from typing import Any, get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from convnorm.experiment.codec import to_json
-from convnorm.experiment.config.arguments import Parser, file_to_write
-from convnorm.experiment.data import DataConfig
-from convnorm.experiment.errors import exit_code
+from convnorm.experiment.config.arguments import Parser, file_to_write, whole
+from convnorm.experiment.data import DataConfig, data_path
+from convnorm.experiment.errors import InputError, exit_code
 from convnorm.experiment.files import write_json
 from convnorm.experiment.run.distributed import pick_device
+from gan.config import GanConfig
 from gan.extractors import EXTRACTORS, extractor_named, load_extractor
-from gan.protocols import ALL_IMAGES, PROTOCOLS, protocol_named
+from gan.keys import REPORTED
+from gan.protocols import ALL_IMAGES, PROTOCOLS, Protocol, protocol_named
 from gan.records import ScoreRecord
 from gan.reference import num_available, reference_of
+from gan.runs import Which, checkpoints_of, newest_run
+from gan.score_tables import checkpoints_table, draws_table, shown
 from gan.scoring import score
-from gan.sources import NAMES, SOURCES, read_source
+from gan.sources import (
+    NAMES,
+    SOURCES,
+    ImageSource,
+    own_config,
+    own_data,
+    own_protocol,
+    read_source,
+    require_generator,
+)
 
 
-def _shown(value: float | None) -> str:
-    return "n/a" if value is None else f"{value:.5g}"
-
-
-def table(record: ScoreRecord) -> str:
-    """Return the record's scores and spreads as aligned text, between what they are scores of and
-    what makes them doubtful.
-    """
+def heading(record: ScoreRecord) -> list[str]:
+    """Return the lines on what the scores of a record are scores of."""
     rows = [
         f"protocol   {record.protocol['name']}: {record.num_fake} fake against "
         f"{record.num_real} real images",
@@ -47,7 +61,14 @@ def table(record: ScoreRecord) -> str:
     ]
     for side, origin in (("fake", record.fake), ("real", record.real)):
         rows.append(f"{side:9}  {origin.source}{f':{origin.split}' if origin.split else ''}")
-    rows.append("")
+    return rows
+
+
+def table(record: ScoreRecord) -> str:
+    """Return the record's scores and spreads as aligned text, between what they are scores of and
+    what makes them doubtful.
+    """
+    rows = [*heading(record), ""]
     values = record.scores | record.spreads
     floor = record.floor.scores | record.floor.spreads
     width = max(map(len, values))
@@ -55,7 +76,7 @@ def table(record: ScoreRecord) -> str:
         f"{'score':{width}}  {'value':>10}  floor (two halves of {record.floor.num_images})"
     )
     rows += [
-        f"{name:{width}}  {_shown(value):>10}  {_shown(floor[name])}"
+        f"{name:{width}}  {shown(value):>10}  {shown(floor[name])}"
         for name, value in values.items()
     ]
     for name, value in record.expected.items():
@@ -71,16 +92,37 @@ def table(record: ScoreRecord) -> str:
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(__doc__)
-    parser.add_argument("fake", metavar="FAKE", help=SOURCES)
+    parser.add_argument(
+        "fake", metavar="FAKE", nargs="?", help=f"{SOURCES} (the newest run of a GAN under runs/)"
+    )
     parser.add_argument(
         "real",
         metavar="REAL",
-        help="one of the same; a data set that names no split has the protocol's",
+        nargs="?",
+        help="one of the same; a data set that names no split has the protocol's (the data of the "
+        "run FAKE)",
     )
     parser.add_argument(
         "--protocol",
         help=f"{', '.join(PROTOCOLS)}; by default digits for REAL digits, all images of both sides "
-        "for a REAL folder or .npz, else fid50k_train",
+        "for a REAL folder or .npz, without REAL the score.protocol of the run, else fid50k_train",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        choices=get_args(Which),
+        help="of a run folder FAKE: last.pt, or best.pt, which score.select chose (last)",
+    )
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help="score every checkpoint of the run folder FAKE: all in checkpoints/, best.pt, last.pt",
+    )
+    parser.add_argument(
+        "--draws",
+        metavar="K",
+        type=whole(1, 10_000),
+        help="draw the latents of FAKE so many times, with the seeds from --seed on, and show mean "
+        "and standard deviation of every score",
     )
     parser.add_argument(
         "--extractor",
@@ -117,42 +159,91 @@ def parse_args() -> argparse.Namespace:
     parser.add_device("what computes the features; auto takes a GPU where there is one")
     parser.add_argument(
         "--data_root",
-        default=DataConfig.root,
-        help="folder of the CIFAR archives, which are downloaded to it (%(default)s)",
+        help="folder of the CIFAR archives, which are downloaded to it, or of the run's own data, "
+        f"if they were moved ({DataConfig.root}, or the run's data.root)",
     )
-    parser.add_argument("--json", type=Path, help="file to write the whole record to")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        help="file to write the whole record to; with --all or --draws the list of them",
+    )
     return parser.parse_args()
+
+
+def protocol_and_weights(
+    args: argparse.Namespace, own: GanConfig | None
+) -> tuple[Protocol, dict[str, Any]]:
+    """Return the protocol that is asked for, and what `load_extractor` has to know of its weights.
+
+    own: of the run whose own data are REAL.
+    """
+    weights = {"weights": args.weights, "allow_unverified": args.allow_unverified_weights}
+    if args.protocol:
+        return protocol_named(args.protocol), weights
+    if own:
+        if own.score.weights and not args.weights and not args.extractor:
+            allow = own.score.allow_unverified_weights or args.allow_unverified_weights
+            file = Path(own.score.weights)
+            weights = {"weights": file, "allow_unverified": allow, "keys": REPORTED}
+        return own_protocol(own), weights
+    is_digits = args.real.partition(":")[0] == "digits"
+    return protocol_named("digits" if is_digits else "fid50k_train"), weights
+
+
+def tables(args: argparse.Namespace, records: Sequence[ScoreRecord]) -> str:
+    """Return what is printed of the records."""
+    first = records[0]
+    if args.all:
+        first = replace(first, fake=replace(first.fake, source=args.fake))
+        return "\n".join([*heading(first), "", checkpoints_table(records)])
+    if args.draws is not None:
+        return "\n".join([*heading(first), draws_table(records)])
+    return table(first)
 
 
 def main() -> int:
     args = parse_args()
+    for name in ("checkpoint", "draws"):
+        if args.all and getattr(args, name) is not None:
+            raise InputError(f"--all: not allowed with --{name}; expected one of them")
     if args.json:
         file_to_write(args.json, "--json")
     device = pick_device(args.device)
+    root = args.data_root or DataConfig.root
+    if args.fake is None:
+        args.fake = str(newest_run())
+        print(f"FAKE: {args.fake}, the newest run", file=sys.stderr)
+    files = checkpoints_of(data_path(args.fake, "FAKE")) if args.all else []
 
-    is_digits = args.real.partition(":")[0] == "digits"
-    base = protocol_named(args.protocol or ("digits" if is_digits else "fid50k_train"))
+    def read_fake(text: str) -> ImageSource:
+        return read_source(text, "FAKE", "train", device, root, checkpoint=args.checkpoint)
+
+    first = str(files[0]) if files else args.fake
+    fake = read_fake(first) if args.real is None else None
+    own = own_config(fake) if fake else None
+
+    base, weights = protocol_and_weights(args, own)
     wanted = {key: getattr(args, key) for key in ("extractor", "num_real", "num_fake")}
     wanted = {key: value for key, value in wanted.items() if value is not None}
     # What can be wrong without the images is told before they are read.
     base.changed(**wanted)
-    load = partial(
-        load_extractor,
-        extractor_named(args.extractor or base.extractor).name,
-        device,
-        weights=args.weights,
-        allow_unverified=args.allow_unverified_weights,
-    )
-    extractor = load() if args.weights else None
+    name = extractor_named(args.extractor or base.extractor).name
+    load = partial(load_extractor, name, device, **weights)
+    extractor = load() if weights["weights"] else None
 
-    fake = read_source(args.fake, "FAKE", "train", device, args.data_root)
-    real = read_source(args.real, "REAL", base.split, device, args.data_root, size=fake.image_size)
+    fake = fake or read_fake(first)
+    if args.draws is not None:
+        require_generator(fake)
+    if own:
+        real = own_data(own.data, base.split, args.data_root)
+    else:
+        real = read_source(args.real, "REAL", base.split, device, root, size=fake.image_size)
     for role, source in (("FAKE", fake), ("REAL", real)):
         if source.origin.found:
             print(f"{role}: {source.origin.found}", file=sys.stderr)
 
     available = {"num_real": num_available(real.images), "num_fake": num_available(fake.images)}
-    is_named = args.real.partition(":")[0] in NAMES
+    is_named = own or args.real.partition(":")[0] in NAMES
     if not args.protocol and not is_named and available["num_real"] is not None:
         base = ALL_IMAGES
         # `fitted` refuses less than the least number, and says how many there are.
@@ -161,21 +252,25 @@ def main() -> int:
     protocol = base.changed(**wanted, split=real.origin.split, image_size=fake.image_size)
     protocol = protocol.fitted(*available.values())
     extractor = extractor or load()  # last: it may be a long download
-    # Another seed than that of FAKE: a generator must not be held against its own images.
-    reference = reference_of(
-        real.images, protocol, extractor, origin=real.origin, seed=args.seed + 1
-    )
-    record = score(
-        fake.images,
-        reference,
-        extractor,
-        seed=args.seed,
-        origin=fake.origin,
-        extrapolate=args.fd_inf,
-    )
-    print(table(record))
+    # Another seed than those of FAKE: a generator must not be held against its own images.
+    seeds = range(args.seed, args.seed + (args.draws or 1))
+    reference = reference_of(real.images, protocol, extractor, origin=real.origin, seed=seeds.stop)
+    records = [
+        score(
+            each.images,
+            reference,
+            extractor,
+            seed=seed,
+            origin=each.origin,
+            extrapolate=args.fd_inf,
+        )
+        for each in chain([fake], map(read_fake, map(str, files[1:])))
+        for seed in seeds
+    ]
+    print(tables(args, records))
     if args.json:
-        write_json(args.json, to_json(record))
+        found = [to_json(record) for record in records]
+        write_json(args.json, found if args.all or args.draws else found[0])
     return 0
 
 

@@ -90,6 +90,7 @@ GAN = {
     "score.select_num_fake": (SELECTED, 100),
     "score.weights": ({"score.protocol": "digits"}, "weights.pt"),
     "score.allow_unverified_weights": ({"score.protocol": "digits"}, True),
+    "checkpoints.every": ({}, 1),
     "seed": ({}, 1),
     "steps": ({}, 3),
 }
@@ -206,6 +207,7 @@ def left_in(run_dir):
         "log": log_of(run_dir),
         "scores": log_of(run_dir, metrics.name) if metrics.exists() else [],
         "samples": {p.name: p.read_bytes() for p in (run_dir / "samples").glob("step*.png")},
+        "kept": sorted(p.name for p in run_dir.glob("checkpoints/*")),
     }
 
 

@@ -13,7 +13,8 @@ from convnorm.experiment.errors import InputError
 def write(path: Path, fill: Callable[[IO[bytes]], Any]) -> None:
     """Write a file under a temporary name and rename it: the old one stays until then.
 
-    fill: is called with the open file. Raises InputError when the disk is full or refuses.
+    fill: is called with the open file. Raises InputError when the disk is full or refuses. Then,
+    and after a Ctrl-C, nothing is left of the new file.
     """
     temporary = None
     try:
@@ -26,9 +27,11 @@ def write(path: Path, fill: Callable[[IO[bytes]], Any]) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except OSError as error:
+    except (OSError, KeyboardInterrupt) as error:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+        if isinstance(error, KeyboardInterrupt):
+            raise
         raise InputError(
             f"{path}: cannot be written ({error.strerror}); what was there before is untouched"
         ) from None

@@ -18,13 +18,15 @@ from convnorm.experiment.errors import InputError
 from convnorm.experiment.files import read, write
 
 CHECKPOINT = "last.pt"
-BEST = "best.pt"  # selected on a validation split
+BEST = "best.pt"  # selected on data held out from the scores that are reported
+KEPT = "checkpoints"  # weights of single steps
 NOISY_LABELS = "noisy_labels.npz"
 EVALUATION = "evaluation"
 # Deleted in this order: after a kill in between, the folder is still that of a run.
 OWN_FILES = (
     CHECKPOINT,
     BEST,
+    KEPT,
     EVALUATION,
     NOISY_LABELS,
     "summary.json",
@@ -34,7 +36,7 @@ OWN_FILES = (
     "tensorboard",
     "config.yaml",
 )
-FOLDERS = (EVALUATION, "samples", "tensorboard")  # those of OWN_FILES that are no files
+FOLDERS = (KEPT, EVALUATION, "samples", "tensorboard")  # those of OWN_FILES that are no files
 DIGITS = 64  # of a SHA-256 in hexadecimal
 
 

@@ -1,0 +1,108 @@
+"""Writes generated images in the formats that programs which score images read.
+
+Files are whole or not there: they get their names when all is written. Nothing is compressed with a
+loss, which scores would see. Images are (N, C, H, W) uint8 tensors, which come in batches.
+"""
+
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.utils import make_grid
+from tqdm import tqdm
+
+from convnorm.experiment import files
+from convnorm.experiment.config import require
+from convnorm.experiment.errors import InputError
+from convnorm.experiment.memory import require_memory
+
+LEAST = 256  # pixels of the shorter side of a grid
+MOST = 10_000  # images, or rows of them, in a grid
+PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+
+
+def check_out(out: Path, num: int, is_grid: bool) -> None:
+    """Raise an InputError unless nothing is at `out` and it can be what is asked for there.
+
+    num: of images, or of rows in a grid.
+    """
+    suffix = out.suffix.lower()
+    if is_grid:
+        require(num <= MOST, "--num", num, f"1 to {MOST} in a grid")
+    if is_grid and suffix != ".png":
+        raise InputError(f"--out: {out} is not allowed for a grid; expected FILE.png")
+    if not is_grid and suffix in PICTURES:
+        raise InputError(
+            f"--out: {out} is not allowed; expected a folder or FILE.npz, or --grid for one picture"
+        )
+    is_file = is_grid or suffix == ".npz"
+    if out.is_dir() and not is_file:
+        if any(out.iterdir()):
+            raise InputError(f"--out: {out} is not empty; expected a new folder or an empty one")
+    elif os.path.lexists(out):
+        raise InputError(f"--out: {out} is there already; expected a new name")
+    if is_file and not out.parent.is_dir():
+        raise InputError(f"--out: {out} cannot be written; expected a folder that exists")
+
+
+def write_folder(batches: Iterable[Tensor], num: int, folder: Path) -> None:
+    """Write PNGs 000000.png, 000001.png, ...: gray ones for one channel, RGB ones for three.
+
+    torch-fidelity and pytorch-fid turn gray files into RGB as they read them.
+    """
+    folder, unfinished = folder.resolve(), None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        unfinished.chmod(0o755)
+        for index, image in enumerate(_one_by_one(batches, num)):
+            pixels = image.permute(1, 2, 0).numpy()
+            picture = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
+            picture.save(unfinished / f"{index:06d}.png")
+        os.replace(unfinished, folder)
+    except OSError as error:
+        raise InputError(f"--out: {folder} cannot be written ({error.strerror})") from None
+    finally:
+        if unfinished is not None:  # gone already, if all went well
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def write_npz(batches: Iterable[Tensor], num: int, size: int, file: Path) -> None:
+    """Write `arr_0` (num, size, size, 3) uint8, as ADM's evaluator reads it: gray images as RGB."""
+    shape = (num, size, size, 3)
+    require_memory(math.prod(shape), f"--num: {num} images of {size}x{size} pixels")
+    pixels = np.empty(shape, np.uint8)
+    for index, image in enumerate(_one_by_one(batches, num)):
+        pixels[index] = image.expand(3, -1, -1).permute(1, 2, 0)
+    files.write(file, lambda opened: np.savez(opened, pixels))
+
+
+def write_grid(batches: Iterable[Tensor], num: int, size: int, columns: int, file: Path) -> None:
+    """Write one PNG of all images, row by row, enlarged until its sides have `LEAST` pixels."""
+    rows = math.ceil(num / columns)
+    factor = math.ceil(LEAST / (size * min(rows, columns)))
+    needed = 6 * rows * columns * (factor * size + 2) ** 2  # the images, and the grid of them
+    require_memory(needed, f"--num: a grid of {num} images of {factor * size} pixels")
+    large = [
+        image.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
+        for image in _one_by_one(batches, num)
+    ]
+    grid = make_grid(torch.stack(large), nrow=columns, padding=2, pad_value=128)
+    picture = Image.fromarray(grid.permute(1, 2, 0).numpy())
+    files.write(file, lambda opened: picture.save(opened, "PNG"))
+
+
+def _one_by_one(batches: Iterable[Tensor], num: int) -> Iterator[Tensor]:
+    """The images (C, H, W) of batches, with a progress bar on a terminal."""
+    with tqdm(total=num, unit="image", disable=None, leave=False) as bar:
+        for images in batches:
+            for image in images:
+                yield image
+                bar.update()

@@ -1,0 +1,68 @@
+"""Tables of more than one score under one protocol: of a run's checkpoints, of several draws."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+
+from gan.records import ScoreRecord
+
+
+def shown(value: float | None) -> str:
+    """Return a score as tables show it; None, which is no number, as n/a."""
+    return "n/a" if value is None else f"{value:.5g}"
+
+
+def checkpoints_table(records: Sequence[ScoreRecord]) -> str:
+    """Return a row of scores for each checkpoint, and one of the floor."""
+    names = list(records[0].scores)
+    rows = [["checkpoint", "step", *names]]
+    for record in records:
+        values = [shown(record.scores[name]) for name in names]
+        rows.append([Path(record.fake.source).name, str(record.fake.step), *values])
+    floor = records[0].floor
+    rows.append([_floor(records[0]), "", *(shown(floor.scores[name]) for name in names)])
+    whose = [Path(record.fake.source).name for record in records]
+    return "\n".join([*_aligned(rows), *_doubts(records, whose)])
+
+
+def draws_table(records: Sequence[ScoreRecord]) -> str:
+    """Return mean and standard deviation over the draws of every score, beside its floor."""
+    rows = [["score", "mean", "sd over draws", _floor(records[0])]]
+    for name in records[0].scores:
+        mean, spread = mean_and_spread([record.scores[name] for record in records])
+        floor = records[0].floor.scores[name]
+        rows.append([name, shown(mean), shown(spread), shown(floor)])
+    whose = [f"seed {record.seed}" for record in records]
+    draws = f"draws      {len(records)}, {whose[0]} to {records[-1].seed}"
+    return "\n".join([draws, "", *_aligned(rows), *_doubts(records, whose)])
+
+
+def mean_and_spread(values: Sequence[float | None]) -> tuple[float | None, float | None]:
+    """Return mean and sample standard deviation; None where a value is, or where there is one."""
+    if None in values:
+        return None, None
+    return fmean(values), stdev(values) if len(values) > 1 else None
+
+
+def _floor(record: ScoreRecord) -> str:
+    return f"floor (two halves of {record.floor.num_images})"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as lines: the first column to the left, the others to the right."""
+    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
+    return [
+        "  ".join([row[0].ljust(first), *map(str.rjust, row[1:], others)]).rstrip() for row in rows
+    ]
+
+
+def _doubts(records: Sequence[ScoreRecord], whose: Sequence[str]) -> list[str]:
+    """Each doubt in a line, with those that have it where not all do."""
+    found: dict[str, list[str]] = {}
+    for record, name in zip(records, whose, strict=True):
+        for doubt in record.all_doubts:
+            found.setdefault(doubt, []).append(name)
+    return [
+        f"DOUBT: {doubt}" if len(names) == len(records) else f"DOUBT ({', '.join(names)}): {doubt}"
+        for doubt, names in found.items()
+    ]

@@ -64,12 +64,14 @@ class ExtractorSpec:
             those that its name stands for are accepted, and what errors call these settings.
             Returns `forward`, the SHA-256 of the file, and whether its weights are those that the
             name stands for.
+        is_positive: Whether no feature is ever below 0.
     """
 
     name: str
     scores: Scores
     headline: Number
     load: Callable[[Path | None, torch.device, bool, Keys], tuple[Forward, str, bool]]
+    is_positive: bool = False
 
     def unverified_scores(self) -> Scores:
         """Return its scores with other weights, under names that say so."""
@@ -233,7 +235,7 @@ def _lite0(size: int) -> ExtractorSpec:
     scores = {number: FROM_FEATURES[number] for number in first} | FROM_FEATURES
     if size == LITE0_TRAINED:
         scores |= FROM_LOGITS
-    return ExtractorSpec(name, renamed(f"{{}} ({name})", scores), "kernel", load)
+    return ExtractorSpec(name, renamed(f"{{}} ({name})", scores), "kernel", load, is_positive=True)
 
 
 def _inception(
@@ -276,9 +278,14 @@ EXTRACTORS = {
             },
             "frechet",
             _inception,
+            is_positive=True,
         ),
         ExtractorSpec(
-            "digits", renamed("{} (digits)", FROM_FEATURES | FROM_LOGITS), "frechet", _digits
+            "digits",
+            renamed("{} (digits)", FROM_FEATURES | FROM_LOGITS),
+            "frechet",
+            _digits,
+            is_positive=True,
         ),
         _lite0(96),
         _lite0(LITE0_TRAINED),

@@ -14,6 +14,7 @@ from convnorm.experiment.errors import InputError
 from gan.models import load_generator
 from gan.records import Origin
 from gan.reference import Sample
+from gan.statistics_files import Statistics, has_statistics, read_statistics
 
 NAMES = ("digits", "cifar10", "cifar100")
 SOURCES = (
@@ -24,12 +25,13 @@ SOURCES = (
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Images that can be scored, (N, C, H, W) uint8, or a generator of them.
+    """Images that can be scored, (N, C, H, W) uint8, or a generator of them; or statistics of real
+    ones, which images can be scored against.
 
     image_size: their height and width in pixels. origin: where they come from.
     """
 
-    images: Tensor | Sample
+    images: Tensor | Sample | Statistics
     image_size: int
     origin: Origin
 
@@ -67,6 +69,10 @@ def read_source(
     if path.is_dir():
         return _images("npz", text, name, given or split, size)
     if path.is_file() and path.suffix == ".npz":
+        if role == "REAL" and not given and has_statistics(path):
+            statistics = read_statistics(path)
+            origin = Origin(text, found=statistics.found, kind="statistics")
+            return ImageSource(statistics, size, origin)
         return _images("npz", text, name, given, size)
     state = "neither of these" if path.exists() else "not found"
     raise InputError(f"{role}: {text!r} is {state}: {SOURCES}")

@@ -4,9 +4,11 @@
     python scripts/fid.py digits digits:test
 
 FAKE and REAL are each a run folder, a checkpoint (.pt), a folder of images, an .npz file with
-`images`, or digits, cifar10 or cifar100; any but a run with :train or :test if wanted. What
-was read of them is said on stderr. The column `floor` shows what REAL scores itself: one half of
-its images against the other, IS on all of them. n/a is what has no value, such as a spread over
+`images` or `arr_0`, or digits, cifar10 or cifar100; any but a run with :train or :test if wanted.
+REAL can also be an .npz file with `mu` and `sigma` of real features.
+
+What was read of them is said on stderr. The column `floor` shows what REAL scores itself: one half
+of its images against the other, IS on all of them. n/a is what has no value, such as a spread over
 subsets that share most of their images; a line that begins with DOUBT says why a score is not to
 be taken at face value.
 """
@@ -19,7 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from convnorm.experiment.codec import to_json
-from convnorm.experiment.config.arguments import Parser, file_to_write
+from convnorm.experiment.config.arguments import Parser, file_to_write, path
 from convnorm.experiment.data import DataConfig
 from convnorm.experiment.errors import exit_code
 from convnorm.experiment.files import write_json
@@ -30,6 +32,7 @@ from gan.records import ScoreRecord
 from gan.reference import num_available, reference_of
 from gan.scoring import score
 from gan.sources import NAMES, SOURCES, read_source
+from gan.statistics_files import require_new, save_statistics
 
 
 def _shown(value: float | None) -> str:
@@ -42,18 +45,16 @@ def table(record: ScoreRecord) -> str:
     """
     rows = [
         f"protocol   {record.protocol['name']}: {record.num_fake} fake against "
-        f"{record.num_real} real images",
+        f"{'an unknown number of' if record.num_real is None else record.num_real} real images",
         f"extractor  {record.extractor.name}, weights {record.extractor.weights_sha256[:16]}",
     ]
     for side, origin in (("fake", record.fake), ("real", record.real)):
         rows.append(f"{side:9}  {origin.source}{f':{origin.split}' if origin.split else ''}")
     rows.append("")
     values = record.scores | record.spreads
-    floor = record.floor.scores | record.floor.spreads
+    floor = record.floor_values
     width = max(map(len, values))
-    rows.append(
-        f"{'score':{width}}  {'value':>10}  floor (two halves of {record.floor.num_images})"
-    )
+    rows.append(f"{'score':{width}}  {'value':>10}  {record.floor_title}")
     rows += [
         f"{name:{width}}  {_shown(value):>10}  {_shown(floor[name])}"
         for name, value in values.items()
@@ -120,6 +121,12 @@ def parse_args() -> argparse.Namespace:
         default=DataConfig.root,
         help="folder of the CIFAR archives, which are downloaded to it (%(default)s)",
     )
+    parser.add_argument(
+        "--save_statistics",
+        type=path,
+        metavar="FILE.npz",
+        help="new file for mu and sigma of the features of REAL, which can be a REAL later",
+    )
     parser.add_argument("--json", type=Path, help="file to write the whole record to")
     return parser.parse_args()
 
@@ -128,6 +135,8 @@ def main() -> int:
     args = parse_args()
     if args.json:
         file_to_write(args.json, "--json")
+    if args.save_statistics:
+        require_new(args.save_statistics)
     device = pick_device(args.device)
 
     is_digits = args.real.partition(":")[0] == "digits"
@@ -153,18 +162,21 @@ def main() -> int:
 
     available = {"num_real": num_available(real.images), "num_fake": num_available(fake.images)}
     is_named = args.real.partition(":")[0] in NAMES
-    if not args.protocol and not is_named and available["num_real"] is not None:
+    if not args.protocol and not is_named and not callable(real.images):
         base = ALL_IMAGES
         # `fitted` refuses less than the least number, and says how many there are.
         least = {key: num and max(num, base.min_images) for key, num in available.items()}
         wanted = least | wanted
-    protocol = base.changed(**wanted, split=real.origin.split, image_size=fake.image_size)
+    size, kind = fake.image_size, real.origin.kind
+    protocol = base.changed(**wanted, split=real.origin.split, image_size=size, reference=kind)
     protocol = protocol.fitted(*available.values())
     extractor = extractor or load()  # last: it may be a long download
     # Another seed than that of FAKE: a generator must not be held against its own images.
     reference = reference_of(
         real.images, protocol, extractor, origin=real.origin, seed=args.seed + 1
     )
+    if args.save_statistics:
+        save_statistics(args.save_statistics, reference.features, extractor, size)
     record = score(
         fake.images,
         reference,

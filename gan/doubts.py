@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from gan.distances import FULL, FeatureSet
+from gan.records import ExtractorFacts
 from gan.score_names import Number, Scores, of_statistics
 from gan.statistics_files import Statistics
 
@@ -61,6 +62,15 @@ def of_statistics_file(statistics: Statistics, scores: Scores) -> tuple[str, ...
             f"{width}), as that of few images is, which biases the distance upwards",
         )
     return found
+
+
+def of_weights(facts: ExtractorFacts, has_known_weights: bool) -> tuple[str, ...]:
+    """Doubt the weights of a network of which nobody publishes a hash."""
+    if has_known_weights:
+        return ()
+    return (
+        f"nothing verifies that the weights {facts.weights_sha256[:16]} are those of {facts.name}",
+    )
 
 
 def of_numbers(

@@ -1,12 +1,14 @@
 """Networks whose features and class logits are compared, and what the scores of each are called.
 
-`EXTRACTORS` is the one place that knows: an extractor is added by one entry there.
+`EXTRACTORS` is the one place that knows: an extractor is added by one entry there. Networks of timm
+have no entries, as there are a thousand.
 """
 
 import hashlib
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,9 +32,8 @@ from gan.score_names import (
     Scores,
     renamed,
 )
-
-# (N, C, H, W) uint8 -> features (N, D) and logits (N, K); None from a network without logits.
-Forward = Callable[[Tensor], tuple[Tensor, Tensor | None]]
+from gan.timm_extractors import DINOV2_SIZE, PREFIX, load_dinov2, load_timm, timm_recipe
+from gan.weight_files import Forward, Loaded
 
 
 class Features(NamedTuple):
@@ -62,16 +63,18 @@ class ExtractorSpec:
         headline: Which of them is the first to look at, and the one that a step is selected by.
         load: Takes a file of weights (None for its own), a device, whether weights other than
             those that its name stands for are accepted, and what errors call these settings.
-            Returns `forward`, the SHA-256 of the file, and whether its weights are those that the
-            name stands for.
+            Returns what `Loaded` has.
         is_positive: Whether no feature is ever below 0.
+        has_known_weights: Whether there is a hash by which weights can be verified. Where there is
+            none, scores have their names with any weights, and a doubt says which these are.
     """
 
     name: str
     scores: Scores
     headline: Number
-    load: Callable[[Path | None, torch.device, bool, Keys], tuple[Forward, str, bool]]
+    load: Callable[[Path | None, torch.device, bool, Keys], Loaded]
     is_positive: bool = False
+    has_known_weights: bool = True
 
     def unverified_scores(self) -> Scores:
         """Return its scores with other weights, under names that say so."""
@@ -86,8 +89,7 @@ class Extractor:
     """A network whose weights are loaded.
 
     Args:
-        weights_sha256: SHA-256 of the file of its weights.
-        verified: Whether that file holds the weights that the extractor's name stands for.
+        weights_sha256, verified, details: See `ExtractorFacts`.
         device: Where `forward` expects images and leaves features.
         batch_size: How many images the network sees at a time.
     """
@@ -98,6 +100,7 @@ class Extractor:
     forward: Forward
     device: torch.device
     batch_size: int = 128
+    details: dict[str, str | int | float] = field(default_factory=dict)
 
     def __call__(self, images: Tensor) -> Features:
         """Return the features and logits, on `device`, of (N, C, H, W) uint8 images."""
@@ -120,7 +123,8 @@ class Extractor:
     @property
     def scores(self) -> Scores:
         """The scores that it has, under the names that its weights permit."""
-        return self.spec.scores if self.verified else self.spec.unverified_scores()
+        named = self.verified or not self.spec.has_known_weights
+        return self.spec.scores if named else self.spec.unverified_scores()
 
     @property
     def headline(self) -> str:
@@ -130,13 +134,16 @@ class Extractor:
     @property
     def facts(self) -> ExtractorFacts:
         """What a record says of it."""
-        return ExtractorFacts(self.spec.name, self.weights_sha256, self.verified)
+        return ExtractorFacts(self.spec.name, self.weights_sha256, self.verified, self.details)
 
 
 def extractor_named(name: str) -> ExtractorSpec:
     """Return the extractor called `name`, or raise an InputError that lists them."""
+    if name.startswith(PREFIX):
+        return _timm(name.removeprefix(PREFIX))
     if name not in EXTRACTORS:
-        raise InputError(f"extractor: got {name!r}, expected {' or '.join(EXTRACTORS)}")
+        expected = " or ".join((*EXTRACTORS, f"{PREFIX}NAME"))
+        raise InputError(f"extractor: got {name!r}, expected {expected}")
     return EXTRACTORS[name]
 
 
@@ -148,11 +155,11 @@ def load_extractor(
     allow_unverified: bool = False,
     keys: Keys = OPTIONS,
 ) -> Extractor:
-    """Load the extractor called `name`, one of `EXTRACTORS`, onto `device`.
+    """Load the extractor called `name`, one of `EXTRACTORS` or timm:NAME, onto `device`.
 
     Args:
-        weights: A file of Inception weights; None for the one in PyTorch's hub folder. If it is
-            not there, it is downloaded.
+        weights: A file of the weights of Inception, DINOv2 or a network of timm; None for the one
+            in the hub folder of PyTorch or timm. If it is not there, it is downloaded.
         allow_unverified: Accept Inception weights other than those that define FID. The scores are
             then not called FID or IS.
         keys: What errors call these settings.
@@ -162,8 +169,8 @@ def load_extractor(
             name stands for.
     """
     device, spec = torch.device(device), extractor_named(name)
-    forward, sha256, verified = spec.load(weights, device, allow_unverified, keys)
-    return Extractor(spec, sha256, verified, forward, device)
+    forward, sha256, verified, details = Loaded(*spec.load(weights, device, allow_unverified, keys))
+    return Extractor(spec, sha256, verified, forward, device, details=details)
 
 
 def scores_with(name: str, weights: Path | None, keys: Keys) -> Scores:
@@ -181,21 +188,12 @@ def scores_with(name: str, weights: Path | None, keys: Keys) -> Scores:
     return spec.scores if sha256 == fidelity.INCEPTION_SHA256 else spec.unverified_scores()
 
 
-def _shipped(file: Path, expected: str, weights: Path | None, name: str, keys: Keys) -> dict:
-    """Read weights that come with an installation and have no other version."""
-    if weights is not None:
-        raise InputError(f"{keys.weights}: got {weights}, but {name} has weights of its own")
-    data = weight_files.read(file)
-    sha256 = hashlib.sha256(data).hexdigest()
-    if sha256 != expected:
-        raise InputError(f"{file}: its SHA-256 is {sha256}, expected {expected}; install again")
-    return torch.load(io.BytesIO(data), weights_only=True)
-
-
 def _digits(
     weights: Path | None, device: torch.device, allow_unverified: bool, keys: Keys
-) -> tuple[Forward, str, bool]:
-    state = _shipped(DIGITS_WEIGHTS, DIGITS_SHA256, weights, "the digits extractor", keys)
+) -> Loaded:
+    state = weight_files.shipped(
+        DIGITS_WEIGHTS, DIGITS_SHA256, weights, "the digits extractor", keys
+    )
     with torch.random.fork_rng(devices=[]):  # the layers draw weights before they are overwritten
         network = DigitsNet()
     network.load_state_dict(state)
@@ -204,7 +202,7 @@ def _digits(
     def forward(images: Tensor) -> tuple[Tensor, Tensor]:
         return network(digits_input(images))
 
-    return forward, DIGITS_SHA256, True
+    return Loaded(forward, DIGITS_SHA256, True)
 
 
 def _lite0(size: int) -> ExtractorSpec:
@@ -218,8 +216,8 @@ def _lite0(size: int) -> ExtractorSpec:
 
     def load(
         weights: Path | None, device: torch.device, allow_unverified: bool, keys: Keys
-    ) -> tuple[Forward, str, bool]:
-        state = _shipped(LITE0_WEIGHTS, LITE0_SHA256, weights, name, keys)
+    ) -> Loaded:
+        state = weight_files.shipped(LITE0_WEIGHTS, LITE0_SHA256, weights, name, keys)
         with torch.random.fork_rng(devices=[]):
             network = Lite0()
         network.load(state)
@@ -229,7 +227,7 @@ def _lite0(size: int) -> ExtractorSpec:
             features, logits = network(lite0_input(images, size).to(device))
             return features, logits if size == LITE0_TRAINED else None
 
-        return forward, LITE0_SHA256, True
+        return Loaded(forward, LITE0_SHA256, True)
 
     first = ("kernel", "kernel_error", "frechet_corrected")
     scores = {number: FROM_FEATURES[number] for number in first} | FROM_FEATURES
@@ -240,7 +238,7 @@ def _lite0(size: int) -> ExtractorSpec:
 
 def _inception(
     weights: Path | None, device: torch.device, allow_unverified: bool, keys: Keys
-) -> tuple[Forward, str, bool]:
+) -> Loaded:
     file = weight_files.inception(keys) if weights is None else weight_files.given(weights, keys)
     data = weight_files.read(file)
     sha256 = hashlib.sha256(data).hexdigest()
@@ -260,7 +258,17 @@ def _inception(
     def forward(images: Tensor) -> tuple[Tensor, Tensor]:
         return network(images.expand(-1, 3, -1, -1))  # gray images become RGB
 
-    return forward, sha256, verified
+    return Loaded(forward, sha256, verified)
+
+
+def _timm(name: str) -> ExtractorSpec:
+    """A network of timm, at the size that its weights were made for."""
+    recipe = timm_recipe(name)
+    name = f"{PREFIX}{recipe.model}"
+    scores = renamed(f"{{}} ({name}@{recipe.size})", FROM_FEATURES)
+    return ExtractorSpec(
+        name, scores, "kernel", partial(load_timm, recipe), has_known_weights=False
+    )
 
 
 EXTRACTORS = {
@@ -289,5 +297,13 @@ EXTRACTORS = {
         ),
         _lite0(96),
         _lite0(LITE0_TRAINED),
+        # Stein et al. 2023 call its Fréchet distance FD-DINOv2; never FID.
+        ExtractorSpec(
+            "dinov2",
+            renamed(f"{{}} (dinov2-vitl14@{DINOV2_SIZE})", FROM_FEATURES),
+            "frechet",
+            load_dinov2,
+            has_known_weights=False,
+        ),
     )
 }

@@ -12,7 +12,7 @@ from torch import Tensor
 from convnorm.experiment import files
 from convnorm.experiment.data import Images, pixels
 from convnorm.experiment.errors import InputError
-from gan import digits_network, extractors, fidelity, lite0_network
+from gan import digits_network, extractors, fidelity, lite0_network, pillow, timm_extractors
 from gan.extractors import Extractor, Features
 
 
@@ -73,12 +73,14 @@ def _saved(file: Path, num: int) -> Features | None:
 def _cache_key(images: Tensor, extractor: Extractor) -> str:
     # The images are hashed as selected, so split, number and subset are in it. The code that makes
     # features of them is too: a changed preprocessing must not find the old numbers.
-    modules = (extractors, digits_network, lite0_network, fidelity, pixels)
+    networks = (digits_network, lite0_network, timm_extractors, fidelity)
+    modules = (extractors, *networks, pixels, pillow)
     code = [Path(module.__file__).read_bytes() for module in modules]
     depends_on = [
         sha256_of(images),
         extractor.spec.name,
         extractor.weights_sha256,
+        extractor.details,
         extractor.device.type,
         hashlib.sha256(b"".join(code)).hexdigest(),
         fidelity.VERSION,

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from convnorm.experiment.errors import InputError
-from gan.extractors import EXTRACTORS
 from gan.keys import OPTIONS, Keys
 
 # What a protocol's name calls a field whose value was changed.
@@ -42,7 +41,7 @@ class Protocol:
     """
 
     name: str
-    extractor: Literal[tuple(EXTRACTORS)]
+    extractor: str
     split: Literal["train", "test"] | None
     num_real: int | None
     num_fake: int | None

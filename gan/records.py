@@ -3,7 +3,7 @@
 `convnorm.experiment.codec` writes and reads it; metrics.jsonl holds one a line.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from convnorm.experiment.records import Metric
@@ -14,13 +14,16 @@ from gan.distances import Extrapolation
 class ExtractorFacts:
     """The network whose features were compared.
 
-    weights_sha256: of the file of its weights. verified: whether that file holds the weights that
-        the extractor's name stands for.
+    weights_sha256: of the file of its weights; of a network of timm, of its tensors, whatever file
+        they came from. verified: whether these are the weights that the extractor's name stands
+        for; false where nobody publishes their hash. details: of a network of timm, all that its
+        features depend on beside them; empty for the others, whose name says it.
     """
 
     name: str
     weights_sha256: str
     verified: bool
+    details: dict[str, str | int | float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,7 @@ def score(
         scores=scores,
         spreads=spreads,
         doubts=(
+            *doubts.of_weights(extractor.facts, extractor.spec.has_known_weights),
             *doubted,
             *reference.doubts,
             *doubts.of_numbers(computed, names, len(images), protocol.is_splits),

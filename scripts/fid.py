@@ -85,13 +85,14 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         "--extractor",
-        help=f"network whose features are compared: {' or '.join(EXTRACTORS)}, instead of the "
-        "protocol's",
+        help=f"network whose features are compared: {', '.join(EXTRACTORS)}, or timm:NAME, a "
+        "network of timm, instead of the protocol's",
     )
     parser.add_argument(
         "--weights",
         type=Path,
-        help="file of Inception weights; without, PyTorch's hub folder has them, or downloads them",
+        help="file of weights of Inception, DINOv2 or the network of timm; without, the hub folder "
+        "has them, or downloads them",
     )
     parser.add_argument(
         "--allow_unverified_weights",

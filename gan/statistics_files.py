@@ -179,7 +179,10 @@ def _made_by(file: Path) -> MadeBy | None:
         if array is None or array.shape != () or array.dtype.kind != kind:
             got = "nothing" if array is None else f"{array.dtype} {array.shape}"
             raise InputError(f"{file}: {key}: got {got}, expected {words}")
-    return MadeBy(**{key: array.item() for key, array in said.items()})
+    made_by = MadeBy(**{key: array.item() for key, array in said.items()})
+    if made_by.num_images < 2:
+        raise InputError(f"{file}: num_images: got {made_by.num_images}, expected at least 2")
+    return made_by
 
 
 def require_new(file: Path) -> None:

@@ -8,6 +8,7 @@ from, it is the same.
 
 import hashlib
 import io
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -122,8 +123,11 @@ def load_dinov2(
         file = weight_files.given(weights, keys)
     state, said = _state(file)
     positions = state.get("pos_embed")
-    if positions is None or positions.ndim != 3:
-        raise InputError(f"{file}: pos_embed: missing, expected the weights of DINOv2 ViT-L/14")
+    if positions is None or positions.ndim != 3 or not _is_square(positions.shape[1] - 1):
+        got = "nothing" if positions is None else tuple(positions.shape)
+        raise InputError(
+            f"{file}: pos_embed: got {got}, expected the (1, 1370, 1024) of DINOv2 ViT-L/14"
+        )
     side = DINOV2_SIZE // 14
     state["pos_embed"] = dinov2_positions(positions, side)
     return _loaded(recipe, file, state, said, device, keys, img_size=DINOV2_SIZE)
@@ -137,13 +141,17 @@ def dinov2_positions(positions: Tensor, side: int) -> Tensor:
     0.3 %. Embeddings of that many positions stay as they are.
     """
     token, patches = positions[:, :1], positions[:, 1:]
-    native = round(patches.shape[1] ** 0.5)
+    native = math.isqrt(patches.shape[1])
     if native == side:
         return positions
     grid = patches.reshape(1, native, native, -1).permute(0, 3, 1, 2)
     factor = (side + DINOV2_OFFSET) / native
     grid = functional.interpolate(grid.float(), scale_factor=(factor, factor), mode="bicubic")
     return torch.cat((token, grid.permute(0, 2, 3, 1).flatten(1, 2).to(token.dtype)), dim=1)
+
+
+def _is_square(num: int) -> bool:
+    return num > 0 and math.isqrt(num) ** 2 == num
 
 
 def _timm() -> ModuleType:

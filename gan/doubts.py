@@ -44,7 +44,8 @@ def of_distance(features: FeatureSet, scores: Scores, called: str) -> tuple[str,
 
 def of_statistics_file(statistics: Statistics, scores: Scores) -> tuple[str, ...]:
     """Doubt a Fréchet distance to statistics, and say which scores there are not."""
-    name, known = scores["frechet"].name, of_statistics(scores)
+    known = of_statistics(scores)
+    name = known["frechet"].name
     missing = [score.name for number, score in scores.items() if number not in known]
     found = (
         f"{', '.join(missing)} and the floor are n/a: they need real images, and {statistics.file} "

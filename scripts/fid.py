@@ -140,6 +140,8 @@ def main() -> int:
         require_new(args.save_statistics)
     device = pick_device(args.device)
 
+    if args.extractor:
+        args.extractor = extractor_named(args.extractor).name  # timm's have a tag by default
     is_digits = args.real.partition(":")[0] == "digits"
     base = protocol_named(args.protocol or ("digits" if is_digits else "fid50k_train"))
     wanted = {key: getattr(args, key) for key in ("extractor", "num_real", "num_fake")}
@@ -148,7 +150,7 @@ def main() -> int:
     base.changed(**wanted)
     load = partial(
         load_extractor,
-        extractor_named(args.extractor or base.extractor).name,
+        args.extractor or base.extractor,
         device,
         weights=args.weights,
         allow_unverified=args.allow_unverified_weights,

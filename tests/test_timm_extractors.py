@@ -2,6 +2,7 @@
 
 import builtins
 import json
+import sys
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from runs import script
 from torch import Tensor
 from torch.nn import functional
 
@@ -113,6 +115,19 @@ def test_features_of_dinov2_are_its_own_to_the_bit(vit, meta, tiny):
     assert found.logits is None
 
 
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("size", [16, 96])
+def test_images_are_resized_as_pillow_does(interpolation, size):
+    image = pictures(1)[0]
+    filters = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+    array = Image.fromarray(image.permute(1, 2, 0).numpy())
+    expected = np.asarray(array.resize((size, size), filters[interpolation]))
+    found = rgb_of_size(image[None], size, interpolation)[0].permute(1, 2, 0)
+    off = (found.int() - torch.tensor(expected).int()).abs()
+    assert off.max() <= 1
+    assert (off == 0).double().mean() > 0.99
+
+
 def test_positions_of_the_trained_size_stay_as_they_are(vit):
     assert dinov2_positions(vit.pos_embed, 37) is vit.pos_embed
     assert dinov2_positions(vit.pos_embed, 16).shape == (1, 257, WIDTH)
@@ -197,6 +212,20 @@ def test_a_score_says_what_it_is_and_is_never_called_fid(meta, resnet, tiny, tmp
             f"{extractor.spec.name}"
         )
         assert from_json(ScoreRecord, json.loads(json.dumps(to_json(record))), "here") == record
+
+
+def test_script_says_which_weights_a_short_name_means(resnet, tmp_path, monkeypatch):
+    """Catches two protocols of one name, should timm's default tag change."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    few = ("--num_fake", "10", "--num_real", "10", "--json", "record.json")
+    timms = ("--extractor", "timm:resnet10t", "--weights", str(resnet))
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    with pytest.raises(SystemExit, match="0"):
+        script("fid.py", "digits:test", "digits", *timms, *few)
+    record = from_json(ScoreRecord, json.loads(Path("record.json").read_text()), "record.json")
+    assert record.protocol["extractor"] == record.extractor.name == RESNET
 
 
 def test_cached_features_are_of_the_same_recipe(tmp_path):

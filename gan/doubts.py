@@ -9,7 +9,9 @@ import numpy as np
 from torch import Tensor
 
 from gan.distances import FULL, FeatureSet
-from gan.score_names import Number, Scores
+from gan.records import ExtractorFacts
+from gan.score_names import Number, Scores, of_statistics
+from gan.statistics_files import Statistics
 
 COPIES = 0.01  # CIFAR, too, has a few images twice
 FAR = 10  # a classifier score is this many times below its bound where the bound does not matter
@@ -37,6 +39,38 @@ def of_distance(features: FeatureSet, scores: Scores, called: str) -> tuple[str,
     return (
         f"{scores['frechet'].name}: {num} {called} for {width} features have a singular covariance "
         f"(rank {features.rank}), {few if num <= width else alike}",
+    )
+
+
+def of_statistics_file(statistics: Statistics, scores: Scores) -> tuple[str, ...]:
+    """Doubt a Fréchet distance to statistics, and say which scores there are not."""
+    known = of_statistics(scores)
+    name = known["frechet"].name
+    missing = [score.name for number, score in scores.items() if number not in known]
+    found = (
+        f"{', '.join(missing)} and the floor are n/a: they need real images, and {statistics.file} "
+        "has the mean and covariance of their features alone",
+    )
+    if statistics.made_by is None:
+        found += (
+            f"{name}: {statistics.file} does not say which network, resizing and number of images "
+            "its statistics are of",
+        )
+    width = len(statistics.gaussian.mean)
+    if statistics.rank < width:
+        found += (
+            f"{name}: the covariance in {statistics.file} is singular (rank {statistics.rank} of "
+            f"{width}), as that of few images is, which biases the distance upwards",
+        )
+    return found
+
+
+def of_weights(facts: ExtractorFacts, has_known_weights: bool) -> tuple[str, ...]:
+    """Doubt the weights of a network of which nobody publishes a hash."""
+    if has_known_weights:
+        return ()
+    return (
+        f"nothing verifies that the weights {facts.weights_sha256[:16]} are those of {facts.name}",
     )
 
 

@@ -1,143 +1,43 @@
 """Networks whose features and class logits are compared, and what the scores of each are called.
 
-`EXTRACTORS` is the one place that knows: an extractor is added by one entry there.
+`EXTRACTORS` is the one place that knows: an extractor is added by one entry there. Networks of timm
+have no entries, as there are a thousand.
 """
 
 import hashlib
 import io
-from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from convnorm.experiment.errors import InputError
 from gan import fidelity, weight_files
 from gan.digits_network import DIGITS_SHA256, DIGITS_WEIGHTS, DigitsNet, digits_input
+from gan.extractor import GPU_BATCH, Extractor, ExtractorSpec
 from gan.keys import OPTIONS, Keys
 from gan.lite0_network import LITE0_SHA256, LITE0_TRAINED, LITE0_WEIGHTS, Lite0, lite0_input
-from gan.records import ExtractorFacts
 from gan.score_names import (
     FROM_FEATURES,
     FROM_LOGITS,
     HIGHER,
     LOWER,
-    Number,
     ScoreName,
     Scores,
     renamed,
 )
-
-# (N, C, H, W) uint8 -> features (N, D) and logits (N, K); None from a network without logits.
-Forward = Callable[[Tensor], tuple[Tensor, Tensor | None]]
-GPU_BATCH = 128  # images that a network sees at a time
-
-
-class Features(NamedTuple):
-    """What scores are computed from: `features` (N, D) and `logits` (N, K) or None, in float32."""
-
-    features: Tensor
-    logits: Tensor | None
-
-    @property
-    def num_not_finite(self) -> int:
-        """How many images have a feature or a logit that is NaN or infinite."""
-        finite = [part.isfinite().all(dim=1) for part in self if part is not None]
-        return int((~torch.stack(finite).all(dim=0)).sum())
-
-    def map(self, change: Callable[[Tensor], Tensor]) -> "Features":
-        """Return what `change` makes of the features and of the logits, if there are any."""
-        return Features(*(None if part is None else change(part) for part in self))
-
-
-@dataclass(frozen=True)
-class ExtractorSpec:
-    """What is known of an extractor before its weights are loaded.
-
-    Args:
-        name: What protocols and records call it.
-        scores: The scores that it has with the weights that its name stands for.
-        headline: Which of them is the first to look at, and the one that a step is selected by.
-        load: Takes a file of weights (None for its own), a device, whether weights other than
-            those that its name stands for are accepted, and what errors call these settings.
-            Returns `forward`, the SHA-256 of the file, and whether its weights are those that the
-            name stands for.
-        cpu_batch: How many images a CPU sees at a time.
-    """
-
-    name: str
-    scores: Scores
-    headline: Number
-    load: Callable[[Path | None, torch.device, bool, Keys], tuple[Forward, str, bool]]
-    cpu_batch: int = GPU_BATCH
-
-    def unverified_scores(self) -> Scores:
-        """Return its scores with other weights, under names that say so."""
-        plain = FROM_FEATURES | FROM_LOGITS
-        return renamed(
-            f"{{}} (unverified {self.name})", {number: plain[number] for number in self.scores}
-        )
-
-
-@dataclass(frozen=True)
-class Extractor:
-    """A network whose weights are loaded.
-
-    Args:
-        weights_sha256: SHA-256 of the file of its weights.
-        verified: Whether that file holds the weights that the extractor's name stands for.
-        device: Where `forward` expects images and leaves features.
-        batch_size: How many images the network sees at a time.
-    """
-
-    spec: ExtractorSpec
-    weights_sha256: str
-    verified: bool
-    forward: Forward
-    device: torch.device
-    batch_size: int = GPU_BATCH
-
-    def __call__(self, images: Tensor) -> Features:
-        """Return the features and logits, on `device`, of (N, C, H, W) uint8 images."""
-        batches = tqdm(
-            images.split(self.batch_size),
-            desc=f"{self.spec.name} features",
-            leave=False,
-            disable=None,
-        )
-        # Full float32, whatever a training run around this prefers: the score must not depend on it
-        with (
-            torch.no_grad(),
-            torch.autocast(self.device.type, enabled=False),
-            torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
-        ):
-            outputs = [self.forward(batch.to(self.device)) for batch in batches]
-        features, logits = zip(*outputs, strict=True)
-        return Features(torch.cat(features), None if logits[0] is None else torch.cat(logits))
-
-    @property
-    def scores(self) -> Scores:
-        """The scores that it has, under the names that its weights permit."""
-        return self.spec.scores if self.verified else self.spec.unverified_scores()
-
-    @property
-    def headline(self) -> str:
-        """The name of the score that is the first to look at."""
-        return self.scores[self.spec.headline].name
-
-    @property
-    def facts(self) -> ExtractorFacts:
-        """What a record says of it."""
-        return ExtractorFacts(self.spec.name, self.weights_sha256, self.verified)
+from gan.timm_extractors import DINOV2_SIZE, PREFIX, load_dinov2, load_timm, timm_recipe
+from gan.weight_files import Loaded
 
 
 def extractor_named(name: str) -> ExtractorSpec:
     """Return the extractor called `name`, or raise an InputError that lists them."""
+    if name.startswith(PREFIX):
+        return _timm(name.removeprefix(PREFIX))
     if name not in EXTRACTORS:
-        raise InputError(f"extractor: got {name!r}, expected {' or '.join(EXTRACTORS)}")
+        expected = " or ".join((*EXTRACTORS, f"{PREFIX}NAME"))
+        raise InputError(f"extractor: got {name!r}, expected {expected}")
     return EXTRACTORS[name]
 
 
@@ -149,11 +49,11 @@ def load_extractor(
     allow_unverified: bool = False,
     keys: Keys = OPTIONS,
 ) -> Extractor:
-    """Load the extractor called `name`, one of `EXTRACTORS`, onto `device`.
+    """Load the extractor called `name`, one of `EXTRACTORS` or timm:NAME, onto `device`.
 
     Args:
-        weights: A file of Inception weights; None for the one in PyTorch's hub folder. If it is
-            not there, it is downloaded.
+        weights: A file of the weights of Inception, DINOv2 or a network of timm; None for the one
+            in the hub folder of PyTorch or timm. If it is not there, it is downloaded.
         allow_unverified: Accept Inception weights other than those that define FID. The scores are
             then not called FID or IS.
         keys: What errors call these settings.
@@ -163,9 +63,9 @@ def load_extractor(
             name stands for.
     """
     device, spec = torch.device(device), extractor_named(name)
-    forward, sha256, verified = spec.load(weights, device, allow_unverified, keys)
+    forward, sha256, verified, details = Loaded(*spec.load(weights, device, allow_unverified, keys))
     batch_size = spec.cpu_batch if device.type == "cpu" else GPU_BATCH
-    return Extractor(spec, sha256, verified, forward, device, batch_size)
+    return Extractor(spec, sha256, verified, forward, device, batch_size, details)
 
 
 def scores_with(name: str, weights: Path | None, keys: Keys) -> Scores:
@@ -183,21 +83,12 @@ def scores_with(name: str, weights: Path | None, keys: Keys) -> Scores:
     return spec.scores if sha256 == fidelity.INCEPTION_SHA256 else spec.unverified_scores()
 
 
-def _shipped(file: Path, expected: str, weights: Path | None, name: str, keys: Keys) -> dict:
-    """Read weights that come with an installation and have no other version."""
-    if weights is not None:
-        raise InputError(f"{keys.weights}: got {weights}, but {name} has weights of its own")
-    data = weight_files.read(file)
-    sha256 = hashlib.sha256(data).hexdigest()
-    if sha256 != expected:
-        raise InputError(f"{file}: its SHA-256 is {sha256}, expected {expected}; install again")
-    return torch.load(io.BytesIO(data), weights_only=True)
-
-
 def _digits(
     weights: Path | None, device: torch.device, allow_unverified: bool, keys: Keys
-) -> tuple[Forward, str, bool]:
-    state = _shipped(DIGITS_WEIGHTS, DIGITS_SHA256, weights, "the digits extractor", keys)
+) -> Loaded:
+    state = weight_files.shipped(
+        DIGITS_WEIGHTS, DIGITS_SHA256, weights, "the digits extractor", keys
+    )
     with torch.random.fork_rng(devices=[]):  # the layers draw weights before they are overwritten
         network = DigitsNet()
     network.load_state_dict(state)
@@ -206,7 +97,7 @@ def _digits(
     def forward(images: Tensor) -> tuple[Tensor, Tensor]:
         return network(digits_input(images))
 
-    return forward, DIGITS_SHA256, True
+    return Loaded(forward, DIGITS_SHA256, True)
 
 
 def _lite0(size: int) -> ExtractorSpec:
@@ -220,8 +111,8 @@ def _lite0(size: int) -> ExtractorSpec:
 
     def load(
         weights: Path | None, device: torch.device, allow_unverified: bool, keys: Keys
-    ) -> tuple[Forward, str, bool]:
-        state = _shipped(LITE0_WEIGHTS, LITE0_SHA256, weights, name, keys)
+    ) -> Loaded:
+        state = weight_files.shipped(LITE0_WEIGHTS, LITE0_SHA256, weights, name, keys)
         with torch.random.fork_rng(devices=[]):
             network = Lite0()
         network.load(state)
@@ -231,19 +122,25 @@ def _lite0(size: int) -> ExtractorSpec:
             features, logits = network(lite0_input(images, size).to(device))
             return features, logits if size == LITE0_TRAINED else None
 
-        return forward, LITE0_SHA256, True
+        return Loaded(forward, LITE0_SHA256, True)
 
     first = ("kernel", "kernel_error", "frechet_corrected")
     scores = {number: FROM_FEATURES[number] for number in first} | FROM_FEATURES
     if size == LITE0_TRAINED:
         scores |= FROM_LOGITS
-    # Larger batches take a CPU 2.5 times as long: it then asks for new memory in every layer.
-    return ExtractorSpec(name, renamed(f"{{}} ({name})", scores), "kernel", load, cpu_batch=16)
+    return ExtractorSpec(
+        name,
+        renamed(f"{{}} ({name})", scores),
+        "kernel",
+        load,
+        is_positive=True,
+        cpu_batch=16,  # more take 2.5 times as long: every layer then asks for new memory
+    )
 
 
 def _inception(
     weights: Path | None, device: torch.device, allow_unverified: bool, keys: Keys
-) -> tuple[Forward, str, bool]:
+) -> Loaded:
     file = weight_files.inception(keys) if weights is None else weight_files.given(weights, keys)
     data = weight_files.read(file)
     sha256 = hashlib.sha256(data).hexdigest()
@@ -263,7 +160,17 @@ def _inception(
     def forward(images: Tensor) -> tuple[Tensor, Tensor]:
         return network(images.expand(-1, 3, -1, -1))  # gray images become RGB
 
-    return forward, sha256, verified
+    return Loaded(forward, sha256, verified)
+
+
+def _timm(name: str) -> ExtractorSpec:
+    """A network of timm, at the size that its weights were made for."""
+    recipe = timm_recipe(name)
+    name = f"{PREFIX}{recipe.model}"
+    scores = renamed(f"{{}} ({name}@{recipe.size})", FROM_FEATURES)
+    return ExtractorSpec(
+        name, scores, "kernel", partial(load_timm, recipe), has_known_weights=False
+    )
 
 
 EXTRACTORS = {
@@ -281,11 +188,24 @@ EXTRACTORS = {
             },
             "frechet",
             _inception,
+            is_positive=True,
         ),
         ExtractorSpec(
-            "digits", renamed("{} (digits)", FROM_FEATURES | FROM_LOGITS), "frechet", _digits
+            "digits",
+            renamed("{} (digits)", FROM_FEATURES | FROM_LOGITS),
+            "frechet",
+            _digits,
+            is_positive=True,
         ),
         _lite0(96),
         _lite0(LITE0_TRAINED),
+        # Stein et al. 2023 call its Fréchet distance FD-DINOv2; never FID.
+        ExtractorSpec(
+            "dinov2",
+            renamed(f"{{}} (dinov2-vitl14@{DINOV2_SIZE})", FROM_FEATURES),
+            "frechet",
+            load_dinov2,
+            has_known_weights=False,
+        ),
     )
 }

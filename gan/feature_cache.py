@@ -12,8 +12,9 @@ from torch import Tensor
 from convnorm.experiment import files
 from convnorm.experiment.data import Images, pixels
 from convnorm.experiment.errors import InputError
-from gan import digits_network, extractors, fidelity, lite0_network
-from gan.extractors import Extractor, Features
+from gan import digits_network, extractors, fidelity, lite0_network, pillow, timm_extractors
+from gan import extractor as extractor_module
+from gan.extractor import Extractor, Features
 
 
 def cached_features(images: Tensor, extractor: Extractor, folder: Path | None = None) -> Features:
@@ -73,12 +74,14 @@ def _saved(file: Path, num: int) -> Features | None:
 def _cache_key(images: Tensor, extractor: Extractor) -> str:
     # The images are hashed as selected, so split, number and subset are in it. The code that makes
     # features of them is too: a changed preprocessing must not find the old numbers.
-    modules = (extractors, digits_network, lite0_network, fidelity, pixels)
+    networks = (digits_network, lite0_network, timm_extractors, fidelity)
+    modules = (extractor_module, extractors, *networks, pixels, pillow)
     code = [Path(module.__file__).read_bytes() for module in modules]
     depends_on = [
         sha256_of(images),
         extractor.spec.name,
         extractor.weights_sha256,
+        extractor.details,
         extractor.device.type,
         hashlib.sha256(b"".join(code)).hexdigest(),
         fidelity.VERSION,

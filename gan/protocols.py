@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from convnorm.experiment.errors import InputError
-from gan.extractors import EXTRACTORS
 from gan.keys import OPTIONS, Keys
 
 # What a protocol's name calls a field whose value was changed.
@@ -18,6 +17,7 @@ SHORT_NAMES = {
     "image_size": "size",
     "num_real": "real",
     "num_fake": "fake",
+    "reference": "reference",
 }
 MOST_IMAGES = 1_000_000  # of either side; their features alone then take 8 GB
 
@@ -37,10 +37,11 @@ class Protocol:
         prc_neighborhood: k of the k-th nearest neighbour that spans precision's and recall's balls
             (Kynkäänniemi et al. 2019).
         coverage_neighborhood: The same for coverage (Naeem et al. 2020).
+        reference: Whether real images are compared, or the statistics that a file has of them.
     """
 
     name: str
-    extractor: Literal[tuple(EXTRACTORS)]
+    extractor: str
     split: Literal["train", "test"] | None
     num_real: int | None
     num_fake: int | None
@@ -48,6 +49,7 @@ class Protocol:
     image_size: int = 32
     prc_neighborhood: int = 3
     coverage_neighborhood: int = 5
+    reference: Literal["images", "statistics"] = "images"
 
     @property
     def min_images(self) -> int:
@@ -63,7 +65,7 @@ class Protocol:
 
         Args:
             keys: What the error calls the numbers of images.
-            fields: New values of extractor, split, image_size, num_real or num_fake.
+            fields: New values of extractor, split, image_size, num_real, num_fake or reference.
 
         Raises:
             InputError: A number is below `min_images` or above `MOST_IMAGES`.
@@ -91,13 +93,17 @@ class Protocol:
         """Return the protocol with every number of images known.
 
         Args:
-            real_available: Images of the reference; None for a generator, which has no end.
+            real_available: Images of the reference; None for a generator, which has no end, and for
+                statistics of an unknown number of images, which stays None.
             fake_available: Images to score; None for a generator.
             keys: What the error calls the numbers of images.
 
         Raises:
-            InputError: There are too few images, or all images of a generator are asked for.
+            InputError: There are too few images, or all images of a generator are asked for, or
+                statistics are of other images than those asked for.
         """
+        if self.reference == "statistics":
+            return self._fitted_to_statistics(real_available, fake_available, keys)
         num_real = real_available if self.num_real is None else self.num_real
         if num_real is None:
             raise InputError(
@@ -108,6 +114,25 @@ class Protocol:
         num_fake = num_real if self.num_fake is None else self.num_fake
         self._require(num_fake, "generated images, got", fake_available, keys.num_fake)
         return replace(self, num_real=num_real, num_fake=num_fake)
+
+    def _fitted_to_statistics(
+        self, real_available: int | None, fake_available: int | None, keys: Keys
+    ) -> "Protocol":
+        if self.num_real not in (None, real_available):
+            known = "an unknown number of" if real_available is None else real_available
+            raise InputError(
+                f"{keys.num_real}: {self.name} takes {self.num_real} real images, but the "
+                f"reference statistics are of {known} images; expected neither {keys.num_real} nor "
+                "a protocol that says how many"
+            )
+        num_fake = self.num_fake or fake_available or real_available
+        if num_fake is None:
+            raise InputError(
+                f"{keys.num_fake}: {self.name} takes as many generated images as real ones, and "
+                f"the reference statistics do not say how many; say it with {keys.num_fake}"
+            )
+        self._require(num_fake, "generated images, got", fake_available, keys.num_fake)
+        return replace(self, num_real=real_available, num_fake=num_fake)
 
     def _require(self, num: int, images: str, available: int | None, key: str) -> None:
         """Raise an InputError if there are fewer images than `num`, or than can be scored."""

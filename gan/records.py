@@ -3,8 +3,8 @@
 `convnorm.experiment.codec` writes and reads it; metrics.jsonl holds one a line.
 """
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 from convnorm.experiment.records import Metric
 from gan.distances import Extrapolation
@@ -14,25 +14,30 @@ from gan.distances import Extrapolation
 class ExtractorFacts:
     """The network whose features were compared.
 
-    weights_sha256: of the file of its weights. verified: whether that file holds the weights that
-        the extractor's name stands for.
+    weights_sha256: of the file of its weights; of a network of timm, of its tensors, whatever file
+        they came from. verified: whether these are the weights that the extractor's name stands
+        for; false where nobody publishes their hash. details: of a network of timm, all that its
+        features depend on beside them; empty for the others, whose name says it.
     """
 
     name: str
     weights_sha256: str
     verified: bool
+    details: dict[str, str | int | float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Origin:
     """Where images that are scored come from.
 
-    source: a path, the name of a data set, or `training`. split: of a data set; None for images
-        that have none. step, ema: of a generator, the updates it has had and whether its weights
-        are averaged; None where they are not known. seed: of the images that a generator drew to
-        stand in for real ones. resized_from: their height in pixels before they were resized to
-        that of the other side. sha256: of the generator's checkpoint or, without one, of the
-        images; None before they are scored.
+    source: a path, the name of a data set, or `training`. kind: statistics are the mean and
+        covariance of real features, from a file. split: of a data set; None for images that have
+        none. step, ema: of a generator, the updates it has had and whether its weights are
+        averaged; None where they are not known. seed: of the images that a generator drew to stand
+        in for real ones. resized_from: their height in pixels before they were resized to that of
+        the other side. sha256: of the generator's checkpoint or, without one, of the images; None
+        before they are scored; of statistics, of both in float64. extractor: of statistics, whether
+        their file records which network made them, or only who gave it claims so.
     """
 
     source: str
@@ -44,6 +49,8 @@ class Origin:
     resized_by: str | None = None
     sha256: str | None = None
     found: str | None = None
+    kind: Literal["images", "statistics"] = "images"
+    extractor: Literal["recorded", "claimed"] | None = None
 
 
 @dataclass(frozen=True)
@@ -75,12 +82,14 @@ class ScoreRecord:
         alone.
     extrapolation: the Fréchet distance at infinitely many images; None where it was not asked for.
     doubts: sentences, each a reason not to take the scores at face value, see `gan.doubts`.
+    floor: None where the real side is statistics. num_real: None where these do not say of how many
+        images they are.
     seed: of the draw of the generated images.
     versions: package -> version.
     selection: what the same generator scores under the protocol by which a step is selected.
     """
 
-    FORMAT: ClassVar = "convnorm-suite/score/3"
+    FORMAT: ClassVar = "convnorm-suite/score/4"
 
     protocol: dict[str, Any]
     extractor: ExtractorFacts
@@ -89,9 +98,9 @@ class ScoreRecord:
     scores: dict[str, float | None]
     spreads: dict[str, float | None]
     doubts: tuple[str, ...]
-    floor: Floor
+    floor: Floor | None
     num_fake: int
-    num_real: int
+    num_real: int | None
     fake: Origin
     real: Origin
     seed: int
@@ -106,11 +115,26 @@ class ScoreRecord:
         return self.scores[self.headline]
 
     @property
+    def floor_values(self) -> dict[str, float | None]:
+        """What real images have of each score and spread; None where there is no such number."""
+        if self.floor is None:
+            return dict.fromkeys(self.scores | self.spreads)
+        return self.floor.scores | self.floor.spreads
+
+    @property
+    def floor_title(self) -> str:
+        """What the floor is of."""
+        if self.floor is None:
+            return "floor (none without real images)"
+        return f"floor (two halves of {self.floor.num_images})"
+
+    @property
     def all_doubts(self) -> tuple[str, ...]:
         """Its own, and those about the floor and the score to select by, which say so."""
+        floor = () if self.floor is None else self.floor.doubts
         selection = () if self.selection is None else self.selection.doubts
         return (
             *self.doubts,
-            *(f"floor: {doubt}" for doubt in self.floor.doubts),
+            *(f"floor: {doubt}" for doubt in floor),
             *(f"selection: {doubt}" for doubt in selection),
         )

@@ -15,16 +15,18 @@ from gan.distances import (
     FULL,
     FeatureSet,
     corrected,
+    frechet,
     frechet_bias,
     frechet_distance,
     kernel_distance,
     neighborhoods,
 )
-from gan.extractors import Extractor, Features
+from gan.extractor import Extractor, Features
 from gan.feature_cache import cached_features, sha256_of
 from gan.protocols import Protocol
 from gan.records import Floor, Origin
 from gan.score_names import Number, Scores
+from gan.statistics_files import Statistics
 
 Sample = Callable[[int, int], Tensor]  # (num, seed) -> (num, C, H, W) uint8
 
@@ -34,16 +36,17 @@ class Reference:
     """The real side of every score of one run.
 
     Args:
-        features: Of the `num_real` images that the protocol takes.
+        features: Of the `num_real` images that the protocol takes, or what a file says of them.
         protocol: With every number known, as `Protocol.fitted` returns it.
-        floor, bias: What the reference scores against itself, see `floor`.
+        floor, bias: What the reference scores against itself, see `floor`; None and NaN where there
+            are no features.
         origin: Where the images come from.
         doubts: What they make doubtful, see `ScoreRecord`.
     """
 
-    features: FeatureSet
+    features: FeatureSet | Statistics
     protocol: Protocol
-    floor: Floor
+    floor: Floor | None
     bias: float
     origin: Origin
     doubts: tuple[str, ...]
@@ -59,8 +62,12 @@ def subset(images: Tensor, num: int, *key: int | str) -> Tensor:
     return images[torch.randperm(len(images), generator=generator("cpu", *key))[:num]]
 
 
-def num_available(images: Tensor | Sample) -> int | None:
-    """Return how many images there are; None for a generator, which has no end."""
+def num_available(images: Tensor | Sample | Statistics) -> int | None:
+    """Return how many images there are; None for a generator, which has no end, and for statistics
+    that do not say.
+    """
+    if isinstance(images, Statistics):
+        return images.num_images
     return len(images) if isinstance(images, Tensor) else None
 
 
@@ -70,10 +77,13 @@ def numbers(fake: FeatureSet, logits: Tensor | None, reference: Reference) -> di
     fake, logits: Their features and class logits, finite.
 
     Returns:
-        NaN for what cannot be computed.
+        NaN for what cannot be computed; against statistics, those of `score_names.of_statistics`.
     """
-    protocol = reference.protocol
-    distances = _distances(fake, reference.features, protocol, reference.bias)
+    real, protocol = reference.features, reference.protocol
+    if isinstance(real, Statistics):
+        distances = {"frechet": frechet(fake.gaussian, real.gaussian, real.root)}
+    else:
+        distances = _distances(fake, real, protocol, reference.bias)
     return distances | _classifier_score(logits, protocol)
 
 
@@ -143,7 +153,7 @@ def named(
 
 
 def reference_of(
-    real: Tensor | Sample,
+    real: Tensor | Sample | Statistics,
     protocol: Protocol,
     extractor: Extractor,
     *,
@@ -154,14 +164,18 @@ def reference_of(
     """Extract the features of the real side, or read them from the cache, and score its floor.
 
     Args:
-        real: (N, C, H, W) uint8 images, or a generator to stand in for them, drawn with `seed`.
+        real: (N, C, H, W) uint8 images; or a generator to stand in for them, drawn with `seed`; or
+            statistics of their features.
         origin: Where they come from; a missing `sha256` is filled in, as is a generator's seed.
         cache_dir: See `cached_features`.
 
     Raises:
-        InputError: Fewer images than the protocol needs, a cache folder that is not writable, or
-            weights that make features of the images that are not finite.
+        InputError: Fewer images than the protocol needs, a cache folder that is not writable,
+            weights that make features of the images that are not finite, or statistics that cannot
+            be of the extractor's features.
     """
+    if isinstance(real, Statistics):
+        return _reference_of_statistics(real, protocol, extractor, origin)
     protocol = protocol.fitted(num_available(real))
     if isinstance(real, Tensor):
         sha256 = sha256_of(real)
@@ -186,4 +200,23 @@ def reference_of(
         *floor(features, protocol, extractor.scores),
         origin,
         doubts.of_images(images, points, extractor.scores, "real images"),
+    )
+
+
+def _reference_of_statistics(
+    real: Statistics, protocol: Protocol, extractor: Extractor, origin: Origin
+) -> Reference:
+    real.require_extractor(extractor, protocol.image_size)
+    return Reference(
+        real.to(extractor.device),
+        protocol.changed(reference="statistics").fitted(real.num_images, protocol.num_fake),
+        None,
+        math.nan,
+        replace(
+            origin,
+            kind="statistics",
+            sha256=real.sha256(),
+            extractor="claimed" if real.made_by is None else "recorded",
+        ),
+        doubts.of_statistics_file(real, extractor.scores),
     )

@@ -57,6 +57,15 @@ def renamed(pattern: str, scores: Scores) -> Scores:
     }
 
 
+def of_statistics(scores: Scores) -> Scores:
+    """Return the scores that can be had where only mean and covariance of the real features are
+    known, the Fréchet distance under a name that says so.
+    """
+    found = {number: score for number, score in scores.items() if number in FROM_LOGITS}
+    distance = scores["frechet"]
+    return {"frechet": replace(distance, name=f"{distance.name} (reference statistics)"), **found}
+
+
 def metrics(scores: Scores) -> dict[str, Metric]:
     """Return name -> how its values compare, without the spreads."""
     return {score.name: score.metric for score in scores.values() if score.metric is not None}

@@ -19,18 +19,18 @@ def checkpoints_table(records: Sequence[ScoreRecord]) -> str:
     for record in records:
         values = [shown(record.scores[name]) for name in names]
         rows.append([Path(record.fake.source).name, str(record.fake.step), *values])
-    floor = records[0].floor
-    rows.append([_floor(records[0]), "", *(shown(floor.scores[name]) for name in names)])
+    floor = records[0].floor_values
+    rows.append([records[0].floor_title, "", *(shown(floor[name]) for name in names)])
     whose = [Path(record.fake.source).name for record in records]
     return "\n".join([*_aligned(rows), *_doubts(records, whose)])
 
 
 def draws_table(records: Sequence[ScoreRecord]) -> str:
     """Return mean and standard deviation over the draws of every score, beside its floor."""
-    rows = [["score", "mean", "sd over draws", _floor(records[0])]]
+    rows = [["score", "mean", "sd over draws", records[0].floor_title]]
     for name in records[0].scores:
         mean, spread = mean_and_spread([record.scores[name] for record in records])
-        floor = records[0].floor.scores[name]
+        floor = records[0].floor_values[name]
         rows.append([name, shown(mean), shown(spread), shown(floor)])
     whose = [f"seed {record.seed}" for record in records]
     draws = f"draws      {len(records)}, {whose[0]} to {records[-1].seed}"
@@ -42,10 +42,6 @@ def mean_and_spread(values: Sequence[float | None]) -> tuple[float | None, float
     if None in values:
         return None, None
     return fmean(values), stdev(values) if len(values) > 1 else None
-
-
-def _floor(record: ScoreRecord) -> str:
-    return f"floor (two halves of {record.floor.num_images})"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -23,13 +23,14 @@ from gan.distances import (
     expected_coverage,
     extrapolated,
 )
-from gan.extractors import Extractor, load_extractor
+from gan.extractor import Extractor
+from gan.extractors import load_extractor
 from gan.feature_cache import sha256_of
 from gan.keys import Keys
 from gan.protocols import Protocol
 from gan.records import Origin, ScoreRecord
 from gan.reference import Reference, Sample, named, numbers, reference_of, subset
-from gan.score_names import Number, metrics
+from gan.score_names import Number, metrics, of_statistics
 
 
 def score(
@@ -52,7 +53,13 @@ def score(
     Raises:
         InputError: There are fewer images than the protocol needs, or than can be extrapolated.
     """
-    protocol = reference.protocol
+    protocol, names, headline = reference.protocol, extractor.scores, extractor.headline
+    knows_features = isinstance(reference.features, FeatureSet)
+    if not knows_features:
+        names = of_statistics(names)
+        headline = names["frechet"].name
+        if extrapolate:
+            raise InputError("FD cannot be extrapolated against statistics; expected real images")
     if isinstance(fake, Tensor):
         protocol.fitted(protocol.num_real, len(fake))
         images = subset(fake, protocol.num_fake, seed, "fakes")
@@ -66,19 +73,20 @@ def score(
         doubted = (f"{num} of {len(images)} fake images have features that are not finite",)
     else:
         computed = numbers(points, features.logits, reference)
-        doubted = doubts.of_images(images, points, extractor.scores, "fake images")
-    scores, spreads = named(computed, extractor.scores)
+        doubted = doubts.of_images(images, points, names, "fake images")
+    scores, spreads = named(computed, names)
     return ScoreRecord(
         protocol=asdict(protocol),
         extractor=extractor.facts,
-        metrics=metrics(extractor.scores),
-        headline=extractor.headline,
+        metrics=metrics(names),
+        headline=headline,
         scores=scores,
         spreads=spreads,
         doubts=(
+            *doubts.of_weights(extractor.facts, extractor.spec.has_known_weights),
             *doubted,
             *reference.doubts,
-            *doubts.of_numbers(computed, extractor.scores, len(images), protocol.is_splits),
+            *doubts.of_numbers(computed, names, len(images), protocol.is_splits),
         ),
         floor=reference.floor,
         num_fake=protocol.num_fake,
@@ -91,7 +99,7 @@ def score(
             "torch_fidelity": fidelity.VERSION,
             "python": platform.python_version(),
         },
-        expected={extractor.scores["coverage"].name: _expected_coverage(protocol)},
+        expected={names["coverage"].name: _expected_coverage(protocol)} if knows_features else {},
         extrapolation=_extrapolated(points, reference, seed) if extrapolate else None,
     )
 

@@ -17,6 +17,7 @@ from gan.protocols import Protocol, protocol_named
 from gan.records import Origin
 from gan.reference import Sample
 from gan.runs import Which, checkpoint_of, is_run
+from gan.statistics_files import Statistics, has_statistics, read_statistics
 
 NAMES = ("digits", "cifar10", "cifar100")
 SOURCES = (
@@ -27,13 +28,14 @@ SOURCES = (
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Images that can be scored, (N, C, H, W) uint8, or a generator of them.
+    """Images that can be scored, (N, C, H, W) uint8, or a generator of them; or statistics of real
+    ones, which images can be scored against.
 
     image_size: their height and width in pixels. origin: where they come from. config: of a
         generator's run; None of images.
     """
 
-    images: Tensor | Sample
+    images: Tensor | Sample | Statistics
     image_size: int
     origin: Origin
     config: GanConfig | None = None
@@ -85,6 +87,10 @@ def read_source(
     if path.is_dir():
         return _images("npz", text, name, given or split, size)
     if path.is_file() and path.suffix == ".npz":
+        if role == "REAL" and not given and has_statistics(path):
+            statistics = read_statistics(path)
+            origin = Origin(text, found=statistics.found, kind="statistics")
+            return ImageSource(statistics, size, origin)
         return _images("npz", text, name, given, size)
     state = "neither of these" if path.exists() else "not found"
     raise InputError(f"{role}: {text!r} is {state}: {SOURCES}")

@@ -6,12 +6,14 @@
     python scripts/fid.py
 
 FAKE and REAL are each a run folder, a checkpoint (.pt), a folder of images, an .npz file with
-`images`, or digits, cifar10 or cifar100; any but a run with :train or :test if wanted. Without
-REAL, a run is scored against its own data by its own protocol; without FAKE, the newest run of a
-GAN under runs/ is taken. What was read of them is said on stderr. The column `floor` shows what
-REAL scores itself: one half of its images against the other, IS on all of them. n/a is what has no
-value, such as a spread over subsets that share most of their images; a line that begins with DOUBT
-says why a score is not to be taken at face value.
+`images` or `arr_0`, or digits, cifar10 or cifar100; any but a run with :train or :test if wanted.
+REAL can also be an .npz file with `mu` and `sigma` of real features. Without REAL, a run is scored
+against its own data by its own protocol; without FAKE, the newest run of a GAN under runs/ is
+taken.
+
+What was read of them is said on stderr. The column `floor` shows what REAL scores itself: one half
+of its images against the other, IS on all of them. n/a is what has no value, such as a spread of
+a single split; a line that begins with DOUBT says why a score is not to be taken at face value.
 """
 
 import argparse
@@ -26,7 +28,7 @@ from typing import Any, get_args
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from convnorm.experiment.codec import to_json
-from convnorm.experiment.config.arguments import Parser, file_to_write, whole
+from convnorm.experiment.config.arguments import Parser, file_to_write, path, whole
 from convnorm.experiment.data import DataConfig, data_path
 from convnorm.experiment.errors import InputError, exit_code
 from convnorm.experiment.files import write_json
@@ -50,13 +52,14 @@ from gan.sources import (
     read_source,
     require_generator,
 )
+from gan.statistics_files import require_new, save_statistics
 
 
 def heading(record: ScoreRecord) -> list[str]:
     """Return the lines on what the scores of a record are scores of."""
     rows = [
         f"protocol   {record.protocol['name']}: {record.num_fake} fake against "
-        f"{record.num_real} real images",
+        f"{'an unknown number of' if record.num_real is None else record.num_real} real images",
         f"extractor  {record.extractor.name}, weights {record.extractor.weights_sha256[:16]}",
     ]
     for side, origin in (("fake", record.fake), ("real", record.real)):
@@ -70,11 +73,9 @@ def table(record: ScoreRecord) -> str:
     """
     rows = [*heading(record), ""]
     values = record.scores | record.spreads
-    floor = record.floor.scores | record.floor.spreads
+    floor = record.floor_values
     width = max(map(len, values))
-    rows.append(
-        f"{'score':{width}}  {'value':>10}  floor (two halves of {record.floor.num_images})"
-    )
+    rows.append(f"{'score':{width}}  {'value':>10}  {record.floor_title}")
     rows += [
         f"{name:{width}}  {shown(value):>10}  {shown(floor[name])}"
         for name, value in values.items()
@@ -126,13 +127,14 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         "--extractor",
-        help=f"network whose features are compared: {' or '.join(EXTRACTORS)}, instead of the "
-        "protocol's",
+        help=f"network whose features are compared: {', '.join(EXTRACTORS)}, or timm:NAME, a "
+        "network of timm, instead of the protocol's",
     )
     parser.add_argument(
         "--weights",
         type=Path,
-        help="file of Inception weights; without, PyTorch's hub folder has them, or downloads them",
+        help="file of weights of Inception, DINOv2 or the network of timm; without, the hub folder "
+        "has them, or downloads them",
     )
     parser.add_argument(
         "--allow_unverified_weights",
@@ -166,6 +168,12 @@ def parse_args() -> argparse.Namespace:
         "--json",
         type=Path,
         help="file to write the whole record to; with --all or --draws the list of them",
+    )
+    parser.add_argument(
+        "--save_statistics",
+        type=path,
+        metavar="FILE.npz",
+        help="new file for mu and sigma of the features of REAL, which can be a REAL later",
     )
     return parser.parse_args()
 
@@ -208,12 +216,17 @@ def main() -> int:
             raise InputError(f"--all: not allowed with --{name}; expected one of them")
     if args.json:
         file_to_write(args.json, "--json")
+    if args.save_statistics:
+        require_new(args.save_statistics)
     device = pick_device(args.device)
     root = args.data_root or DataConfig.root
     if args.fake is None:
         args.fake = str(newest_run())
         print(f"FAKE: {args.fake}, the newest run", file=sys.stderr)
     files = checkpoints_of(data_path(args.fake, "FAKE")) if args.all else []
+
+    if args.extractor:
+        args.extractor = extractor_named(args.extractor).name  # timm's have a tag by default
 
     def read_fake(text: str) -> ImageSource:
         return read_source(text, "FAKE", "train", device, root, checkpoint=args.checkpoint)
@@ -227,8 +240,7 @@ def main() -> int:
     wanted = {key: value for key, value in wanted.items() if value is not None}
     # What can be wrong without the images is told before they are read.
     base.changed(**wanted)
-    name = extractor_named(args.extractor or base.extractor).name
-    load = partial(load_extractor, name, device, **weights)
+    load = partial(load_extractor, args.extractor or base.extractor, device, **weights)
     extractor = load() if weights["weights"] else None
 
     fake = fake or read_fake(first)
@@ -244,17 +256,20 @@ def main() -> int:
 
     available = {"num_real": num_available(real.images), "num_fake": num_available(fake.images)}
     is_named = own or args.real.partition(":")[0] in NAMES
-    if not args.protocol and not is_named and available["num_real"] is not None:
+    if not args.protocol and not is_named and not callable(real.images):
         base = ALL_IMAGES
         # `fitted` refuses less than the least number, and says how many there are.
         least = {key: num and max(num, base.min_images) for key, num in available.items()}
         wanted = least | wanted
-    protocol = base.changed(**wanted, split=real.origin.split, image_size=fake.image_size)
+    size, kind = fake.image_size, real.origin.kind
+    protocol = base.changed(**wanted, split=real.origin.split, image_size=size, reference=kind)
     protocol = protocol.fitted(*available.values())
     extractor = extractor or load()  # last: it may be a long download
     # Another seed than those of FAKE: a generator must not be held against its own images.
     seeds = range(args.seed, args.seed + (args.draws or 1))
     reference = reference_of(real.images, protocol, extractor, origin=real.origin, seed=seeds.stop)
+    if args.save_statistics:
+        save_statistics(args.save_statistics, reference.features, extractor, size)
     records = [
         score(
             each.images,

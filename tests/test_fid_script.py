@@ -19,7 +19,8 @@ from torch import Tensor
 from convnorm.experiment.data import DataConfig, load_images
 from convnorm.experiment.data.pixels import resize
 from convnorm.experiment.errors import InputError
-from gan.extractors import EXTRACTORS, ExtractorSpec
+from gan.extractor import ExtractorSpec
+from gan.extractors import EXTRACTORS
 from gan.feature_cache import sha256_of
 from gan.records import Origin
 from gan.score_names import FROM_FEATURES, renamed

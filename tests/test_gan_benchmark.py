@@ -10,7 +10,8 @@ from runs import SCORED, SELECTED, run, tiny
 
 from convnorm.experiment.errors import InputError
 from gan.benchmark import GAN
-from gan.extractors import EXTRACTORS, ExtractorSpec
+from gan.extractor import ExtractorSpec
+from gan.extractors import EXTRACTORS
 from gan.protocols import PROTOCOLS
 from gan.score_names import FROM_FEATURES, renamed
 
@@ -311,9 +312,9 @@ def test_the_end_of_a_run_that_was_made_longer_is_no_point_of_its_curve(tmp_path
         (without("metrics.jsonl", "floor"), "metrics.jsonl: floor: is missing; expected keys"),
         (
             without("metrics.jsonl", "format"),
-            "holds no format; expected '.*/score/3'",
+            "holds no format; expected '.*/score/4'",
         ),
-        (older_scores, "metrics.jsonl: holds no format; expected 'convnorm-suite/score/3'"),
+        (older_scores, "metrics.jsonl: holds no format; expected 'convnorm-suite/score/4'"),
         (summary_without("metrics"), "metrics.jsonl: holds no score"),
     ],
 )

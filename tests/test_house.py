@@ -78,6 +78,7 @@ def test_an_import_against_the_rules_is_seen(place, module):
     ("package", "home"),
     [
         ("torch_fidelity", "gan/fidelity.py"),
+        ("timm", "gan/timm_extractors.py"),
         ("jsonargparse", "convnorm/experiment/config/parsing.py"),
     ],
 )

@@ -14,7 +14,8 @@ from torch.nn import functional
 from convnorm.experiment.errors import InputError
 from gan import extractors
 from gan.distances import FeatureSet, kernel_distance
-from gan.extractors import EXTRACTORS, Extractor, load_extractor
+from gan.extractor import Extractor
+from gan.extractors import EXTRACTORS, load_extractor
 from gan.lite0_network import LITE0_WEIGHTS, Lite0, lite0_input
 from gan.protocols import PROTOCOLS
 

@@ -25,7 +25,8 @@ from gan import digits_network, extractors, fidelity
 from gan import reference as reference_module
 from gan.digits_network import DIGITS_WEIGHTS
 from gan.distances import FeatureSet, expected_coverage, frechet_distance, kernel_distance
-from gan.extractors import EXTRACTORS, Extractor, ExtractorSpec, Features, load_extractor
+from gan.extractor import Extractor, ExtractorSpec, Features
+from gan.extractors import EXTRACTORS, load_extractor
 from gan.feature_cache import cached_features, sha256_of
 from gan.keys import OPTIONS, REPORTED, SELECTING
 from gan.protocols import PROTOCOLS, Protocol, protocol_named

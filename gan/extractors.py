@@ -119,7 +119,7 @@ def _lite0(size: int) -> ExtractorSpec:
         network.eval().requires_grad_(False).to(device)
 
         def forward(images: Tensor) -> tuple[Tensor, Tensor | None]:
-            features, logits = network(lite0_input(images, size).to(device))
+            features, logits = network(lite0_input(images, size, device))
             return features, logits if size == LITE0_TRAINED else None
 
         return Loaded(forward, LITE0_SHA256, True)

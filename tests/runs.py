@@ -204,10 +204,13 @@ class Child:
         self.process = _server().Process(target=_in_child, args=(file, function, args))
         self.process.start()
 
-    def end(self) -> tuple[int, str]:
+    def end(self, seconds: float = 60) -> tuple[int, str]:
         """Wait for it and return (exit code, minus the number of a signal; output)."""
-        self.process.join(60)
-        assert self.process.exitcode is not None
+        self.process.join(seconds)
+        try:
+            assert self.process.exitcode is not None, self.file.read_text()
+        finally:
+            self.process.kill()
         return self.process.exitcode, self.file.read_text()
 
 

@@ -8,7 +8,8 @@ import multiprocessing
 import os
 import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, is_dataclass
 from functools import cache
@@ -106,14 +107,18 @@ def arguments(
     return [f"--{key}={value}" for key, value in values.items()]
 
 
-def run(run_dir: Path, changes: dict[str, Any] | None = None, **options: Any) -> dict[str, Any]:
-    """Train a tiny GAN in this process and return the summary.
-
-    The last log line holds the norms of the layers, by 4 steps of Lanczos' method in place of 40.
-    """
-    run_options = RunOptions(run_dir=str(run_dir), device="cpu", **options)
+@contextmanager
+def _rough_norms() -> Iterator[None]:
+    """Norms of layers in a log by 4 steps of Lanczos' method: 40 take longer than the training."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(operator_norm, "__defaults__", (4,))
+        yield
+
+
+def run(run_dir: Path, changes: dict[str, Any] | None = None, **options: Any) -> dict[str, Any]:
+    """Train a tiny GAN in this process and return the summary."""
+    run_options = RunOptions(run_dir=str(run_dir), device="cpu", **options)
+    with _rough_norms():
         return train_gan(tiny(changes), run_options, ALONE)
 
 
@@ -122,7 +127,8 @@ def classifier_run(
 ) -> dict[str, Any]:
     """Train a tiny classifier in this process and return the summary."""
     run_options = RunOptions(run_dir=str(run_dir), device="cpu", **options)
-    return train_classifier(tiny_classifier(changes), run_options, ALONE)
+    with _rough_norms():
+        return train_classifier(tiny_classifier(changes), run_options, ALONE)
 
 
 def state_of(run_dir: Path, name: str = "last.pt") -> dict[str, Any]:

@@ -5,38 +5,16 @@ import importlib.util
 import json
 import runpy
 import sys
-from pathlib import Path
 from types import ModuleType
 
 import jsonargparse
 import pytest
-from runs import ROOT, Child
+from runs import ROOT
 
 from convnorm.catalogue import CATALOGUE
 
 SCRIPTS = ROOT / "scripts"
 NAMES = sorted(path.name for path in SCRIPTS.glob("*.py"))
-
-
-def without_the_package(name: str) -> None:
-    """Read a script as Python does that knows its folder and has not seen the package yet."""
-    sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != ROOT]
-    sys.meta_path[:] = [finder for finder in sys.meta_path if "__editable__" not in str(finder)]
-    ours = tuple(path.parent.name for path in ROOT.glob("*/__init__.py"))
-    for module in [module for module in sys.modules if module.partition(".")[0] in ours]:
-        del sys.modules[module]
-    sys.path.insert(0, str(SCRIPTS))
-    runpy.run_path(str(SCRIPTS / name), run_name="read")
-    print(*(module for module in sys.modules if module in ours))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_script_finds_the_package_beside_it(name, tmp_path, monkeypatch):
-    """Python puts scripts/ on its path, not the folder above it."""
-    monkeypatch.chdir(tmp_path)
-    code, output = Child(tmp_path / "output.txt", without_the_package, name).end()
-    assert code == 0, output
-    assert "convnorm" in output.split()
 
 
 def test_bench_speed_writes_what_it_prints(tmp_path, monkeypatch, capsys):

@@ -8,7 +8,9 @@ import multiprocessing
 import os
 import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict, is_dataclass
 from functools import cache
 from multiprocessing import forkserver
@@ -22,6 +24,7 @@ from classification.config import ClassifierConfig
 from classification.train import train as train_classifier
 from convnorm.experiment.config import RunOptions, from_dict
 from convnorm.experiment.run.distributed import Process
+from convnorm.spectrum import operator_norm
 from gan.config import GanConfig
 from gan.train import train as train_gan
 
@@ -67,6 +70,9 @@ ALONE = Process(torch.device("cpu"))
 ROOT = Path(__file__).resolve().parents[1]
 
 
+_known: dict[str, Any] = {}  # what was asked of `from_dict` -> the config; each takes 40 ms
+
+
 def changed(config: Any, changes: dict[str, Any]) -> Any:
     """A config with changes by dotted name."""
     values = asdict(config)
@@ -76,7 +82,10 @@ def changed(config: Any, changes: dict[str, Any]) -> Any:
         for part in groups:
             group = group[part]
         group[name] = value
-    return from_dict(type(config), values)
+    asked = f"{type(config).__name__} {values!r}"
+    if asked not in _known:
+        _known[asked] = from_dict(type(config), values)
+    return deepcopy(_known[asked])  # options of an architecture are a dict
 
 
 def tiny(changes: dict[str, Any] | None = None) -> GanConfig:
@@ -98,10 +107,19 @@ def arguments(
     return [f"--{key}={value}" for key, value in values.items()]
 
 
+@contextmanager
+def _rough_norms() -> Iterator[None]:
+    """Norms of layers in a log by 4 steps of Lanczos' method: 40 take longer than the training."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(operator_norm, "__defaults__", (4,))
+        yield
+
+
 def run(run_dir: Path, changes: dict[str, Any] | None = None, **options: Any) -> dict[str, Any]:
     """Train a tiny GAN in this process and return the summary."""
     run_options = RunOptions(run_dir=str(run_dir), device="cpu", **options)
-    return train_gan(tiny(changes), run_options, ALONE)
+    with _rough_norms():
+        return train_gan(tiny(changes), run_options, ALONE)
 
 
 def classifier_run(
@@ -109,7 +127,8 @@ def classifier_run(
 ) -> dict[str, Any]:
     """Train a tiny classifier in this process and return the summary."""
     run_options = RunOptions(run_dir=str(run_dir), device="cpu", **options)
-    return train_classifier(tiny_classifier(changes), run_options, ALONE)
+    with _rough_norms():
+        return train_classifier(tiny_classifier(changes), run_options, ALONE)
 
 
 def state_of(run_dir: Path, name: str = "last.pt") -> dict[str, Any]:
@@ -204,10 +223,13 @@ class Child:
         self.process = _server().Process(target=_in_child, args=(file, function, args))
         self.process.start()
 
-    def end(self) -> tuple[int, str]:
+    def end(self, seconds: float = 60) -> tuple[int, str]:
         """Wait for it and return (exit code, minus the number of a signal; output)."""
-        self.process.join(60)
-        assert self.process.exitcode is not None
+        self.process.join(seconds)
+        try:
+            assert self.process.exitcode is not None, self.file.read_text()
+        finally:
+            self.process.kill()
         return self.process.exitcode, self.file.read_text()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from runs import ROOT, SELECTED, TINY, TINY_CLASSIFIER, Child, script
+from runs import ROOT, SELECTED, TINY, TINY_CLASSIFIER, Child, arguments, script
 
 GAN = {
     "question": "Which tiny GAN is better?",
@@ -41,44 +41,44 @@ def write(folder: Path, grid: dict, **changes) -> str:
     return str(path)
 
 
-def start(folder: Path, *args: str) -> subprocess.Popen:
+def start(folder: Path, *args: str) -> tuple[int, str]:
+    """The benchmark as it is typed, to its end: an interpreter of its own."""
     command = [sys.executable, str(ROOT / "scripts" / "benchmark.py"), "--device", "cpu", *args]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, cwd=folder, env=environment, **pipes)
+    done = subprocess.run(command, cwd=folder, env=environment, timeout=300, **pipes)
+    return done.returncode, done.stdout
 
 
-def end(process: subprocess.Popen) -> tuple[int, str]:
-    try:
-        output, _ = process.communicate(timeout=300)
-    finally:
-        process.kill()
-    return process.returncode, output
-
-
-def child(folder: Path, *args: str, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
-    """For what starts no run: in a process that has everything imported."""
+def child(folder: Path, *args: str, monkeypatch: pytest.MonkeyPatch) -> Child:
+    """The benchmark in a process that has everything imported; its runs have not."""
     monkeypatch.chdir(folder)
-    return Child(folder / "output.txt", script, "benchmark.py", "--device", "cpu", *args).end()
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return Child(folder / "output.txt", script, "benchmark.py", "--device", "cpu", *args)
 
 
 def test_a_killed_benchmark_of_gans_goes_on_and_reports(tmp_path, monkeypatch):
     """Killed in its first run, it trains what is left, repeats nothing and writes the report.
 
-    A learning rate of 1e30 ends in a loss that is no number, and stops no other run.
+    A learning rate of 1e30 ends in a loss that is no number, and stops no other run. The run with
+    ConvNorm is done before.
     """
     kinds = {kind: {"normalizer.kind": kind} for kind in ("none", "convnorm")}
     axes = {"network": {**kinds, "broken": {"normalizer.kind": "none", "optim.lr": 1e30}}}
     cfg = write(tmp_path, GAN, axes=axes, compare={"axis": "network", "against": "convnorm"})
     folder = tmp_path / "runs" / "benchmark" / "tiny"
-    process = start(tmp_path, "--cfg", cfg)
+    run_dir, kind = folder / "convnorm" / "seed0", {"normalizer.kind": "convnorm"}
+    carry_out(tmp_path, "train_gan.py", *arguments(run_dir, {**GAN["set"], **kind}))
+    done = content(folder / "convnorm")
+    killed = child(tmp_path, "--cfg", cfg, monkeypatch=monkeypatch)
     until = time.monotonic() + 60
     while not (folder / "none" / "seed0" / "last.pt").exists() and time.monotonic() < until:
         time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    code, output = end(start(tmp_path, "--cfg", cfg, "--workers", "auto"))
+    os.kill(killed.process.pid, signal.SIGKILL)
+    assert killed.end()[0] == -signal.SIGKILL
+    code, output = start(tmp_path, "--cfg", cfg, "--workers", "auto")
     assert code == 1, output
+    assert content(folder / "convnorm") == done
     assert "broken, seed 0: FAILED: " in output
     assert "Traceback" not in output
     assert output.endswith(f"report: {folder.relative_to(tmp_path)}/report.html\n")
@@ -89,14 +89,36 @@ def test_a_killed_benchmark_of_gans_goes_on_and_reports(tmp_path, monkeypatch):
     assert "n = 1" in report
     assert "| broken | failed: step 1: the loss is NaN or infinite" in report
     assert "data:image" in (folder / "report.html").read_text()
-    code, output = child(tmp_path, "--cfg", cfg, "--print_plan", monkeypatch=monkeypatch)
+    code, output = child(tmp_path, "--cfg", cfg, "--print_plan", monkeypatch=monkeypatch).end()
     assert code == 0, output
     assert "3 runs: 2 done, 1 failed" in output
 
 
-def test_a_benchmark_of_classifiers_measures_and_compares_image_by_image(tmp_path):
-    code, output = end(start(tmp_path, "--cfg", write(tmp_path, CLASSIFIER), "--folder", "out"))
+def carry_out(folder: Path, name: str, *words: str) -> None:
+    """What a run of a benchmark does, in a process that has everything imported."""
+    code, output = Child(folder / "output.txt", script, name, *words).end()
     assert code == 0, output
+
+
+def content(folder: Path) -> dict[Path, bytes]:
+    """What is in the files of a folder and of those below."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_benchmark_of_classifiers_measures_and_compares_image_by_image(tmp_path, monkeypatch):
+    """One cell is trained and evaluated by the benchmark, the other was before."""
+    before = tmp_path / "out" / "convnorm" / "seed0"
+    kind = {"normalizer.kind": "convnorm"}
+    carry_out(tmp_path, "train_cls.py", *arguments(before, kind, TINY_CLASSIFIER))
+    for checkpoint in ("last", "best"):
+        words = (f"--checkpoint={checkpoint}", "--attacks", "fgsm", "--device=cpu")
+        carry_out(tmp_path, "evaluate_cls.py", str(before), *words)
+    done = content(before)
+    cfg = write(tmp_path, CLASSIFIER)
+    benchmark = child(tmp_path, "--cfg", cfg, "--folder", "out", monkeypatch=monkeypatch)
+    code, output = benchmark.end(300)
+    assert code == 0, output
+    assert content(before) == done
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert set(results["metrics"]) == {"clean", "fgsm"}
     (test,) = results["mcnemar"]
@@ -123,7 +145,7 @@ def test_a_benchmark_of_classifiers_measures_and_compares_image_by_image(tmp_pat
 )
 def test_bad_input_is_one_line_and_trains_nothing(tmp_path, monkeypatch, changes, args, expected):
     cfg = write(tmp_path, GAN, **changes)
-    code, output = child(tmp_path, "--cfg", cfg, *args, monkeypatch=monkeypatch)
+    code, output = child(tmp_path, "--cfg", cfg, *args, monkeypatch=monkeypatch).end()
     assert code == 2
     assert expected in output
     assert len(output.splitlines()) == 1
@@ -136,7 +158,7 @@ def test_a_run_of_another_config_is_in_the_way(tmp_path, monkeypatch):
     place.mkdir(parents=True)
     (place / "config.yaml").write_text("seed: 7\n")
     (place / "log.jsonl").touch()
-    code, output = child(tmp_path, "--cfg", cfg, monkeypatch=monkeypatch)
+    code, output = child(tmp_path, "--cfg", cfg, monkeypatch=monkeypatch).end()
     assert code == 2
     assert "convnorm/seed0 holds a run of another config (seed: 7 there, 0 here" in output
     assert len(output.splitlines()) == 1
@@ -144,7 +166,7 @@ def test_a_run_of_another_config_is_in_the_way(tmp_path, monkeypatch):
 
 def test_the_plan_is_printed_and_nothing_is_made(tmp_path, monkeypatch):
     cfg = write(tmp_path, GAN)
-    code, output = child(tmp_path, "--cfg", cfg, "--print_plan", monkeypatch=monkeypatch)
+    code, output = child(tmp_path, "--cfg", cfg, "--print_plan", monkeypatch=monkeypatch).end()
     assert code == 0
     assert output.splitlines()[0].startswith("tiny: 2 runs: 2 not begun; time left: not known")
     assert not (tmp_path / "runs").exists()

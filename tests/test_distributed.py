@@ -2,9 +2,9 @@
 
 import json
 import os
+import runpy
 import signal
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -78,29 +78,24 @@ def ranks(folder: Path) -> list[dict]:
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-def start_torchrun(tmp_path: Path, function, changes: dict) -> subprocess.Popen:
-    """Start torchrun with two ranks, each of which calls function(folder, *arguments)."""
+def start_torchrun(tmp_path: Path, changes: dict) -> Child:
+    """Start torchrun with two ranks of the training script, each of which says who it is."""
     main = tmp_path / "main.py"
     main.write_text(
-        f"import sys\nsys.path[:0] = [{str(ROOT / 'tests')!r}, {str(ROOT)!r}]\n"
-        "import torch\ntorch.set_num_threads(1)\n"
-        f"from test_distributed import {function.__name__} as function\n"
-        f"function({str(tmp_path)!r}, *sys.argv[1:])\n"
+        "import os, pathlib, runpy\n"
+        f"folder = pathlib.Path({str(tmp_path)!r})\n"
+        "(folder / f\"pid{os.environ['RANK']}\").write_text(str(os.getpid()))\n"
+        f"runpy.run_path({str(ROOT / 'scripts' / 'train_gan.py')!r}, run_name='__main__')\n"
     )
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    return subprocess.Popen(
-        [*torchrun, str(main), *arguments(tmp_path / "run", changes)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    options = arguments(tmp_path / "run", changes)
+    return Child(tmp_path / "output.txt", torchrun, str(main), *options)
 
 
-def rank_with_pid(folder: str, *argv: str) -> None:
-    """The training script as one rank, which says who it is."""
-    (Path(folder) / f"pid{os.environ['RANK']}").write_text(str(os.getpid()))
-    script("train_gan.py", *argv)
+def torchrun(*argv: str) -> None:
+    """The command of this name, whose ranks are interpreters of their own."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    sys.argv = ["torchrun", "--standalone", "--nproc_per_node=2", *argv]
+    runpy.run_module("torch.distributed.run", run_name="__main__", alter_sys=True)
 
 
 def is_running(pid: int) -> bool:
@@ -114,13 +109,13 @@ def is_running(pid: int) -> bool:
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
 def test_ranks_save_and_end_when_torchrun_is_killed(tmp_path):
     """Left behind, they would train on for hours, and hold the folder and the GPUs."""
-    torchrun = start_torchrun(tmp_path, rank_with_pid, {**CHANGES, "steps": 10**6})
+    child = start_torchrun(tmp_path, {**CHANGES, "steps": 10**6})
     log, deadline = tmp_path / "run" / "log.jsonl", time.monotonic() + 120
     while not log.is_file() and time.monotonic() < deadline:
         time.sleep(0.05)
     pids = [int((tmp_path / f"pid{rank}").read_text()) for rank in range(2)]
     assert all(map(is_running, pids))
-    torchrun.kill()
+    child.process.kill()
     try:
         while any(map(is_running, pids)) and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -128,9 +123,10 @@ def test_ranks_save_and_end_when_torchrun_is_killed(tmp_path):
     finally:
         for pid in filter(is_running, pids):
             os.kill(pid, signal.SIGKILL)
-        _, errors = torchrun.communicate()
+    code, output = child.end()
+    assert code == -signal.SIGKILL
     assert state_of(tmp_path / "run")["step"] > 0
-    assert "of 1000000 and saved in" in errors
+    assert "of 1000000 and saved in" in output
 
 
 PLACE = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
@@ -192,12 +188,11 @@ def test_others_that_do_not_come_are_one_line(address, monkeypatch):
     assert "\n" not in str(stopped.value)
 
 
-def test_two_processes_of_torchrun_are_one_run(tmp_path):
+def test_two_processes_are_one_run(tmp_path):
     """Equal weights from unequal halves: only averaged gradients and buffers give that."""
-    torchrun = start_torchrun(tmp_path, rank_main, CHANGES)
-    output, errors = torchrun.communicate()
-    assert torchrun.returncode == 0, errors
-    assert output.count("trained 4 steps") == 1
+    codes = train_pair(tmp_path, CHANGES)
+    assert [code for code, _ in codes] == [0, 0], codes
+    assert ["trained 4 steps" in output for _, output in codes] == [True, False]
     first, second = ranks(tmp_path)
     halves = first.pop("batches"), second.pop("batches")
     assert differing(first, second) == []

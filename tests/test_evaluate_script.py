@@ -15,7 +15,7 @@ from classification.models import FORMAT, build
 from convnorm.experiment.run import checkpoint
 
 # Long enough to be killed in the middle: some dozens of batches.
-LONG = ("--attacks", "pgd3", "simba_dct", "--batch_size", "4", "--max_queries", "40")
+LONG = ("--attacks", "pgd3", "simba_dct", "--num=180", "--batch_size", "4", "--max_queries", "40")
 
 
 def make_run(folder: Path, changes: dict | None = None, **state) -> Path:
@@ -51,7 +51,7 @@ def whole(tmp_path_factory) -> str:
 
 
 def record_of(folder: Path) -> str:
-    return (folder / "evaluation" / "best_batch_size=4_max_queries=40.json").read_text()
+    return (folder / "evaluation" / "best_num=180_batch_size=4_max_queries=40.json").read_text()
 
 
 def wait_for(folder: Path, files: int) -> None:

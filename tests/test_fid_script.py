@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from runs import script
 from torch import Tensor
 
 from convnorm.experiment.data import DataConfig, load_images
@@ -30,15 +31,18 @@ FEATURE_SCORES = ("FD", "FD corrected", "KID", "precision", "recall", "coverage"
 SCORES = (*FEATURE_SCORES, "CS")
 
 
-def run_script(folder: Path, *args: str) -> subprocess.CompletedProcess:
-    """Run the script in a process of its own, in `folder`; offline, with an empty cache."""
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
+def offline(folder: Path) -> dict[str, str]:
+    """Variables of a process with an empty cache."""
+    return {
         "XDG_CACHE_HOME": str(folder / "cache"),
         "TORCH_HOME": str(folder / "torch"),
         "https_proxy": "http://127.0.0.1:9",  # nobody listens: a download fails at once
     }
+
+
+def run_script(folder: Path, *args: str) -> subprocess.CompletedProcess:
+    """Run the script in a process of its own, in `folder`; offline, with an empty cache."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **offline(folder)}
     return subprocess.run(
         [sys.executable, "-W", "error", str(SCRIPT), *args],
         cwd=folder,
@@ -102,15 +106,21 @@ def test_digits_against_held_out_digits_from_another_folder(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "record.json"]
 
 
-def test_error_is_one_line_and_exit_status_2(tmp_path):
+def test_error_is_one_line_and_exit_status_2(monkeypatch, tmp_path, capfd):
     """Catches a traceback, and a run that begins although Inception cannot be had."""
     save_npz(tmp_path / "a.npz")
-    done = run_script(tmp_path, "a.npz", "a.npz", "--num_real", "40", "--num_fake", "40")
-    assert (done.returncode, done.stdout) == (2, "")
-    line = done.stderr.splitlines()[-1]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [])
+    for name, value in offline(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as ended:
+        script("fid.py", "a.npz", "a.npz", "--num_real", "40", "--num_fake", "40")
+    printed, said = capfd.readouterr()
+    assert (ended.value.code, printed) == (2, "")
+    line = said.splitlines()[-1]
     assert line.startswith("error: weights-inception-2015-12-05-6726825d.pth is not in")
-    assert done.stderr.count("\n") == 3  # and a line on each side
-    assert "--weights FILE" in done.stderr
+    assert said.count("\n") == 3  # and a line on each side
+    assert "--weights FILE" in said
 
 
 def test_record_that_could_not_be_written_is_told_first(fid, monkeypatch):

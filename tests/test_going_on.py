@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -155,15 +156,22 @@ def test_options_of_a_resumed_run_are_given_on_the_command_line(tmp_path):
 # Where a run was trained
 
 
-@pytest.fixture(params=PIPELINES)
-def cut(request, tmp_path, monkeypatch) -> tuple[Pipeline, Path]:
+@pytest.fixture(scope="module", params=PIPELINES)
+def cut_run(request, tmp_path_factory) -> tuple[Pipeline, Path]:
     """A pipeline and a run of it that was cut after two steps."""
-    pipeline = PIPELINES[request.param]
-    with monkeypatch.context() as patch:
+    pipeline, folder = PIPELINES[request.param], tmp_path_factory.mktemp("cut")
+    with pytest.MonkeyPatch.context() as patch:
         crash_before(2, pipeline.trainer, patch)
         with pytest.raises(Crash):
-            pipeline.run(tmp_path, checkpoint_every=1)
-    return pipeline, tmp_path
+            pipeline.run(folder, checkpoint_every=1)
+    return pipeline, folder
+
+
+@pytest.fixture
+def cut(cut_run, tmp_path) -> tuple[Pipeline, Path]:
+    """The same with a copy of the run, to be changed or gone on with."""
+    pipeline, folder = cut_run
+    return pipeline, Path(shutil.copytree(folder, tmp_path, dirs_exist_ok=True))
 
 
 def test_a_training_begins_with_what_it_is(tmp_path, capsys):

@@ -88,8 +88,8 @@ GAN = {
     "score.num_fake": (SCORED, 100),
     "score.select_num_real": (SELECTED, 100),
     "score.select_num_fake": (SELECTED, 100),
-    "score.weights": ({"score.protocol": "digits"}, "weights.pt"),
-    "score.allow_unverified_weights": ({"score.protocol": "digits"}, True),
+    "score.weights": (SCORED, "weights.pt"),
+    "score.allow_unverified_weights": (SCORED, True),
     "checkpoints.every": ({}, 1),
     "seed": ({}, 1),
     "steps": ({}, 3),
@@ -234,6 +234,8 @@ def test_every_option_has_an_effect(pipeline, key, traces):
     changed = {**base, key: value}
     if key == "noise.kind":  # without a rate, no kind does anything
         changed["noise.rate"] = 0.5
+    if key == "score.protocol":  # without one, no number of images is allowed
+        changed |= SCORED
     assert differing(before, traces(pipeline, changed)) != []
 
 

@@ -143,7 +143,7 @@ def test_a_layer_alone_is_found_once():
 @every_kind
 def test_norms_of_a_network_leave_no_trace(kind):
     """Batch statistics or power iterations moved by the look; another latent after a log step."""
-    D = network(kind, affine=True, batch_norm=True).train()
+    D = network(kind, "dcgan", affine=True, batch_norm=True).train()
     D(torch.randn(4, 1, 16, 16))
     next(m for m in D.modules() if isinstance(m, nn.LeakyReLU)).eval()
     before = {name: tensor.clone() for name, tensor in D.state_dict().items()}

@@ -184,7 +184,9 @@ def test_scores_rank_noise_and_blur(ranked):
 
 def test_page_has_every_score_and_says_what_is_doubtful(ranked):
     page = (ranked / "ranking.md").read_text()
-    assert len(re.findall(r"^\| (noise|blur|JPEG|classes dropped|duplicates) \| \d", page, re.M))
+    named = r"^\| (noise|blur|JPEG|classes dropped|duplicates) \| [\d.]+ \|"
+    assert len(re.findall(named, page, re.M)) == 25
+    assert re.search(r"^\| unchanged \|  \| .* \| -0\.\d+ ± 0\.\d+ \|", page, re.M)  # KID
     assert "| blur | 5 of 5 | 5 of 5 | 5 of 5 |" in page
     assert "duplicates 4: 120 of 160 fake images are copies of others" in page
     assert "digits" in page.splitlines()[0]

@@ -94,7 +94,7 @@ class Change:
 UNCHANGED = Change("unchanged", "", (0,))
 CHANGES = (
     Change("noise", "standard deviation in grey levels", (2, 4, 8, 16, 32), spoil=noise),
-    Change("blur", "standard deviation in pixels", (0.3, 0.5, 0.7, 1.0, 1.5), spoil=blur),
+    Change("blur", "standard deviation in pixels", (0.4, 0.5, 0.7, 1.0, 1.5), spoil=blur),
     Change("JPEG", "quality", (95, 85, 75, 50, 25), spoil=jpeg),
     Change("classes dropped", "of all classes", (1, 2, 3, 4, 5), choose=drop_classes),
     Change("duplicates", "copies of each image", (2, 4, 10, 50, 250), choose=duplicate),

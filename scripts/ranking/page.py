@@ -42,6 +42,7 @@ def text(ranking: Ranking) -> str:
         f"{protocol['image_size']} pixels; seed {setup.seed}. By `python scripts/rank_scores.py`; "
         "`ranking.json` has every number and what it depends on.",
         f"![Each score at the steps of each change]({FIGURE})",
+        "Step 0 is the unchanged images, step k the k-th strength of the table below.",
         "## How many steps make a score worse",
         markdown(["change", *heads, "KID at step 1"], _counts(ranking, kernel)),
         "Of the steps from the unchanged images to the strongest change. The last column is the "

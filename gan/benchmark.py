@@ -94,12 +94,7 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
         scores, selected = {"final": _scores(final)}, None
         doubts += final.all_doubts
         if final.selection is not None:
-            selected = min(records, key=lambda step: selection_score(records[step]))
-            if math.isinf(selection_score(records[selected])):
-                raise InputError(
-                    f"{file}: {final.selection.headline} on data held out is a number at no step; "
-                    "expected one to select by"
-                )
+            selected = _selected(records, file)
             scores["selected"] = _scores(records[selected])
             doubts += records[selected].all_doubts
     pictures = sorted((run_dir / "samples").glob("step*.png"))
@@ -135,6 +130,17 @@ def _records(lines: dict[int, dict[str, Any]], file: Path) -> dict[int, ScoreRec
                 f"({'; '.join(differing)}); expected one protocol"
             )
     return records
+
+
+def _selected(records: dict[int, ScoreRecord], file: Path) -> int:
+    """The step whose other draw is best; InputError where that is a number at no step."""
+    step = min(records, key=lambda step: selection_score(records[step]))
+    if math.isinf(selection_score(records[step])):
+        raise InputError(
+            f"{file}: {records[step].selection.headline} on data held out is a number at no step; "
+            "expected one to select by"
+        )
+    return step
 
 
 def _scores(record: ScoreRecord) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Tables of more than one score under one protocol: of a run's checkpoints, of several draws."""
+"""Tables of scores: of one record, of a run's checkpoints, of several draws."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +10,42 @@ from gan.records import ScoreRecord
 def shown(value: float | None) -> str:
     """Return a score as tables show it; None, which is no number, as n/a."""
     return "n/a" if value is None else f"{value:.5g}"
+
+
+def heading(record: ScoreRecord) -> list[str]:
+    """Return the lines on what the scores of a record are scores of."""
+    rows = [
+        f"protocol   {record.protocol['name']}: {record.num_fake} fake against "
+        f"{'an unknown number of' if record.num_real is None else record.num_real} real images",
+        f"extractor  {record.extractor.name}, weights {record.extractor.weights_sha256[:16]}",
+    ]
+    for side, origin in (("fake", record.fake), ("real", record.real)):
+        rows.append(f"{side:9}  {origin.source}{f':{origin.split}' if origin.split else ''}")
+    return rows
+
+
+def table(record: ScoreRecord) -> str:
+    """Return the record's scores and spreads as aligned text, between what they are scores of and
+    what makes them doubtful.
+    """
+    rows = [*heading(record), ""]
+    values = record.scores | record.spreads
+    floor = record.floor_values
+    width = max(map(len, values))
+    rows.append(f"{'score':{width}}  {'value':>10}  {record.floor_title}")
+    rows += [
+        f"{name:{width}}  {shown(value):>10}  {shown(floor[name])}"
+        for name, value in values.items()
+    ]
+    for name, value in record.expected.items():
+        rows.append(f"{name} of equal distributions is {value:.5g}")
+    if (line := record.extrapolation) is not None:
+        rows.append(
+            f"FD at infinitely many images: {line.value:.5g}, off a line through "
+            f"{len(line.sizes)} sizes by {line.residual:.2g} (standard deviation)"
+        )
+    rows += [f"DOUBT: {doubt}" for doubt in record.all_doubts]
+    return "\n".join(rows)
 
 
 def checkpoints_table(records: Sequence[ScoreRecord]) -> str:

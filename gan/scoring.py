@@ -23,14 +23,14 @@ from gan.distances import (
     expected_coverage,
     extrapolated,
 )
-from gan.extractor import Extractor
+from gan.extractor import Extractor, Features
 from gan.extractors import load_extractor
 from gan.feature_cache import sha256_of
 from gan.keys import Keys
 from gan.protocols import Protocol
 from gan.records import Origin, ScoreRecord
 from gan.reference import Reference, Sample, named, numbers, reference_of, subset
-from gan.score_names import Number, metrics, of_statistics
+from gan.score_names import Number, Scores, metrics, of_statistics
 
 
 def score(
@@ -67,13 +67,7 @@ def score(
         images = fake(protocol.num_fake, seed)
     features = extractor(images)
     points = FeatureSet(features.features)
-    if num := features.num_not_finite:
-        # Not even precision: such an image would be taken for a bad one.
-        computed = dict.fromkeys(get_args(Number), math.nan)
-        doubted = (f"{num} of {len(images)} fake images have features that are not finite",)
-    else:
-        computed = numbers(points, features.logits, reference)
-        doubted = doubts.of_images(images, points, names, "fake images")
+    computed, doubted = _measured(images, points, features, reference, names)
     scores, spreads = named(computed, names)
     return ScoreRecord(
         protocol=asdict(protocol),
@@ -102,6 +96,18 @@ def score(
         expected={names["coverage"].name: _expected_coverage(protocol)} if knows_features else {},
         extrapolation=_extrapolated(points, reference, seed) if extrapolate else None,
     )
+
+
+def _measured(
+    images: Tensor, points: FeatureSet, features: Features, reference: Reference, names: Scores
+) -> tuple[dict[Number, float], tuple[str, ...]]:
+    """Return the numbers of generated images, and what makes these images doubtful."""
+    if num := features.num_not_finite:
+        # Not even precision: such an image would be taken for a bad one.
+        doubt = f"{num} of {len(images)} fake images have features that are not finite"
+        return dict.fromkeys(get_args(Number), math.nan), (doubt,)
+    computed = numbers(points, features.logits, reference)
+    return computed, doubts.of_images(images, points, names, "fake images")
 
 
 def _expected_coverage(protocol: Protocol) -> float:

@@ -40,7 +40,7 @@ from gan.protocols import ALL_IMAGES, PROTOCOLS, Protocol, protocol_named
 from gan.records import ScoreRecord
 from gan.reference import num_available, reference_of
 from gan.runs import Which, checkpoints_of, newest_run
-from gan.score_tables import checkpoints_table, draws_table, shown
+from gan.score_tables import checkpoints_table, draws_table, heading, table
 from gan.scoring import score
 from gan.sources import (
     NAMES,
@@ -53,42 +53,6 @@ from gan.sources import (
     require_generator,
 )
 from gan.statistics_files import require_new, save_statistics
-
-
-def heading(record: ScoreRecord) -> list[str]:
-    """Return the lines on what the scores of a record are scores of."""
-    rows = [
-        f"protocol   {record.protocol['name']}: {record.num_fake} fake against "
-        f"{'an unknown number of' if record.num_real is None else record.num_real} real images",
-        f"extractor  {record.extractor.name}, weights {record.extractor.weights_sha256[:16]}",
-    ]
-    for side, origin in (("fake", record.fake), ("real", record.real)):
-        rows.append(f"{side:9}  {origin.source}{f':{origin.split}' if origin.split else ''}")
-    return rows
-
-
-def table(record: ScoreRecord) -> str:
-    """Return the record's scores and spreads as aligned text, between what they are scores of and
-    what makes them doubtful.
-    """
-    rows = [*heading(record), ""]
-    values = record.scores | record.spreads
-    floor = record.floor_values
-    width = max(map(len, values))
-    rows.append(f"{'score':{width}}  {'value':>10}  {record.floor_title}")
-    rows += [
-        f"{name:{width}}  {shown(value):>10}  {shown(floor[name])}"
-        for name, value in values.items()
-    ]
-    for name, value in record.expected.items():
-        rows.append(f"{name} of equal distributions is {value:.5g}")
-    if (line := record.extrapolation) is not None:
-        rows.append(
-            f"FD at infinitely many images: {line.value:.5g}, off a line through "
-            f"{len(line.sizes)} sizes by {line.residual:.2g} (standard deviation)"
-        )
-    rows += [f"DOUBT: {doubt}" for doubt in record.all_doubts]
-    return "\n".join(rows)
 
 
 def parse_args() -> argparse.Namespace:
@@ -209,8 +173,8 @@ def tables(args: argparse.Namespace, records: Sequence[ScoreRecord]) -> str:
     return table(first)
 
 
-def main() -> int:
-    args = parse_args()
+def check(args: argparse.Namespace) -> None:
+    """Raise an InputError for what no images are needed to know."""
     for name in ("checkpoint", "draws"):
         if args.all and getattr(args, name) is not None:
             raise InputError(f"--all: not allowed with --{name}; expected one of them")
@@ -218,15 +182,39 @@ def main() -> int:
         file_to_write(args.json, "--json")
     if args.save_statistics:
         require_new(args.save_statistics)
+    if args.extractor:
+        args.extractor = extractor_named(args.extractor).name  # timm's have a tag by default
+
+
+def fitted(
+    protocol: Protocol,
+    wanted: dict[str, Any],
+    fake: ImageSource,
+    real: ImageSource,
+    *,
+    takes_all: bool,
+) -> Protocol:
+    """Return the protocol with every number known; of all images of both sides, if it takes all."""
+    available = {"num_real": num_available(real.images), "num_fake": num_available(fake.images)}
+    if takes_all and not callable(real.images):
+        protocol = ALL_IMAGES
+        # `fitted` refuses less than the least number, and says how many there are.
+        least = {key: num and max(num, protocol.min_images) for key, num in available.items()}
+        wanted = least | wanted
+    size, kind = fake.image_size, real.origin.kind
+    protocol = protocol.changed(**wanted, split=real.origin.split, image_size=size, reference=kind)
+    return protocol.fitted(*available.values())
+
+
+def main() -> int:
+    args = parse_args()
+    check(args)
     device = pick_device(args.device)
     root = args.data_root or DataConfig.root
     if args.fake is None:
         args.fake = str(newest_run())
         print(f"FAKE: {args.fake}, the newest run", file=sys.stderr)
     files = checkpoints_of(data_path(args.fake, "FAKE")) if args.all else []
-
-    if args.extractor:
-        args.extractor = extractor_named(args.extractor).name  # timm's have a tag by default
 
     def read_fake(text: str) -> ImageSource:
         return read_source(text, "FAKE", "train", device, root, checkpoint=args.checkpoint)
@@ -254,22 +242,15 @@ def main() -> int:
         if source.origin.found:
             print(f"{role}: {source.origin.found}", file=sys.stderr)
 
-    available = {"num_real": num_available(real.images), "num_fake": num_available(fake.images)}
     is_named = own or args.real.partition(":")[0] in NAMES
-    if not args.protocol and not is_named and not callable(real.images):
-        base = ALL_IMAGES
-        # `fitted` refuses less than the least number, and says how many there are.
-        least = {key: num and max(num, base.min_images) for key, num in available.items()}
-        wanted = least | wanted
-    size, kind = fake.image_size, real.origin.kind
-    protocol = base.changed(**wanted, split=real.origin.split, image_size=size, reference=kind)
-    protocol = protocol.fitted(*available.values())
+    takes_all = not args.protocol and not is_named
+    protocol = fitted(base, wanted, fake, real, takes_all=takes_all)
     extractor = extractor or load()  # last: it may be a long download
     # Another seed than those of FAKE: a generator must not be held against its own images.
     seeds = range(args.seed, args.seed + (args.draws or 1))
     reference = reference_of(real.images, protocol, extractor, origin=real.origin, seed=seeds.stop)
     if args.save_statistics:
-        save_statistics(args.save_statistics, reference.features, extractor, size)
+        save_statistics(args.save_statistics, reference.features, extractor, fake.image_size)
     records = [
         score(
             each.images,

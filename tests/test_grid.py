@@ -164,7 +164,11 @@ def test_the_shipped_grids_are_complete(name, runs):
 @pytest.mark.parametrize(
     ("grid", "changes", "expected"),
     [
-        ("digits_gan", {"score": {"name": "FID"}}, "final score of 'convnorm': FD (digits), FD corrected"),
+        (
+            "digits_gan",
+            {"score": {"name": "FID"}},
+            "final score of 'convnorm': FD (digits), FD corrected",
+        ),
         (
             "digits_gan",
             {"set": {"score.select": "none"}, "score": {"name": "FD (digits)", "at": "selected"}},

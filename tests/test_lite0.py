@@ -112,12 +112,12 @@ def noisy(images: Tensor, levels: float) -> Tensor:
 
 
 def test_kid_grows_with_noise(lite0):
-    """What it is for: to rank. 100 images suffice where a Fréchet distance is all bias."""
-    photos = crops(200)
+    """What it is for: to rank. 60 images suffice where a Fréchet distance is all bias."""
+    photos = crops(120)
     real, other = FeatureSet(lite0(photos[::2]).features), photos[1::2]
     found = [
         kernel_distance(FeatureSet(lite0(noisy(other, levels)).features), real)
-        for levels in (0, 8, 16, 32)
+        for levels in (0, 16, 40)
     ]
     assert abs(found[0].value) < 4 * found[0].error
     for less, more in pairwise(found):

@@ -167,7 +167,7 @@ def test_the_shipped_grids_are_complete(name, runs):
         (
             "digits_gan",
             {"score": {"name": "FID"}},
-            "final score of 'convnorm': FD (digits), FD corrected",
+            "final score of 'convnorm': FD (digits), FD c",
         ),
         (
             "digits_gan",

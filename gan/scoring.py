@@ -88,14 +88,18 @@ def score(
         fake=replace(origin, sha256=origin.sha256 or sha256_of(images)),
         real=reference.origin,
         seed=seed,
-        versions={
-            "torch": torch.__version__,
-            "torch_fidelity": fidelity.VERSION,
-            "python": platform.python_version(),
-        },
+        versions=_versions(),
         expected={names["coverage"].name: _expected_coverage(protocol)} if knows_features else {},
         extrapolation=_extrapolated(points, reference, seed) if extrapolate else None,
     )
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "torch": torch.__version__,
+        "torch_fidelity": fidelity.VERSION,
+        "python": platform.python_version(),
+    }
 
 
 def _measured(

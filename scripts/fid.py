@@ -224,8 +224,8 @@ def main() -> int:
     own = own_config(fake) if fake else None
 
     base, weights = protocol_and_weights(args, own)
-    wanted = {key: getattr(args, key) for key in ("extractor", "num_real", "num_fake")}
-    wanted = {key: value for key, value in wanted.items() if value is not None}
+    given = {key: getattr(args, key) for key in ("extractor", "num_real", "num_fake")}
+    wanted = {key: value for key, value in given.items() if value is not None}
     # What can be wrong without the images is told before they are read.
     base.changed(**wanted)
     load = partial(load_extractor, args.extractor or base.extractor, device, **weights)
@@ -243,8 +243,7 @@ def main() -> int:
             print(f"{role}: {source.origin.found}", file=sys.stderr)
 
     is_named = own or args.real.partition(":")[0] in NAMES
-    takes_all = not args.protocol and not is_named
-    protocol = fitted(base, wanted, fake, real, takes_all=takes_all)
+    protocol = fitted(base, wanted, fake, real, takes_all=not args.protocol and not is_named)
     extractor = extractor or load()  # last: it may be a long download
     # Another seed than those of FAKE: a generator must not be held against its own images.
     seeds = range(args.seed, args.seed + (args.draws or 1))

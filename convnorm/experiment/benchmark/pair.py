@@ -6,12 +6,12 @@ Two runs that were not measured in the same way are refused.
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from convnorm.experiment.benchmark.pipeline import Pipeline, Result
 from convnorm.experiment.benchmark.results import agree, finite, with_sound_picture
+from convnorm.experiment.config import differing, yaml_text
 from convnorm.experiment.config import read as read_config
-from convnorm.experiment.config import yaml_text
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.pairs import ImageTest, Pair, Side
 from convnorm.experiment.statistics import holm, mcnemar
@@ -72,7 +72,7 @@ def gather_pair(a: Path, b: Path, readers: Mapping[str, tuple[Pipeline, ReadPair
         pipeline=pipeline.name,
         a=sides[0],
         b=sides[1],
-        settings=_differing(*map(asdict, configs)),
+        settings=differing(*map(asdict, configs)),
         metrics=results[0].metrics,
         curve_name=name,
         tests=_tests(*results),
@@ -105,18 +105,6 @@ def _pipeline_of(run_dir: Path, readers: Mapping[str, tuple[Pipeline, ReadPair]]
             f"{run_dir / CONFIG}: is of no pipeline; expected one of {', '.join(known)}"
         )
     return name
-
-
-def _differing(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> the two values, of those that differ."""
-    found = {}
-    for key in {**a, **b}:
-        one, other = a.get(key), b.get(key)
-        if isinstance(one, dict) and isinstance(other, dict):
-            found |= _differing(one, other, f"{prefix}{key}.")
-        elif one != other:
-            found[f"{prefix}{key}"] = (one, other)
-    return found
 
 
 def _tests(a: Result, b: Result) -> tuple[ImageTest, ...]:

@@ -1,6 +1,6 @@
 """Configuration: dataclasses filled from YAML files and command lines, with every value checked."""
 
-from convnorm.experiment.config.fields import differences, require, to_yaml
+from convnorm.experiment.config.fields import differences, differing, require, to_yaml
 from convnorm.experiment.config.files import CONFIGS, ROOT, find_config
 from convnorm.experiment.config.parsing import (
     RunOptions,
@@ -19,6 +19,7 @@ __all__ = [
     "RunOptions",
     "build",
     "differences",
+    "differing",
     "find_config",
     "from_dict",
     "options_of",

@@ -190,13 +190,21 @@ def to_yaml(config: object) -> str:
     return yaml.safe_dump(asdict(config), sort_keys=False)
 
 
-def differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") -> list[str]:
-    """Return the dotted keys whose values differ, each as 'key: VALUE there, VALUE here'."""
-    lines = []
+def differing(
+    there: dict[str, Any], here: dict[str, Any], prefix: str = ""
+) -> dict[str, tuple[Any, Any]]:
+    """Return dotted key -> the values there and here, where they differ; None for no such key."""
+    found = {}
     for key in {**there, **here}:
         old, new = there.get(key), here.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            lines += differences(old, new, f"{prefix}{key}.")
+            found |= differing(old, new, f"{prefix}{key}.")
         elif old != new:
-            lines.append(f"{prefix}{key}: {old!r} there, {new!r} here")
-    return lines
+            found[f"{prefix}{key}"] = (old, new)
+    return found
+
+
+def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """Return the dotted keys whose values differ, each as 'key: VALUE there, VALUE here'."""
+    pairs = differing(there, here).items()
+    return [f"{key}: {old!r} there, {new!r} here" for key, (old, new) in pairs]

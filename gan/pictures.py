@@ -15,15 +15,14 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from convnorm.experiment import files
 from convnorm.experiment.config import require
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.memory import require_memory
+from convnorm.experiment.pictures import LEAST, enlarged, grid_of, save_png
 
-LEAST = 256  # pixels of the shorter side of a grid
 MOST = 10_000  # images, or rows of them, in a grid
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 
@@ -90,13 +89,8 @@ def write_grid(batches: Iterable[Tensor], num: int, size: int, columns: int, fil
     factor = math.ceil(LEAST / (size * min(rows, columns)))
     needed = 6 * rows * columns * (factor * size + 2) ** 2  # the images, and the grid of them
     require_memory(needed, f"--num: a grid of {num} images of {factor * size} pixels")
-    large = [
-        image.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
-        for image in _one_by_one(batches, num)
-    ]
-    grid = make_grid(torch.stack(large), nrow=columns, padding=2, pad_value=128)
-    picture = Image.fromarray(grid.permute(1, 2, 0).numpy())
-    files.write(file, lambda opened: picture.save(opened, "PNG"))
+    large = [enlarged(image, factor) for image in _one_by_one(batches, num)]
+    save_png(file, grid_of(torch.stack(large), columns))
 
 
 def _one_by_one(batches: Iterable[Tensor], num: int) -> Iterator[Tensor]:

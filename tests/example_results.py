@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from convnorm.experiment.pictures import save_png
 from convnorm.experiment.records import (
     CellCost,
     CellRecord,
@@ -24,7 +25,6 @@ from convnorm.experiment.records import (
     Score,
     Segment,
 )
-from convnorm.experiment.run.tracking import save_png
 from convnorm.experiment.statistics import area_under, holm, mcnemar, paired, summary
 
 STEPS = range(100, 900, 100)

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
-from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from convnorm.experiment import files
 from convnorm.experiment.errors import InputError
+from convnorm.experiment.pictures import picture_of, save_png
 from convnorm.experiment.run.board import Board
 from convnorm.experiment.run.cost import forget_peak_memory, peak_memory
 
@@ -26,7 +25,6 @@ KEYS = {"log.jsonl": {"step": int}, "metrics.jsonl": {"step": int, "scores": dic
 # What a log line would say before the first step.
 BEGINNING = {"step": 0, "steps_per_second": math.inf, "seconds": 0.0, "peak_memory": 0}
 TAIL = 2**16  # bytes: a few lines fit into them
-PICTURE = 256  # pixels: the least height and width of a grid of images
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -242,19 +240,3 @@ def _fitting(shown: dict[str, str], bar: tqdm) -> str:
         if len(", " + ", ".join(words)) > room:
             return ", ".join(words[:-1])
     return ", ".join(words)
-
-
-def picture_of(images: torch.Tensor) -> torch.Tensor:
-    """Return images (N, C, H, W) uint8 as a grid (C, H', W'), H' and W' at least `PICTURE`.
-
-    Each pixel becomes a square of pixels: small images can be looked at without smoothing.
-    """
-    grid = make_grid(images.cpu(), nrow=round(len(images) ** 0.5), padding=2, pad_value=128)
-    factor = math.ceil(PICTURE / min(grid.shape[1:]))
-    return grid.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
-
-
-def save_png(path: Path, image: torch.Tensor) -> None:
-    """Write an image (C, H, W) uint8 as PNG, atomically."""
-    picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
-    files.write(path, lambda file: picture.save(file, "PNG"))

@@ -56,9 +56,11 @@ class FeatureSet:
     def rank(self) -> int:
         """How many dimensions the features span around their mean: at most D, and below N."""
         wide = self.features.double()
-        centered = wide - self.gaussian.mean
-        tall = len(self) > wide.shape[1]
-        scatter = centered.T @ centered if tall else centered @ centered.T
+        if len(self) > wide.shape[1]:
+            scatter = self.gaussian.covariance * (len(self) - 1)
+        else:
+            centered = wide - self.gaussian.mean
+            scatter = centered @ centered.T
         return int((torch.linalg.eigvalsh(scatter) > LEAST**2 * wide.square().sum()).sum())
 
     @cached_property

@@ -88,15 +88,16 @@ def score(
         fake=replace(origin, sha256=origin.sha256 or sha256_of(images)),
         real=reference.origin,
         seed=seed,
-        versions=_versions(),
-        expected={names["coverage"].name: _expected_coverage(protocol)} if knows_features else {},
+        versions=versions(),
+        expected=expected_scores(names, protocol) if knows_features else {},
         extrapolation=_extrapolated(points, reference, seed) if extrapolate else None,
     )
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return package -> version of what numbers depend on."""
     return {
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "torch_fidelity": fidelity.VERSION,
         "python": platform.python_version(),
     }
@@ -114,8 +115,10 @@ def _measured(
     return computed, doubts.of_images(images, points, names, "fake images")
 
 
-def _expected_coverage(protocol: Protocol) -> float:
-    return expected_coverage(protocol.num_fake, protocol.num_real, protocol.coverage_neighborhood)
+def expected_scores(names: Scores, protocol: Protocol) -> dict[str, float]:
+    """Return score -> what equal distributions have, as far as numbers of images tell it."""
+    k = protocol.coverage_neighborhood
+    return {names["coverage"].name: expected_coverage(protocol.num_fake, protocol.num_real, k)}
 
 
 def _extrapolated(fake: FeatureSet, reference: Reference, seed: int) -> Extrapolation:

@@ -6,7 +6,7 @@ They say neither which network made them, nor of how many images; those written 
 
 import hashlib
 import zipfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -21,7 +21,6 @@ from gan.distances import LEAST, FeatureSet, Gaussian, square_root
 from gan.extractor import Extractor
 
 TOLERANCE = 1e-6  # of the largest entry or eigenvalue: some are written in float32
-SAID = ("extractor", "weights_sha256", "num_images", "image_size")
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,9 @@ class MadeBy:
     weights_sha256: str
     num_images: int
     image_size: int
+
+
+SAID = tuple(field.name for field in fields(MadeBy))
 
 
 @dataclass(frozen=True, eq=False)

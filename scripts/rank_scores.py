@@ -18,6 +18,7 @@ SCRIPTS = Path(__file__).resolve().parent
 sys.path[:0] = [str(SCRIPTS.parent), str(SCRIPTS)]
 
 from convnorm.experiment.config.arguments import Parser, path, whole
+from convnorm.experiment.config.fields import LARGEST_SEED
 from convnorm.experiment.data import DataConfig
 from convnorm.experiment.data.loading import Name
 from convnorm.experiment.errors import InputError, exit_code
@@ -58,7 +59,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         "--seed",
-        type=whole(0, 2**63 - 1),
+        type=whole(0, LARGEST_SEED),
         default=0,
         help="of which test images are taken, and of the noise (%(default)s)",
     )

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import platform
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -17,15 +16,13 @@ from convnorm.experiment.data import DataConfig, Images, load_images
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.run.hardware import hardware
 from convnorm.experiment.streams import generator
-from gan import fidelity
-from gan.distances import expected_coverage
-from gan.extractors import Extractor
+from gan.extractor import Extractor
 from gan.keys import OPTIONS
 from gan.protocols import Protocol
 from gan.records import Origin
 from gan.reference import Reference, reference_of
 from gan.score_names import metrics
-from gan.scoring import score
+from gan.scoring import expected_scores, score, versions
 from ranking.changes import CHANGES, UNCHANGED, Change, unspoiled
 from ranking.records import Point, Ranking, Setup
 
@@ -103,24 +100,16 @@ def with_memory(extractor: Extractor) -> Extractor:
 def setup_of(reference: Reference, extractor: Extractor, fake: Origin, seed: int) -> Setup:
     """Return the conditions of scores against `reference` of images changed from `fake`."""
     protocol = reference.protocol
-    coverage = expected_coverage(
-        protocol.num_fake, protocol.num_real, protocol.coverage_neighborhood
-    )
     return Setup(
         seed=seed,
         protocol=asdict(protocol),
         extractor=extractor.facts,
         metrics=metrics(extractor.scores),
-        expected={extractor.scores["coverage"].name: coverage},
+        expected=expected_scores(extractor.scores, protocol),
         floor=reference.floor,
         fake=fake,
         real=reference.origin,
-        versions={
-            "torch": str(torch.__version__),
-            "torch_fidelity": fidelity.VERSION,
-            "pillow": PIL.__version__,
-            "python": platform.python_version(),
-        },
+        versions={**versions(), "pillow": PIL.__version__},
         hardware=hardware(extractor.device),
     )
 

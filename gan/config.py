@@ -1,15 +1,16 @@
 """The configuration of a GAN run. The defaults are the published SNGAN recipe for CIFAR-10."""
 
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any, Literal
 
 from convnorm.experiment.config import options_of, require
-from convnorm.experiment.config.fields import LARGEST_SEED, bounded, check_ranges
+from convnorm.experiment.config.fields import LARGEST_SEED, bounded, check_ranges, choosing
 from convnorm.experiment.data import DataConfig
 from convnorm.experiment.errors import InputError
 from convnorm.normalizers import Normalizer
 from gan.keys import REPORTED, SELECTING, Keys
-from gan.losses import LOSSES, Penalty, gradient_penalty, r1
+from gan.losses import LOSSES, Penalty, gradient_penalty, r1, r2
 from gan.networks import ARCHITECTURES
 from gan.protocols import PROTOCOLS, Protocol
 
@@ -45,29 +46,41 @@ class LossConfig:
         name: of both networks, as in gan.losses.
         gradient_penalty: weight of (|grad D| - 1)^2 between real and fake (Gulrajani et al., 2017).
         r1: gamma of gamma / 2 * |grad D|^2 on real images (Mescheder et al., 2018).
+        r2: the same on generated ones; it may stand beside r1, as in R3GAN (Huang et al., 2024).
         weight_clip: the discriminator's weights stay in [-c, c] (Arjovsky et al., 2017).
+        final_penalty_factor: what gradient_penalty, r1 and r2 are multiplied by at the end of
+            optim.decay, on the way of the learning rate; 1 keeps them as they are.
     """
 
     name: Literal[tuple(LOSSES)] = "hinge"
     gradient_penalty: float = bounded(0.0, least=0, most=10**6)
     r1: float = bounded(0.0, least=0, most=10**6)
+    r2: float = bounded(0.0, least=0, most=10**6)
     weight_clip: float = bounded(0.0, least=0, most=10**6)
+    final_penalty_factor: float = bounded(1.0, least=0, most=10**6)
 
     def __post_init__(self):
         check_ranges(self, "loss")
-        active = [k for k in ("gradient_penalty", "r1", "weight_clip") if getattr(self, k) > 0]
-        if len(active) > 1:
-            # One pulls |grad D| to 1, one to 0, and a clip bounds what they would shape.
-            raise InputError(
-                f"loss.{active[0]} and loss.{active[1]} contradict each other: set one"
-            )
+        for one, other in combinations(self.regularizers, 2):
+            # One pulls |grad D| to 1, r1 and r2 to 0, and a clip bounds what they would shape.
+            if (one, other) != ("r1", "r2"):
+                raise InputError(f"loss.{one} and loss.{other} contradict each other: set one")
+
+    @property
+    def regularizers(self) -> list[str]:
+        """The fields that hold the discriminator back and are on."""
+        known = ("gradient_penalty", "r1", "r2", "weight_clip")
+        return [name for name in known if getattr(self, name) > 0]
 
     @property
     def penalties(self) -> list[Penalty]:
         """The terms that are added to the discriminator's loss."""
         known = [
-            Penalty("gradient_penalty", self.gradient_penalty, gradient_penalty, mixes=True),
-            Penalty("r1", self.r1, r1),
+            Penalty(
+                "gradient_penalty", self.gradient_penalty, gradient_penalty, mixes=True, decays=True
+            ),
+            Penalty("r1", self.r1, r1, decays=True),
+            Penalty("r2", self.r2, r2, decays=True),
         ]
         return [penalty for penalty in known if penalty.weight > 0]
 
@@ -78,15 +91,33 @@ class OptimConfig:
 
     Args:
         lr: learning rate.
+        lr_d: the discriminator's; null is lr. With it, lr is the generator's (TTUR, Heusel et al.,
+            2017).
         beta1: decay of the mean of the gradients.
         beta2: decay of the mean of their squares.
-        decay: linear lowers the learning rate to 0 after the last step.
+        decay: how learning rates go from their first values to their last, in a straight line or
+            along half a cosine; none keeps them.
+        decay_steps: in which they go there, to stay there in all steps after; null is `steps`. A
+            run with it can be made longer, and its first steps are those of a shorter one.
+        final_lr_factor: what lr and lr_d are multiplied by at the end.
+        final_beta2: what beta2 goes to, on the same way; null keeps it.
     """
 
     lr: float = bounded(2e-4, above=0, most=1e30)  # a run that diverges says so itself
+    lr_d: float | None = bounded(None, above=0, most=1e30)
     beta1: float = bounded(0.0, least=0, below=1)
     beta2: float = bounded(0.9, least=0, below=1)
-    decay: Literal["linear", "none"] = "linear"
+    decay: Literal["linear", "cosine", "none"] = choosing(
+        "linear",
+        {
+            "linear": ("decay_steps", "final_lr_factor", "final_beta2"),
+            "cosine": ("decay_steps", "final_lr_factor", "final_beta2"),
+            "none": (),
+        },
+    )
+    decay_steps: int | None = bounded(None, least=1, most=10**9)
+    final_lr_factor: float = bounded(0.0, least=0, most=1)
+    final_beta2: float | None = bounded(None, least=0, below=1)
 
     def __post_init__(self):
         check_ranges(self, "optim")
@@ -270,7 +301,13 @@ class GanConfig:
                 "the scale out of all weights; expected another kind, or a factor of its own "
                 "(normalizer.multiplier or batch_norm, where the kind reads it)"
             )
-        for key in ("gradient_penalty", "r1"):
+        require(
+            self.loss.final_penalty_factor == 1 or self.optim.decay != "none",
+            "loss.final_penalty_factor",
+            self.loss.final_penalty_factor,
+            "1 where optim.decay is none",
+        )
+        for key in ("gradient_penalty", "r1", "r2"):
             if self.normalizer.mixes_batch and getattr(self.loss, key) > 0:
                 raise InputError(
                     f"loss.{key}: needs the gradient of one image, and normalizer.kind "
@@ -282,6 +319,7 @@ class GanConfig:
 
         None where it is not, or where the first steps would not be those of a longer run.
         """
-        steps = there.get("steps")
-        fits = self.optim.decay == "none" and type(steps) is int and steps < self.steps
+        steps, optim = there.get("steps"), self.optim
+        is_fixed = optim.decay == "none" or optim.decay_steps is not None
+        fits = is_fixed and type(steps) is int and steps < self.steps
         return "steps" if fits else None

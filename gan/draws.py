@@ -1,4 +1,4 @@
-"""Everything that is random in a step of a GAN, and its real images, as tensors.
+"""Everything that is random in a step of a GAN, its real images, and what a schedule sets.
 
 What is drawn is a function of the seed, of what it is for and of the step: the normalizer, the
 number of processes and whether the run was resumed do not enter. So an update, which takes the
@@ -19,6 +19,7 @@ from convnorm.experiment.run.distributed import Process
 from gan.config import GanConfig
 from gan.losses import LOSSES, Batch
 from gan.models import Latents
+from gan.schedules import Rates, penalty_factor, rates
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,13 @@ class DiscriminatorDraws:
     """Of one update of the discriminator.
 
     mix: (N, 1, 1, 1) uniform in [0, 1), for a penalty between the two batches; None without one.
+    penalty_factor: (), on the weights of the penalties that decay.
     """
 
     real: Batch
     latents: Latents
     mix: Tensor | None
+    penalty_factor: Tensor
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,13 @@ class GeneratorDraws:
 class Draws:
     """Of one step: n_dis updates of the discriminator, then one of the generator.
 
+    rates: of Adam, at this step.
     ema_decay: of the generator's average, at this step.
     """
 
     discriminator: tuple[DiscriminatorDraws, ...]
     generator: GeneratorDraws
-    learning_rate: float
+    rates: Rates
     ema_decay: float
 
 
@@ -81,7 +85,7 @@ class Drawing:
         return Draws(
             discriminator=tuple(self._for_discriminator(step, repeat) for repeat in repeats),
             generator=self._for_generator(step),
-            learning_rate=learning_rate(config, step),
+            rates=rates(config, step),
             ema_decay=decay_at(config.train.ema_decay, step),
         )
 
@@ -93,6 +97,9 @@ class Drawing:
             mix=self._random(torch.rand, (size, 1, 1, 1), "mix", step, repeat)
             if self.mixes
             else None,
+            penalty_factor=torch.full(
+                (), penalty_factor(self.config, step), device=self.process.device
+            ),
         )
 
     def _for_generator(self, step: int) -> GeneratorDraws:
@@ -118,10 +125,3 @@ class Drawing:
     def _random(self, draw: Callable, size: tuple[int, ...], *key: int | str) -> Tensor:
         """This process's part of random numbers for a whole batch."""
         return self.process.random(draw, size, self.config.seed, *key)
-
-
-def learning_rate(config: GanConfig, step: int) -> float:
-    """The learning rate of step `step`, counted from 0; linear decay reaches 0 after the last."""
-    optim = config.optim
-    left = 1 - step / config.steps if optim.decay == "linear" else 1.0
-    return optim.lr * left

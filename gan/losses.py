@@ -50,6 +50,10 @@ def _critic(real: Tensor, fake: Tensor) -> Tensor:
     return fake.mean() - real.mean()
 
 
+def _above(upper: Tensor, lower: Tensor) -> Tensor:
+    return F.softplus(lower - upper).mean()
+
+
 LOSSES = {
     # Lim & Ye (2017); Miyato et al. (2018), equations 16 and 17.
     "hinge": Loss(_hinge, lambda fake, real: -fake.mean()),
@@ -59,6 +63,9 @@ LOSSES = {
     "least_squares": Loss(_least_squares, lambda fake, real: (fake - 1).square().mean() / 2),
     # Arjovsky et al. (2017): the critic's difference, which both networks move.
     "wasserstein": Loss(_critic, lambda fake, real: -fake.mean()),
+    # RpGAN (Jolicoeur-Martineau, 2018) as in R3GAN (Huang et al., 2024): each network wants the
+    # i-th of its own images above the i-th of the other's, so logits count up to a constant.
+    "relativistic": Loss(_above, _above, compares=True),
 }
 
 
@@ -69,12 +76,14 @@ class Penalty:
     name: of the term in the log, where it stands without its weight.
     function: (discriminate, real batch, fake batch, mix) -> a scalar.
     mixes: whether it needs `mix`, (N, 1, 1, 1) uniform in [0, 1); None is passed else.
+    decays: whether its weight goes to loss.final_penalty_factor of itself.
     """
 
     name: str
     weight: float
     function: Callable[[Discriminate, Batch, Batch, Tensor | None], Tensor]
     mixes: bool = False
+    decays: bool = False
 
 
 def gradient_penalty(
@@ -90,6 +99,12 @@ def gradient_penalty(
 def r1(discriminate: Discriminate, real: Batch, fake: Batch, mix: Tensor | None) -> Tensor:
     """Mean of |grad D(x)|^2 / 2 on real images (Mescheder et al., 2018)."""
     return _input_gradient(discriminate, real).square().sum(1).mean() / 2
+
+
+def r2(discriminate: Discriminate, real: Batch, fake: Batch, mix: Tensor | None) -> Tensor:
+    """Mean of |grad D(x)|^2 / 2 on generated images (Mescheder et al., 2018)."""
+    fakes = Batch(fake.images.float(), fake.labels)  # under autocast they are bfloat16
+    return _input_gradient(discriminate, fakes).square().sum(1).mean() / 2
 
 
 def _input_gradient(discriminate: Discriminate, batch: Batch) -> Tensor:

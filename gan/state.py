@@ -18,6 +18,7 @@ from convnorm.experiment.run.loop import is_due
 from convnorm.experiment.run.meter import Meter
 from gan.config import GanConfig
 from gan.models import FORMAT
+from gan.schedules import Rates, rates
 from gan.selection import Selected
 
 
@@ -44,9 +45,9 @@ class State:
         self.channels, self.num_classes = images.images.shape[1], len(images.classes)
         self.data_sha256 = sha256_of(images)  # other data behind the same name are noticed
         self.ema = averaged(generator, config.train.ema_decay)
-        adam = {"lr": config.optim.lr, "betas": (config.optim.beta1, config.optim.beta2)}
-        self.optim_g = torch.optim.Adam(generator.parameters(), **adam)
-        self.optim_d = torch.optim.Adam(discriminator.parameters(), **adam)
+        self.optim_g = torch.optim.Adam(generator.parameters())
+        self.optim_d = torch.optim.Adam(discriminator.parameters())
+        self.set_rates(rates(config, step=0))
         self.meter = Meter(terms, process.device)
         self.step, self.steps = 0, config.steps
         self.best: tuple[Selected, ...] = ()
@@ -56,19 +57,26 @@ class State:
         """The generator that is shown and scored: the averaged one, if there is one."""
         return self.generator if self.ema is None else self.ema
 
-    def set_learning_rate(self, rate: float) -> None:
-        """Of both networks."""
-        for optimizer in (self.optim_d, self.optim_g):
+    def set_rates(self, rates: Rates) -> None:
+        """Let the next updates of both networks have these rates."""
+        betas = (self.config.optim.beta1, rates.beta2)
+        pairs = (self.optim_g, rates.generator), (self.optim_d, rates.discriminator)
+        for optimizer, lr in pairs:
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group.update(lr=lr, betas=betas)
 
     def running_statistics(self) -> list[Tensor]:
         """What both networks have seen of their data, which processes average."""
         return [*running_statistics(self.generator), *running_statistics(self.discriminator)]
 
     def means(self) -> dict[str, float]:
-        """Means over processes and steps since the last call, and the learning rate."""
-        return {**self.meter.means(), "lr": self.optim_d.param_groups[0]["lr"]}
+        """Means over processes and steps since the last call, and the learning rate.
+
+        `lr_d` is the discriminator's, where it has one of its own.
+        """
+        lr, lr_d = (each.param_groups[0]["lr"] for each in (self.optim_g, self.optim_d))
+        has_own = self.config.optim.lr_d not in (None, self.config.optim.lr)
+        return {**self.meter.means(), "lr": lr, **({"lr_d": lr_d} if has_own else {})}
 
     def check_finite(self, run_dir: Path) -> None:
         """Raise Stopped where a loss or a weight is no number; the last checkpoint was good."""

@@ -41,7 +41,7 @@ class Trainer:
     def update(self, draws: Draws) -> None:
         """Train by one step."""
         state = self.state
-        state.set_learning_rate(draws.learning_rate)
+        state.set_rates(draws.rates)
         for draw in draws.discriminator:
             loss, terms = self.discriminator_loss(draw)
             self.apply(loss, self.discriminator, state.optim_d)
@@ -66,7 +66,8 @@ class Trainer:
             terms = {"loss_d": loss, "d_real": d_real.mean(), "d_fake": d_fake.mean()}
             for penalty in self.penalties:
                 term = penalty.function(self.discriminate, real, fake, draw.mix)
-                loss = loss + penalty.weight * term
+                weight = penalty.weight * draw.penalty_factor if penalty.decays else penalty.weight
+                loss = loss + weight * term
                 terms[penalty.name] = term
         return loss, terms
 

@@ -24,6 +24,9 @@ class ModelConfig:
         z_dim: length of the generator's input.
         options: of the architecture, each by its own name, as in model.options.NAME; what is left
             out is as published.
+        gradient_normalization: the discriminator f is trained and measured as the function
+            f / (|grad f| + |f|) (Wu et al., 2021). It needs the gradient of one image, so no kind
+            that mixes a batch, and leaves nothing to gradient_penalty, r1, r2 and weight_clip.
     """
 
     arch: Literal[tuple(ARCHITECTURES)] = "sngan_cnn"
@@ -32,6 +35,7 @@ class ModelConfig:
         default_factory=dict,
         metadata={"options": {name: arch.options for name, arch in ARCHITECTURES.items()}},
     )
+    gradient_normalization: bool = False
 
     def __post_init__(self):
         check_ranges(self, "model")
@@ -313,6 +317,21 @@ class GanConfig:
                     f"loss.{key}: needs the gradient of one image, and normalizer.kind "
                     f"{self.normalizer.kind!r} mixes the images of a batch; expected another kind"
                 )
+        if self.model.gradient_normalization:
+            self._check_gradient_normalization()
+
+    def _check_gradient_normalization(self) -> None:
+        key = "model.gradient_normalization"
+        if self.normalizer.mixes_batch:
+            raise InputError(
+                f"{key}: needs the gradient of one image, and normalizer.kind "
+                f"{self.normalizer.kind!r} mixes the images of a batch; expected another kind"
+            )
+        for name in self.loss.regularizers:
+            # |grad D| is at most 1 by itself, and a factor on all weights changes nothing.
+            raise InputError(
+                f"{key}: true leaves nothing to loss.{name}; expected false, or loss.{name} of 0"
+            )
 
     def extends(self, there: dict[str, Any]) -> str | None:
         """Return the key of the length where this run is a longer one of the config `there`.

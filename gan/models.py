@@ -1,5 +1,6 @@
 """The networks of a config, the images of a generator, and the generator of a run."""
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from convnorm.experiment.data.pixels import to_uint8
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.run import checkpoint
 from gan.config import GanConfig
+from gan.gradient_normalization import GradientNormalized
 from gan.networks import build_discriminator, build_generator
 
 FORMAT = "convnorm-suite/gan/4"
@@ -21,6 +23,9 @@ SAMPLES = "samples"  # the stream of the latents whose images are scored and wri
 
 def build(config: GanConfig, channels: int) -> tuple[nn.Module, nn.Module]:
     """Return (generator, discriminator) on the CPU, initialized from the config's seed alone.
+
+    With model.gradient_normalization, the discriminator is the normalized function; its layers and
+    weights have the names and values of the plain one.
 
     Each network has its own random stream: configs that differ in the normalizer alone give equal
     generators, and discriminators that start from equal weights.
@@ -43,6 +48,8 @@ def build(config: GanConfig, channels: int) -> tuple[nn.Module, nn.Module]:
             channels=channels,
             options=model.options,
         )
+    if model.gradient_normalization:
+        discriminator = GradientNormalized(OrderedDict(discriminator.named_children()))
     return generator, discriminator
 
 

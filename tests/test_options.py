@@ -45,6 +45,7 @@ GAN = {
     "data.image_size": ({}, 32),
     "model.arch": ({}, "sngan_cnn"),
     "model.z_dim": ({}, 9),
+    "model.gradient_normalization": ({}, True),
     "model.options.generator_width": ({}, 5),
     "model.options.discriminator_width": ({}, 5),
     "normalizer.kind": ({}, "none"),

@@ -93,6 +93,7 @@ GAN = Pipeline(
             "loss.final_penalty_factor": 0.1,
             "optim.lr_d": 1e-3,
         },
+        {"normalizer.kind": "none", "model.gradient_normalization": True},
     ),
     drawn={"train.flip": True},
     longer={"optim.decay": "none", "steps": 7},

@@ -47,7 +47,8 @@ class LossConfig:
     """The loss, and what else acts on the discriminator; 0 switches a term off.
 
     Args:
-        name: of both networks, as in gan.losses.
+        name: of both networks, as in gan.losses. Of relativistic, which compares real and generated
+            images in pairs, logits mean something by their differences alone.
         gradient_penalty: weight of (|grad D| - 1)^2 between real and fake (Gulrajani et al., 2017).
         r1: gamma of gamma / 2 * |grad D|^2 on real images (Mescheder et al., 2018).
         r2: the same on generated ones; it may stand beside r1, as in R3GAN (Huang et al., 2024).

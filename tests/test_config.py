@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from runs import arguments, tiny
+from runs import ALONE, TINY, arguments, tiny
 
 import classification.networks
 import gan.networks
@@ -16,9 +16,12 @@ from convnorm.experiment.config import CONFIGS, RunOptions, from_dict, options_o
 from convnorm.experiment.config import build as build_config
 from convnorm.experiment.config.fields import types_of
 from convnorm.experiment.config.yaml_text import LARGEST
+from convnorm.experiment.data import load_images
 from convnorm.experiment.errors import InputError, exit_code
+from convnorm.experiment.run.loop import take_step
 from gan.config import GanConfig
 from gan.models import build
+from gan.trainer import Trainer
 
 SHIPPED = sorted(path.stem for path in (CONFIGS / "gan").glob("*.yaml"))
 
@@ -43,6 +46,18 @@ def file(tmp_path):
 def test_every_shipped_config_loads_and_builds(name):
     config = read("--cfg", name, "--model.options.generator_width=4")
     assert build(config, channels=1 if config.data.name == "digits" else 3)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_config_trains(name, tmp_path):
+    """On the digits, with narrow networks."""
+    kept = ("model.arch", "score.protocol", "score.select")
+    small = {key: value for key, value in TINY.items() if key not in kept}
+    config = read("--cfg", name, *(f"--{key}={value}" for key, value in small.items()))
+    trainer = Trainer(config, load_images(config.data), ALONE)
+    for _ in range(2):
+        take_step(trainer)
+    trainer.state.check_finite(tmp_path)
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -9,6 +9,7 @@ from convnorm.experiment.config.fields import LARGEST_SEED, bounded, check_range
 from convnorm.experiment.data import DataConfig
 from convnorm.experiment.errors import InputError
 from convnorm.normalizers import Normalizer
+from gan.augmentation import AUGMENTATIONS
 from gan.keys import REPORTED, SELECTING, Keys
 from gan.losses import LOSSES, Penalty, gradient_penalty, r1, r2
 from gan.networks import ARCHITECTURES
@@ -140,6 +141,9 @@ class TrainConfig:
         n_dis: updates of the discriminator in a step.
         dequantize: uniform noise of one grey level on real images.
         flip: mirror half of the real images.
+        diffaugment: what happens to real and generated images before the discriminator sees them
+            in training (Zhao et al., 2020): names of color, translation and cutout in the order of
+            application, separated by commas; empty for none.
         ema_decay: of the average over the generator's weights and buffers, per step; 0 keeps none.
             At step t it is at most (1 + t) / (10 + t), so that the average forgets the first
             weights.
@@ -152,11 +156,25 @@ class TrainConfig:
     n_dis: int = bounded(5, least=1, most=1000)
     dequantize: bool = True
     flip: bool = False
+    diffaugment: str = ""
     ema_decay: float = bounded(0.0, least=0, below=1)
     precision: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
         check_ranges(self, "train")
+        names = self.augmentations
+        require(
+            set(names) <= set(AUGMENTATIONS) and len(set(names)) == len(names),
+            "train.diffaugment",
+            self.diffaugment,
+            f"{', '.join(AUGMENTATIONS)}, each at most once, with commas and without spaces "
+            "between them, or nothing",
+        )
+
+    @property
+    def augmentations(self) -> tuple[str, ...]:
+        """The names in `diffaugment`, in the order of application."""
+        return tuple(self.diffaugment.split(",")) if self.diffaugment else ()
 
 
 @dataclass(frozen=True)

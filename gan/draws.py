@@ -5,7 +5,7 @@ number of processes and whether the run was resumed do not enter. So an update, 
 draws, has nothing to draw, to hash or to count.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from convnorm.experiment.data.pixels import from_uint8
 from convnorm.experiment.run.averaging import decay_at
 from convnorm.experiment.run.batches import Batches
 from convnorm.experiment.run.distributed import Process
+from gan.augmentation import AUGMENTATIONS
 from gan.config import GanConfig
 from gan.losses import LOSSES, Batch
 from gan.models import Latents
@@ -28,20 +29,26 @@ class DiscriminatorDraws:
 
     mix: (N, 1, 1, 1) uniform in [0, 1), for a penalty between the two batches; None without one.
     penalty_factor: (), on the weights of the penalties that decay.
+    fake_augmentation: of the generated images, as `Batch.augmentation` is of the real ones.
     """
 
     real: Batch
     latents: Latents
     mix: Tensor | None
     penalty_factor: Tensor
+    fake_augmentation: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
 class GeneratorDraws:
-    """Of one update of the generator; `real` is None where the loss looks at fakes alone."""
+    """Of one update of the generator; `real` is None where the loss looks at fakes alone.
+
+    fake_augmentation: of the generated images.
+    """
 
     latents: Latents
     real: Batch | None
+    fake_augmentation: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,12 @@ class Drawing:
     def _for_discriminator(self, step: int, repeat: int) -> DiscriminatorDraws:
         size, index = self.config.train.batch_size, step * self.config.train.n_dis + repeat
         return DiscriminatorDraws(
-            real=self._real(self.batches, index, "augmentation"),
+            real=self._real(
+                self.batches,
+                index,
+                "augmentation",
+                self._augmentation(size, "real", step, repeat),
+            ),
             latents=self._latents(size, "z_d", step, repeat),
             mix=self._random(torch.rand, (size, 1, 1, 1), "mix", step, repeat)
             if self.mixes
@@ -100,22 +112,39 @@ class Drawing:
             penalty_factor=torch.full(
                 (), penalty_factor(self.config, step), device=self.process.device
             ),
+            fake_augmentation=self._augmentation(size, "fake", step, repeat),
         )
 
     def _for_generator(self, step: int) -> GeneratorDraws:
         batches = self.generator_batches
+        size, real = self.config.train.generator_batch_size, None
+        if batches is not None:
+            augmentation = self._augmentation(size, "real_g", step)
+            real = self._real(batches, step, "augmentation_g", augmentation)
         return GeneratorDraws(
-            latents=self._latents(self.config.train.generator_batch_size, "z_g", step),
-            real=None if batches is None else self._real(batches, step, "augmentation_g"),
+            latents=self._latents(size, "z_g", step),
+            real=real,
+            fake_augmentation=self._augmentation(size, "fake_g", step),
         )
 
-    def _real(self, batches: Batches, index: int, stream: str) -> Batch:
-        """Real images in [-1, 1], see `from_uint8`."""
+    def _real(
+        self, batches: Batches, index: int, stream: str, augmentation: Mapping[str, Tensor]
+    ) -> Batch:
+        """Real images in [-1, 1], see `from_uint8`; `stream` is that of their noise."""
         images, labels = batches(index)
         if not self.config.train.dequantize:
-            return Batch(from_uint8(images), labels)
+            return Batch(from_uint8(images), labels, augmentation)
         noise = self._random(torch.rand, (batches.batch_size, *images.shape[1:]), stream, index)
-        return Batch(from_uint8(images, noise), labels)
+        return Batch(from_uint8(images, noise), labels, augmentation)
+
+    def _augmentation(self, size: int, role: str, *key: int) -> dict[str, Tensor]:
+        """What `augmented` takes for a batch; a name has the same numbers in every policy."""
+        return {
+            name: self._random(
+                torch.rand, (size, AUGMENTATIONS[name].numbers), "diffaugment", name, role, *key
+            )
+            for name in self.config.train.augmentations
+        }
 
     def _latents(self, num: int, *key: int | str) -> Latents:
         z = self._random(torch.randn, (num, self.config.model.z_dim), *key)

@@ -1,7 +1,7 @@
 """GAN losses and penalties, on logits of shape (N,)."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -10,10 +10,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """Images (N, C, H, W) in [-1, 1], real or fake, and the classes (N,) that they belong to."""
+    """Images (N, C, H, W) in [-1, 1], real or fake, and the classes (N,) that they belong to.
+
+    augmentation: what happens to the images before the discriminator sees them, see
+        `gan.augmentation.augmented`.
+    """
 
     images: Tensor
     labels: Tensor
+    augmentation: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 # The discriminator's logits (N,) of a batch, see `gan.trainer.Trainer.discriminate`.
@@ -91,7 +96,7 @@ def gradient_penalty(
 ) -> Tensor:
     """Mean of (|grad D(x)| - 1)^2 at x = real + mix * (fake - real) (Gulrajani et al., 2017)."""
     between = real.images + mix * (fake.images.float() - real.images)
-    gradient = _input_gradient(discriminate, Batch(between, real.labels))
+    gradient = _input_gradient(discriminate, replace(real, images=between))
     # The norm's own gradient is not finite at zero, where a dead discriminator would be.
     return ((gradient.square().sum(1) + 1e-12).sqrt() - 1).square().mean()
 
@@ -108,8 +113,12 @@ def r2(discriminate: Discriminate, real: Batch, fake: Batch, mix: Tensor | None)
 
 
 def _input_gradient(discriminate: Discriminate, batch: Batch) -> Tensor:
-    """d D(x) / d x for each image, flattened to (N, C * H * W), differentiable once more."""
+    """d D(x) / d x for each image, flattened to (N, C * H * W), differentiable once more.
+
+    With an augmentation T it is d D(T(x)) / d x, by the image that T is applied to, as in R3GAN
+    (Huang et al., 2024).
+    """
     images = batch.images.detach().requires_grad_()
-    logits = discriminate(Batch(images, batch.labels))
+    logits = discriminate(replace(batch, images=images))
     (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
     return gradient.flatten(1).float()

@@ -1,5 +1,7 @@
 """The method: a step of a GAN is n_dis updates of the discriminator and one of the generator."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -7,6 +9,7 @@ from convnorm.experiment import streams
 from convnorm.experiment.data import Images
 from convnorm.experiment.run.averaging import follow
 from convnorm.experiment.run.distributed import Process
+from gan.augmentation import augmented
 from gan.config import GanConfig
 from gan.draws import DiscriminatorDraws, Drawing, Draws, GeneratorDraws
 from gan.losses import LOSSES, Batch, Penalty
@@ -60,7 +63,7 @@ class Trainer:
         real = draw.real
         with self.autocast():
             with torch.no_grad():
-                fake = self.generate(draw.latents)
+                fake = self.generate(draw.latents, draw.fake_augmentation)
             d_real, d_fake = self.discriminate(real), self.discriminate(fake)
             loss = self.loss.discriminator(d_real, d_fake)
             terms = {"loss_d": loss, "d_real": d_real.mean(), "d_fake": d_fake.mean()}
@@ -74,18 +77,20 @@ class Trainer:
     def generator_loss(self, draw: GeneratorDraws) -> tuple[Tensor, Terms]:
         """Low where D(G(z)) is high; with what is logged of it."""
         with self.autocast():
-            d_fake = self.discriminate(self.generate(draw.latents))
+            d_fake = self.discriminate(self.generate(draw.latents, draw.fake_augmentation))
             d_real = None if draw.real is None else self.discriminate(draw.real)
             loss = self.loss.generator(d_fake, d_real)
         return loss, {"loss_g": loss}
 
-    def generate(self, latents: Latents) -> Batch:
+    def generate(self, latents: Latents, augmentation: Mapping[str, Tensor]) -> Batch:
         """G's images of the latents, with the classes that were asked for."""
-        return Batch(self.generator(latents.z, latents.labels), latents.labels)
+        images = self.generator(latents.z, latents.labels)
+        return Batch(images, latents.labels, augmentation)
 
     def discriminate(self, batch: Batch) -> Tensor:
         """D's logits (N,) in float32: every image, real or fake, meets D here and nowhere else."""
-        return self.discriminator(batch.images, batch.labels).float()
+        images = augmented(batch.images, batch.augmentation)
+        return self.discriminator(images, batch.labels).float()
 
     def _weight_penalty(self, *_: object) -> Tensor:
         """What the normalizer asks for, of the discriminator's weights alone."""

@@ -83,6 +83,7 @@ GAN = {
     "train.n_dis": ({}, 1),
     "train.dequantize": ({}, False),
     "train.flip": ({}, True),
+    "train.diffaugment": ({}, "color"),
     "train.ema_decay": ({}, 0.9),
     "train.precision": ({}, "bfloat16"),
     "log.every": ({}, 1),

@@ -92,7 +92,7 @@ class Batches:
 
 
 def shifted(images: Tensor, corners: Tensor, padding: int) -> Tensor:
-    """Pad images (N, C, H, W) with black and cut them out at `corners` (N, 2), y and x.
+    """Pad images (N, C, H, W) with 0 and cut them out at `corners` (N, 2), y and x.
 
     Corners are 0 to 2 * padding; (padding, padding) changes nothing.
     """

@@ -60,12 +60,12 @@ AUGMENTATIONS = {
 
 
 def augmented(images: Tensor, draws: Mapping[str, Tensor]) -> Tensor:
-    """Apply augmentations to images (N, C, H, H) in [-1, 1], float32 or finer where there are any.
+    """Apply augmentations to images (N, C, H, H) in [-1, 1].
+
+    Colors of bfloat16 images are computed, and returned, in the float32 of their random numbers.
 
     draws: name, as in `AUGMENTATIONS` -> its uniform numbers, in the order of application.
     """
-    if draws:  # bfloat16 would round colors to 2 digits
-        images = images.to(torch.promote_types(images.dtype, torch.float32))
     for name, uniform in draws.items():
         images = AUGMENTATIONS[name].apply(images, uniform)
     return images

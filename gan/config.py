@@ -56,6 +56,9 @@ class LossConfig:
         weight_clip: the discriminator's weights stay in [-c, c] (Arjovsky et al., 2017).
         final_penalty_factor: what gradient_penalty, r1 and r2 are multiplied by at the end of
             optim.decay, on the way of the learning rate; 1 keeps them as they are.
+        lecam: weight of what holds the discriminator near its logits of before, see gan.lecam
+            (Tseng et al., 2021).
+        lecam_start: the steps before it begins.
     """
 
     name: Literal[tuple(LOSSES)] = "hinge"
@@ -64,6 +67,8 @@ class LossConfig:
     r2: float = bounded(0.0, least=0, most=10**6)
     weight_clip: float = bounded(0.0, least=0, most=10**6)
     final_penalty_factor: float = bounded(1.0, least=0, most=10**6)
+    lecam: float = bounded(0.0, least=0, most=10**6)
+    lecam_start: int = bounded(1000, least=0, most=10**9)
 
     def __post_init__(self):
         check_ranges(self, "loss")
@@ -316,6 +321,10 @@ class GanConfig:
 
     def __post_init__(self):
         check_ranges(self)
+        if self.loss.lecam > 0:
+            expected = f"less than {self.steps}, the number of steps"
+            start = self.loss.lecam_start
+            require(start < self.steps, "loss.lecam_start", start, expected)
         normalizer = self.normalizer
         scale_free = normalizer.ignores_scale and normalizer.definition.normalizes_linear
         if self.loss.weight_clip > 0 and scale_free:

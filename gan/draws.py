@@ -18,6 +18,7 @@ from convnorm.experiment.run.batches import Batches
 from convnorm.experiment.run.distributed import Process
 from gan.augmentation import AUGMENTATIONS
 from gan.config import GanConfig
+from gan.lecam import DECAY
 from gan.losses import LOSSES, Batch
 from gan.models import Latents
 from gan.schedules import Rates, penalty_factor, rates
@@ -30,6 +31,7 @@ class DiscriminatorDraws:
     mix: (N, 1, 1, 1) uniform in [0, 1), for a penalty between the two batches; None without one.
     penalty_factor: (), on the weights of the penalties that decay.
     fake_augmentation: of the generated images, as `Batch.augmentation` is of the real ones.
+    lecam: the term's weight at this step. lecam_decay: of its anchors in this update.
     """
 
     real: Batch
@@ -37,6 +39,8 @@ class DiscriminatorDraws:
     mix: Tensor | None
     penalty_factor: Tensor
     fake_augmentation: Mapping[str, Tensor]
+    lecam: float
+    lecam_decay: float
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,8 @@ class Drawing:
 
     def _for_discriminator(self, step: int, repeat: int) -> DiscriminatorDraws:
         size, index = self.config.train.batch_size, step * self.config.train.n_dis + repeat
+        loss = self.config.loss
+        has_begun = step >= loss.lecam_start
         return DiscriminatorDraws(
             real=self._real(
                 self.batches,
@@ -113,6 +119,9 @@ class Drawing:
                 (), penalty_factor(self.config, step), device=self.process.device
             ),
             fake_augmentation=self._augmentation(size, "fake", step, repeat),
+            lecam=loss.lecam if has_begun else 0.0,
+            # Until then, and in a first update, the anchors are the means of the update itself.
+            lecam_decay=DECAY if has_begun and index > 0 else 0.0,
         )
 
     def _for_generator(self, step: int) -> GeneratorDraws:

@@ -48,6 +48,8 @@ class State:
         self.optim_g = torch.optim.Adam(generator.parameters())
         self.optim_d = torch.optim.Adam(discriminator.parameters())
         self.set_rates(rates(config, step=0))
+        # Of D(real) and D(fake), see gan.lecam.
+        self.anchors = torch.zeros(2, device=process.device)
         self.meter = Meter(terms, process.device)
         self.step, self.steps = 0, config.steps
         self.best: tuple[Selected, ...] = ()
@@ -133,6 +135,7 @@ class State:
             "best": [vars(each) for each in self.best],
             "optim_g": self.optim_g.state_dict(),
             "optim_d": self.optim_d.state_dict(),
+            "anchors": self.anchors,
             "meter": self.meter.state_dict(),
             "rng": streams.global_state(self.process.device),
         }
@@ -143,6 +146,7 @@ class State:
             getattr(self, name).load_state_dict(state[name])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
+        self.anchors.copy_(state["anchors"])
         self.step = state["step"]
         every, steps = self.config.score.every, self.steps
         selected = [Selected(**each) for each in state["best"]]

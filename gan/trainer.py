@@ -12,6 +12,7 @@ from convnorm.experiment.run.distributed import Process
 from gan.augmentation import augmented
 from gan.config import GanConfig
 from gan.draws import DiscriminatorDraws, Drawing, Draws, GeneratorDraws
+from gan.lecam import lecam, move
 from gan.losses import LOSSES, Batch, Penalty
 from gan.models import Latents, build
 from gan.state import State
@@ -39,6 +40,8 @@ class Trainer:
         if config.normalizer.penalty(self.discriminator) is not None:
             self.penalties.append(Penalty("weight_penalty", 1.0, self._weight_penalty))
         terms = ("loss_d", "loss_g", "d_real", "d_fake", *(term.name for term in self.penalties))
+        if config.loss.lecam > 0:
+            terms += ("lecam",)
         self.state = State(config, images, process, self.generator, self.discriminator, terms)
 
     def update(self, draws: Draws) -> None:
@@ -72,6 +75,11 @@ class Trainer:
                 weight = penalty.weight * draw.penalty_factor if penalty.decays else penalty.weight
                 loss = loss + weight * term
                 terms[penalty.name] = term
+            if self.config.loss.lecam > 0:
+                move(self.state.anchors, d_real, d_fake, draw.lecam_decay, self.process)
+            if draw.lecam > 0:
+                terms["lecam"] = lecam(d_real, d_fake, self.state.anchors)
+                loss = loss + draw.lecam * terms["lecam"]
         return loss, terms
 
     def generator_loss(self, draw: GeneratorDraws) -> tuple[Tensor, Terms]:

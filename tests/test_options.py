@@ -70,6 +70,8 @@ GAN = {
     "loss.r2": ({}, 1.0),
     "loss.weight_clip": ({"normalizer.kind": "none"}, 0.01),
     "loss.final_penalty_factor": ({"loss.r1": 100.0}, 0.1),
+    "loss.lecam": ({"loss.lecam_start": 0}, 10.0),
+    "loss.lecam_start": ({"loss.lecam": 10.0, "loss.lecam_start": 0}, 1),
     "optim.lr": ({}, 1e-3),
     "optim.lr_d": ({}, 1e-3),
     "optim.beta1": ({}, 0.5),

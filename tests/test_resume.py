@@ -16,10 +16,16 @@ from gan.trainer import Trainer
 RESUMED = {"train.ema_decay": 0.9, "steps": 6, "log.every": 4, "log.norms_every": 6}
 
 
-@pytest.mark.parametrize("kind", ["spectral", "convnorm", "batch"])
-def test_a_resumed_run_is_bit_identical(kind, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"normalizer.kind": kind} for kind in ("spectral", "convnorm", "batch")),
+        {"train.diffaugment": "color,translation,cutout", "loss.lecam": 9.0, "loss.lecam_start": 1},
+    ],
+)
+def test_a_resumed_run_is_bit_identical(changes, tmp_path, monkeypatch):
     """Anything that the next step depends on and that last.pt lacks shows here."""
-    changes = {**RESUMED, "normalizer.kind": kind}
+    changes = {**RESUMED, **changes}
     run(tmp_path / "whole", changes)
     torch.manual_seed(98)  # what was drawn before a run is no part of it
     with monkeypatch.context() as patch:

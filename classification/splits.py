@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from convnorm.experiment.config.fields import LARGEST_SEED, bounded, check_ranges
+from convnorm.experiment.data.strata import shuffled_classes
 from convnorm.experiment.errors import InputError
-from convnorm.experiment.streams import generator
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,7 @@ def split(labels: Tensor, config: SplitConfig) -> tuple[Tensor, Tensor]:
         InputError: A class has no image left to train on, or none for the validation asked for.
     """
     train, validation = [], []
-    counts = labels.unique(return_counts=True)[1].tolist()
-    for positions in labels.argsort(stable=True).split(counts):  # of one class, in order
-        label = labels[positions[0]].item()
-        random = generator("cpu", config.seed, "split", label)
-        positions = positions[torch.randperm(len(positions), generator=random)]
+    for label, positions in shuffled_classes(labels, config.seed, "split"):
         held_out, trained = _sizes(label, len(positions), config)
         validation.append(positions[:held_out])
         train.append(positions[held_out : held_out + trained])

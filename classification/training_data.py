@@ -45,7 +45,7 @@ class TrainingData:
         """At most `limit` training images with their wrong labels, and their clean labels."""
         clean = self.clean[self.train_positions]
         wrong = (self.train.labels != clean).nonzero().flatten()[:limit]
-        return _taken(self.train, wrong), clean[wrong]
+        return self.train.take(wrong), clean[wrong]
 
 
 def training_data(config: ClassifierConfig, images: Images) -> TrainingData:
@@ -57,8 +57,8 @@ def training_data(config: ClassifierConfig, images: Images) -> TrainingData:
     labelled = replace(images, labels=noisy)
     mean, std = _moments(images.images)
     return TrainingData(
-        _taken(labelled, train),
-        _taken(labelled, validation) if len(validation) else None,
+        labelled.take(train),
+        labelled.take(validation) if len(validation) else None,
         images.labels,
         noisy,
         train,
@@ -88,10 +88,6 @@ def noise_report(data: TrainingData, config: ClassifierConfig) -> dict[str, Any]
             data.clean[positions], data.noisy[positions], len(data.train.classes), config.noise
         )
     return report
-
-
-def _taken(images: Images, positions: torch.Tensor) -> Images:
-    return replace(images, images=images.images[positions], labels=images.labels[positions])
 
 
 def _moments(images: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -146,6 +146,8 @@ class TrainConfig:
         n_dis: updates of the discriminator in a step.
         dequantize: uniform noise of one grey level on real images.
         flip: mirror half of the real images.
+        fraction: of the training images of each class that train, drawn by the run's seed; scores
+            have all images.
         diffaugment: what happens to real and generated images before the discriminator sees them
             in training (Zhao et al., 2020): names of color, translation and cutout in the order of
             application, separated by commas; empty for none.
@@ -161,6 +163,7 @@ class TrainConfig:
     n_dis: int = bounded(5, least=1, most=1000)
     dequantize: bool = True
     flip: bool = False
+    fraction: float = bounded(1.0, above=0, most=1)
     diffaugment: str = ""
     ema_decay: float = bounded(0.0, least=0, below=1)
     precision: Literal["float32", "bfloat16"] = "float32"

@@ -80,12 +80,13 @@ class Drawing:
         self.config, self.process = config, process
         self.num_classes = len(images.classes)
         train, seed = config.train, config.seed
-        process.local_slice(train.generator_batch_size, "train.generator_batch_size")
+        size, key = train.generator_batch_size, "train.generator_batch_size"
+        process.local_slice(size, key)
         self.batches = Batches(images, train.batch_size, seed, process, flip=train.flip)
         self.generator_batches = None
         if LOSSES[config.loss.name].compares:
             self.generator_batches = Batches(
-                images, train.generator_batch_size, seed, process, flip=train.flip, stream=("g",)
+                images, size, seed, process, flip=train.flip, stream=("g",), key=key
             )
         self.mixes = any(penalty.mixes for penalty in config.loss.penalties)
 

@@ -34,6 +34,7 @@ from gan.runs import kept, step_file
 from gan.scoring import Scorer
 from gan.selection import restore, selection_score
 from gan.trainer import Trainer
+from gan.training_images import training_images
 
 GRID = 64  # images in a grid of samples
 
@@ -50,7 +51,8 @@ def train(config: GanConfig, options: RunOptions, process: Process) -> dict[str,
     check_memory(needed, process.device, memory.KEYS)
     opened = checkpoint.open_run(run_dir, config, options.overwrite)
     with opened if process.is_main else nullcontext():
-        images = loop.load_on_all(partial(load_images, data, "train"), process)
+        loaded = loop.load_on_all(partial(load_images, data, "train"), process)
+        images = training_images(loaded, config)
         trainer = Trainer(config, images, process)
         segments = loop.resume(trainer, options, FORMAT, now)
         if process.is_main:

@@ -85,6 +85,7 @@ GAN = {
     "train.n_dis": ({}, 1),
     "train.dequantize": ({}, False),
     "train.flip": ({}, True),
+    "train.fraction": ({}, 0.5),
     "train.diffaugment": ({}, "color"),
     "train.ema_decay": ({}, 0.9),
     "train.precision": ({}, "bfloat16"),

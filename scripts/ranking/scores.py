@@ -77,7 +77,7 @@ def points() -> list[tuple[Change, float]]:
 def shuffled(images: Images, seed: int) -> Images:
     """Return the images in random order: files come sorted by class."""
     order = torch.randperm(len(images.images), generator=generator("cpu", seed, "ranking"))
-    return replace(images, images=images.images[order], labels=images.labels[order])
+    return images.take(order)
 
 
 def with_memory(extractor: Extractor) -> Extractor:

@@ -43,6 +43,10 @@ class Images:
         """Return the same images and labels on another device."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
+    def take(self, positions: Tensor) -> "Images":
+        """Return the images at these positions, int64, with their labels."""
+        return replace(self, images=self.images[positions], labels=self.labels[positions])
+
     def sha256(self) -> str:
         """Return the SHA-256 of the images' shape and bytes, in hex, without the labels."""
         digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())

@@ -32,6 +32,7 @@ class Batches:
         flip: Mirror each image left to right with probability 1/2.
         crop: Pad each image by so many black pixels and cut it out again at a random place.
         stream: Tells these batches from others of the same run.
+        key: Of the batch size, for messages.
 
     Raises:
         InputError: There are fewer images than one batch takes, or a batch cannot be divided among
@@ -48,10 +49,11 @@ class Batches:
         flip: bool = False,
         crop: int = 0,
         stream: tuple[str, ...] = (),
+        key: str = "train.batch_size",
     ) -> None:
         if not 1 <= batch_size <= len(data.images):
             raise InputError(
-                f"train.batch_size: got {batch_size}, expected 1 to {len(data.images)}, "
+                f"{key}: got {batch_size}, expected 1 to {len(data.images)}, "
                 "the number of training images"
             )
         self.data = data
@@ -59,7 +61,7 @@ class Batches:
         self.key = (seed, *stream)
         self.flip, self.crop = flip, crop
         self.process = process
-        self.local_slice = process.local_slice(batch_size, "train.batch_size")
+        self.local_slice = process.local_slice(batch_size, key)
         self.per_epoch = len(data.images) // batch_size
         self._order: tuple[int, Tensor] | None = None  # the epoch and its permutation
 

@@ -32,6 +32,7 @@ from convnorm.experiment.errors import InputError, Stopped
 from convnorm.experiment.run import distributed, loop
 from convnorm.experiment.run.distributed import Process
 from gan.trainer import Trainer
+from gan.training_images import training_images
 
 CHANGES = {"normalizer.kind": "spectral", "train.n_dis": 1, "train.ema_decay": 0.5, "log.every": 1}
 
@@ -189,18 +190,20 @@ def test_others_that_do_not_come_are_one_line(address, monkeypatch):
 
 
 def test_two_processes_are_one_run(tmp_path):
-    """Equal weights from unequal halves: only averaged gradients and buffers give that."""
-    codes = train_pair(tmp_path, CHANGES)
+    """Equal weights from unequal halves: only averaged gradients, buffers, anchors give that."""
+    augmented = {"train.diffaugment": "color,translation,cutout", "train.fraction": 0.5}
+    changes = {**CHANGES, **augmented, "loss.lecam": 1.0, "loss.lecam_start": 0}
+    codes = train_pair(tmp_path, changes)
     assert [code for code, _ in codes] == [0, 0], codes
     assert ["trained 4 steps" in output for _, output in codes] == [True, False]
     first, second = ranks(tmp_path)
     halves = first.pop("batches"), second.pop("batches")
     assert differing(first, second) == []
 
-    config = tiny(CHANGES)
-    draw = Trainer(config, load_images(config.data), ALONE).draw
+    config = tiny(changes)
+    draw = Trainer(config, training_images(load_images(config.data), config), ALONE).draw
     alone = [update.real.images for step in range(4) for update in draw(step).discriminator]
-    run(tmp_path / "alone", CHANGES)
+    run(tmp_path / "alone", changes)
     assert differing([torch.cat(parts) for parts in zip(*halves, strict=True)], alone) == []
     log, expected = log_of(tmp_path / "run"), log_of(tmp_path / "alone")
     assert [line["step"] for line in log] == [1, 2, 3, 4]

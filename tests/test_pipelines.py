@@ -73,6 +73,7 @@ class Pipeline:
     often: dict[str, Any]
 
 
+POLICY = "color,translation,cutout"
 GAN = Pipeline(
     GanTrainer,
     gan_trainer,
@@ -84,7 +85,6 @@ GAN = Pipeline(
         {"normalizer.kind": "batch", "train.precision": "bfloat16"},
         {"normalizer.kind": "spectral", "loss.r1": 1.0, "train.flip": True},
         {"normalizer.kind": "convnorm", "loss.gradient_penalty": 10.0},
-        {"normalizer.kind": "ocnn"},
         {
             "normalizer.kind": "none",
             "loss.name": "relativistic",
@@ -94,8 +94,10 @@ GAN = Pipeline(
             "optim.lr_d": 1e-3,
         },
         {"normalizer.kind": "none", "model.gradient_normalization": True},
+        {"normalizer.kind": "ocnn", "loss.lecam": 1.0, "loss.lecam_start": 0},
+        {"train.diffaugment": POLICY, "loss.r1": 1.0, "train.precision": "bfloat16"},
     ),
-    drawn={"train.flip": True},
+    drawn={"train.flip": True, "train.diffaugment": POLICY},
     longer={"optim.decay": "none", "steps": 7},
     fading={"optim.decay": "linear"},
     rarely={},

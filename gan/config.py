@@ -325,9 +325,9 @@ class GanConfig:
     def __post_init__(self):
         check_ranges(self)
         if self.loss.lecam > 0:
-            expected = f"less than {self.steps}, the number of steps"
-            start = self.loss.lecam_start
-            require(start < self.steps, "loss.lecam_start", start, expected)
+            whole = self.optim.decay_steps or self.steps  # a pilot may end before
+            start, expected = self.loss.lecam_start, f"less than {whole}, the number of steps"
+            require(start < whole, "loss.lecam_start", start, expected)
         normalizer = self.normalizer
         scale_free = normalizer.ignores_scale and normalizer.definition.normalizes_linear
         if self.loss.weight_clip > 0 and scale_free:

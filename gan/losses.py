@@ -108,7 +108,7 @@ def r1(discriminate: Discriminate, real: Batch, fake: Batch, mix: Tensor | None)
 
 def r2(discriminate: Discriminate, real: Batch, fake: Batch, mix: Tensor | None) -> Tensor:
     """Mean of |grad D(x)|^2 / 2 on generated images (Mescheder et al., 2018)."""
-    fakes = Batch(fake.images.float(), fake.labels)  # under autocast they are bfloat16
+    fakes = replace(fake, images=fake.images.float())  # under autocast they are bfloat16
     return _input_gradient(discriminate, fakes).square().sum(1).mean() / 2
 
 

@@ -225,7 +225,7 @@ def test_each_process_draws_its_part():
         assert torch.equal(torch.cat([part[name] for part in parts]), whole)
 
 
-@pytest.mark.parametrize("penalty", ["r1", "gradient_penalty"])
+@pytest.mark.parametrize("penalty", ["r1", "r2", "gradient_penalty"])
 def test_the_discriminator_sees_augmented_images_alone(penalty, pairs):
     """A penalty on plain images, or a generator that is judged by them, undoes the method."""
     trainer = make_trainer({f"loss.{penalty}": 1.0, "train.n_dis": 1})
@@ -236,10 +236,13 @@ def test_the_discriminator_sees_augmented_images_alone(penalty, pairs):
     fakes = trainer.generator(update.latents.z, update.latents.labels)
     trainer.update(draws)
     real, fake = update.real, augmented(fakes, update.fake_augmentation)
-    plain = real.images if penalty == "r1" else real.images.lerp(fakes, update.mix)
+    penalized = {"r1": augmented(real.images, real.augmentation), "r2": fake}
+    if penalty == "gradient_penalty":
+        between = real.images.lerp(fakes, update.mix)
+        penalized[penalty] = augmented(between, real.augmentation)
     torch.testing.assert_close(seen[0], augmented(real.images, real.augmentation))
     torch.testing.assert_close(seen[1], fake)
-    torch.testing.assert_close(seen[2], augmented(plain, real.augmentation))
+    torch.testing.assert_close(seen[2], penalized[penalty])
     fakes = trainer.generate(generator.latents, generator.fake_augmentation).images
     assert seen[3].shape == fakes.shape
     assert (seen[3] == 0).flatten(1).sum(1).min() >= 16  # holes of 4 x 4 or more

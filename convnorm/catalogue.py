@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
+from convnorm.aol import AOL
 from convnorm.layer import ConvNorm2d
 from convnorm.operator_norm import UnitOperatorNorm
 from convnorm.parametrizations import ONI, OWN, OutsideAutocast, Scale, UnitRows
@@ -147,6 +148,12 @@ def _own(layer: nn.Module, options: "Normalizer") -> nn.Module:
     return _orthogonal(layer, OWN(options.groups, getattr(layer, "groups", 1)), options)
 
 
+def _aol(layer: nn.Module, options: "Normalizer") -> nn.Module:
+    geometry = (layer.stride, layer.dilation, layer.groups) if isinstance(layer, nn.Conv2d) else ()
+    parametrize.register_parametrization(layer, "weight", OutsideAutocast(AOL(*geometry)))
+    return layer
+
+
 def _orthogonality(network: nn.Module, options: "Normalizer") -> torch.Tensor:
     return options.penalty_weight * orthogonality(network, options.as_published)
 
@@ -242,6 +249,9 @@ CATALOGUE: dict[str, Kind] = {
         reads=("multiplier", "batch_norm", "groups", "scale"),
         ignores_scale=_without_multiplier,
     ),
+    # Of operator norm 1 at most, by a bound on the products of a layer's columns (Prach & Lampert,
+    # 2022), without their start at orthogonal kernels. A BatchNorm behind it voids the bound.
+    "aol": Kind(conv=_aol, linear=_aol, reads=("batch_norm",), ignores_scale=_always),
     # Orthogonal convolutions by a penalty (Wang et al., 2020).
     "ocnn": Kind(reads=("batch_norm", "penalty_weight", "as_published"), penalty=_orthogonality),
     # The control for convnorm with affine and batch_norm: these two, without the filter.

@@ -21,7 +21,7 @@ from gan.networks import ARCHITECTURES, build_discriminator
 
 every_kind = pytest.mark.parametrize("kind", CATALOGUE)
 CONVNORM = ("convnorm", "spectral_convnorm")
-ON_WEIGHTS = ("weight", "spectral", "oni", "own")  # in the weight, so on linear layers too
+ON_WEIGHTS = ("weight", "spectral", "oni", "own", "aol")  # in the weight, so on linear layers too
 
 
 def discriminator(kind, arch="dcgan", seed=0, **options):

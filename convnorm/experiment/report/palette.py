@@ -22,6 +22,7 @@ PLACES = {
     "ocnn": 10,
     "affine": 11,
     "own": 12,
+    "aol": 13,
 }
 
 # Of a light and a dark page.

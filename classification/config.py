@@ -240,6 +240,12 @@ class ClassifierConfig:
         check_ranges(self)
         fits = self.train.crop < self.data.image_size
         require(fits, "train.crop", self.train.crop, "less than data.image_size")
+        require(
+            self.normalizer.definition.observe is None,
+            "normalizer.kind",
+            self.normalizer.kind,
+            "a kind that does not adapt to the logits of a discriminator",
+        )
         if self.select.metric == "pgd10":
             require(
                 self.split.validation > 0,

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
 from convnorm.aol import AOL
+from convnorm.chain import Chain, chains_penalty, observe
 from convnorm.layer import ConvNorm2d
 from convnorm.operator_norm import UnitOperatorNorm
 from convnorm.parametrizations import ONI, OWN, OutsideAutocast, Scale, UnitRows
@@ -58,7 +59,8 @@ class Kind:
     conv: what a convolution becomes; it may be changed and is part of the result.
     linear: what the last, linear layer of a discriminator becomes.
     output: makes what normalizes a map of so many channels; None where nothing does.
-    at_input: whether it also normalizes a discriminator's layers that see the image itself.
+    at_input: whether `output` also normalizes the maps of a discriminator's layers that see the
+        image itself; `conv` always does its part.
     reads: the fields of `Normalizer` that it reads. With "batch_norm" among them, BatchNorm
         comes behind `output` where that option is on; nothing below has to speak of it.
 
@@ -74,6 +76,9 @@ class Kind:
     penalty: what to add to the loss of a network, a scalar; None where nothing is added.
     statistics: names of buffers of its own that are statistics of the data, which an average over
         steps or processes averages; buffers named as BatchNorm's need no mention.
+    observe: gets a discriminator and its logits of real images (N,), those of all processes, after
+        each update of it, and adapts the layers to them. None where nothing adapts; a kind that
+        does is for discriminators alone.
     advance: moves the buffers that follow from the weights, such as vectors of power iterations,
         one step on, where the weights changed by other means than training. It gets a normalized
         layer, or its `output` where that stands apart, in training mode. None where there are no
@@ -92,6 +97,7 @@ class Kind:
     ignores_scale: Callable[["Normalizer"], bool] = _never
     penalty: Callable[[nn.Module, "Normalizer"], torch.Tensor] | None = None
     statistics: tuple[str, ...] = ()
+    observe: Callable[[nn.Module, torch.Tensor], None] | None = None
     advance: Callable[[nn.Module], None] | None = None
 
     @property
@@ -252,6 +258,20 @@ CATALOGUE: dict[str, Kind] = {
     # Of operator norm 1 at most, by a bound on the products of a layer's columns (Prach & Lampert,
     # 2022), without their start at orthogonal kernels. A BatchNorm behind it voids the bound.
     "aol": Kind(conv=_aol, linear=_aol, reads=("batch_norm",), ignores_scale=_always),
+    # Ni & Koniusz, 2024: beside spectral norm, as published, and behind all convolutions of a
+    # discriminator but those that see the image. Its penalty has the published weight.
+    "chain": Kind(
+        conv=_spectral,
+        linear=_spectral,
+        output=lambda channels, options: Chain(channels),
+        at_input=False,
+        mixes_batch=True,
+        ignores_scale=_always,
+        penalty=lambda network, options: chains_penalty(network),
+        statistics=("p", "running_sign", "running_square"),
+        observe=observe,
+        advance=_iterate,
+    ),
     # Orthogonal convolutions by a penalty (Wang et al., 2020).
     "ocnn": Kind(reads=("batch_norm", "penalty_weight", "as_published"), penalty=_orthogonality),
     # The control for convnorm with affine and batch_norm: these two, without the filter.

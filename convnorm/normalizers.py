@@ -125,7 +125,7 @@ class Normalizer:
     def has_shift(self) -> bool:
         """Whether a normalized convolution brings a learned offset, its output included.
 
-        `batch` does not where the image enters (`at_input`).
+        `batch` does not where the image enters (`Kind.at_input`).
         """
         behind = self.definition.output_has_shift(self) or self.adds_batch_norm
         return self.conv_has_shift or behind
@@ -140,6 +140,14 @@ class Normalizer:
         """What to add to the loss of a normalized network, a scalar; None for most kinds."""
         penalty = self.definition.penalty
         return None if penalty is None else penalty(network, self)
+
+    def observe(self, discriminator: nn.Module, logits: torch.Tensor) -> None:
+        """Adapt a discriminator after an update of it, if the kind does (`Kind.observe`).
+
+        logits: those of the real images (N,) in that update, of all processes.
+        """
+        if self.definition.observe is not None:
+            self.definition.observe(discriminator, logits)
 
     def convolution(self, conv: nn.Conv2d) -> nn.Module:
         """What the kind makes of the convolution itself; `conv` may be changed and is part of it.
@@ -165,12 +173,12 @@ class Normalizer:
         at_input: the layer sees the image itself. output_first: normalize the map that enters a
         convolution, and not the one that it returns.
         """
-        if at_input and not self.definition.at_input:
-            return layer
         if isinstance(layer, nn.Linear):
             with torch.random.fork_rng(devices=[]):
                 return self._marked(self.definition.linear(layer, self))
         conv = self.convolution(layer)
+        if at_input and not self.definition.at_input:
+            return conv
         output = self.output(layer.in_channels if output_first else layer.out_channels)
         if not output:
             return conv

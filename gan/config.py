@@ -342,6 +342,13 @@ class GanConfig:
             self.loss.final_penalty_factor,
             "1 where optim.decay is none",
         )
+        if normalizer.definition.observe is not None and not LOSSES[self.loss.name].splits_at_zero:
+            split = [name for name, loss in LOSSES.items() if loss.splits_at_zero]
+            raise InputError(
+                f"loss.name: {self.loss.name!r} is not allowed, as normalizer.kind "
+                f"{normalizer.kind!r} adapts to the sign of logits; expected one of "
+                f"{', '.join(split)}, or another kind"
+            )
         for key in ("gradient_penalty", "r1", "r2"):
             if self.normalizer.mixes_batch and getattr(self.loss, key) > 0:
                 raise InputError(

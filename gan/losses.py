@@ -32,11 +32,14 @@ class Loss:
     discriminator: (logits of real images, logits of fakes) -> a scalar.
     generator: (logits of fakes, logits of real images) -> a scalar; the latter are None unless
         `compares`, which asks for as many real images as fakes.
+    splits_at_zero: D takes an image for real where its logit is above 0, so that the sign of a
+        logit says something.
     """
 
     discriminator: Callable[[Tensor, Tensor], Tensor]
     generator: Callable[[Tensor, Tensor | None], Tensor]
     compares: bool = False
+    splits_at_zero: bool = False
 
 
 def _hinge(real: Tensor, fake: Tensor) -> Tensor:
@@ -61,9 +64,11 @@ def _above(upper: Tensor, lower: Tensor) -> Tensor:
 
 LOSSES = {
     # Lim & Ye (2017); Miyato et al. (2018), equations 16 and 17.
-    "hinge": Loss(_hinge, lambda fake, real: -fake.mean()),
+    "hinge": Loss(_hinge, lambda fake, real: -fake.mean(), splits_at_zero=True),
     # Goodfellow et al. (2014): cross entropy with real = 1, fake = 0; G's with fake = 1.
-    "non_saturating": Loss(_cross_entropy, lambda fake, real: F.softplus(-fake).mean()),
+    "non_saturating": Loss(
+        _cross_entropy, lambda fake, real: F.softplus(-fake).mean(), splits_at_zero=True
+    ),
     # Mao et al. (2017) with targets 1 and 0.
     "least_squares": Loss(_least_squares, lambda fake, real: (fake - 1).square().mean() / 2),
     # Arjovsky et al. (2017): the critic's difference, which both networks move.

@@ -49,9 +49,10 @@ class Trainer:
         state = self.state
         state.set_rates(draws.rates)
         for draw in draws.discriminator:
-            loss, terms = self.discriminator_loss(draw)
+            loss, terms, d_real = self.discriminator_loss(draw)
             self.apply(loss, self.discriminator, state.optim_d)
             self.clip_weights()
+            self.adapt_normalizer(d_real)
             state.meter.note(**terms)
         self.discriminator.requires_grad_(False)
         loss, terms = self.generator_loss(draws.generator)
@@ -61,8 +62,8 @@ class Trainer:
         state.meter.end_step(self.process, state.running_statistics())
         follow(state.ema, self.generator, draws.ema_decay)
 
-    def discriminator_loss(self, draw: DiscriminatorDraws) -> tuple[Tensor, Terms]:
-        """Low where D(real) is high and D(G(z)) is low; with what is logged of it."""
+    def discriminator_loss(self, draw: DiscriminatorDraws) -> tuple[Tensor, Terms, Tensor]:
+        """Low where D(real) is high and D(G(z)) is low; with what is logged of it, and D(real)."""
         real = draw.real
         with self.autocast():
             with torch.no_grad():
@@ -80,7 +81,7 @@ class Trainer:
             if draw.lecam > 0:
                 terms["lecam"] = lecam(d_real, d_fake, self.state.anchors)
                 loss = loss + draw.lecam * terms["lecam"]
-        return loss, terms
+        return loss, terms, d_real.detach()
 
     def generator_loss(self, draw: GeneratorDraws) -> tuple[Tensor, Terms]:
         """Low where D(G(z)) is high; with what is logged of it."""
@@ -101,7 +102,7 @@ class Trainer:
         return self.discriminator(images, batch.labels).float()
 
     def _weight_penalty(self, *_: object) -> Tensor:
-        """What the normalizer asks for, of the discriminator's weights alone."""
+        """What the normalizer asks for, of D's weights or of the maps in its two passes."""
         return self.config.normalizer.penalty(self.discriminator)
 
     def apply(self, loss: Tensor, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -118,6 +119,11 @@ class Trainer:
         if bound > 0:
             for weight in self.discriminator.parameters():
                 weight.clamp_(-bound, bound)
+
+    def adapt_normalizer(self, d_real: Tensor) -> None:
+        """Show the normalizer the logits (N,) of real images, if it asks for them."""
+        if self.config.normalizer.definition.observe is not None:
+            self.config.normalizer.observe(self.discriminator, self.process.gather(d_real))
 
     def autocast(self) -> torch.autocast:
         """The precision in which the networks run."""

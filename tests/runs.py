@@ -24,6 +24,7 @@ from classification.config import ClassifierConfig
 from classification.train import train as train_classifier
 from convnorm.experiment.config import RunOptions, from_dict
 from convnorm.experiment.run.distributed import Process
+from convnorm.normalizers import CATALOGUE
 from convnorm.spectrum import operator_norm
 from gan.config import GanConfig
 from gan.train import train as train_gan
@@ -66,6 +67,8 @@ TINY_CLASSIFIER = {
     "train.flip": True,
     "train.crop": 1,
 }
+# A kind that adapts to a discriminator's logits has none to adapt to in a classifier.
+CLASSIFIER_KINDS = [kind for kind, known in CATALOGUE.items() if known.observe is None]
 ALONE = Process(torch.device("cpu"))
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -7,13 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from runs import CLASSIFIER_KINDS
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import vgg
 
 from classification.networks import ARCHITECTURES, Architecture, build_network, resnet
 from classification.networks.layers import NORM_POSITIONS, SReLU, Standardize
-from convnorm import CATALOGUE, Normalizer
+from convnorm import Normalizer
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.run.averaging import averaged, follow, running_statistics
 from convnorm.spectrum import layer_norms
@@ -33,7 +34,7 @@ FAMILIES = (*SHALLOW, "vgg11", "simple_cnn")
 every_stem = pytest.mark.parametrize(("arch", "stem"), STEMS)
 every_arch = pytest.mark.parametrize("arch", list(ARCHITECTURES))
 every_family = pytest.mark.parametrize("arch", FAMILIES)
-every_kind = pytest.mark.parametrize("kind", CATALOGUE)
+every_kind = pytest.mark.parametrize("kind", CLASSIFIER_KINDS)
 
 
 @pytest.fixture(autouse=True)
@@ -255,7 +256,7 @@ def test_kinds_start_from_equal_weights(arch):
         return [*recorder.weights, head.weight.detach(), head.bias.detach(), torch.rand(3)]
 
     expected = start("none")
-    for kind in CATALOGUE:
+    for kind in CLASSIFIER_KINDS:
         for weight, value in zip(expected, start(kind), strict=True):
             assert torch.equal(weight, value), kind
 
@@ -343,7 +344,7 @@ def test_in_training_images_see_each_other_only_through_batch_norm(kind):
 
 @pytest.mark.parametrize(
     ("arch", "kind"),
-    [(arch, "batch") for arch in FAMILIES] + [("bottleneck", kind) for kind in CATALOGUE],
+    [(arch, "batch") for arch in FAMILIES] + [("bottleneck", kind) for kind in CLASSIFIER_KINDS],
 )
 def test_state_goes_into_a_fresh_network_for_another_size(arch, kind):
     """State whose shape depends on the images, or that is not kept at all."""

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from runs import ROOT, classifier_run, run, tiny, tiny_classifier
+from runs import CLASSIFIER_KINDS, ROOT, classifier_run, run, tiny, tiny_classifier
 from torch import nn
 
 from classification.models import build as build_classifier
@@ -16,7 +16,7 @@ from gan.models import build
 from gan.networks import ARCHITECTURES, build_discriminator
 
 every_kind = pytest.mark.parametrize("kind", CATALOGUE)
-ON_THE_WEIGHT = ("spectral", "convnorm", "spectral_convnorm", "oni", "own", "aol")
+ON_THE_WEIGHT = ("spectral", "convnorm", "spectral_convnorm", "oni", "own", "aol", "chain")
 
 
 def discriminator(kind, arch="sngan_cnn", **options):
@@ -125,7 +125,7 @@ def test_every_discriminator_is_counted_without_a_trace(kind, arch):
     assert all(p.grad is None for p in D.parameters())
 
 
-@every_kind
+@pytest.mark.parametrize("kind", CLASSIFIER_KINDS)
 def test_every_classifier_is_counted(kind):
     config = tiny_classifier({"normalizer.kind": kind})
     assert macs(build_classifier(config, 10, (0.5,), (0.5,)), images(4, 8, 1)) > 1000

@@ -257,6 +257,7 @@ def test_a_clip_of_weights_is_refused_where_it_bounds_nothing(kind, multiplier, 
     [
         {"normalizer.kind": "batch"},
         {"normalizer.kind": "affine"},
+        {"normalizer.kind": "chain"},
         {"normalizer.kind": "convnorm", "normalizer.batch_norm": True},
     ],
 )

@@ -1,7 +1,7 @@
 """What holds for the training of both pipelines: fair comparisons, and updates that are pure."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -11,6 +11,7 @@ import pytest
 import torch
 from runs import (
     ALONE,
+    CLASSIFIER_KINDS,
     Crash,
     classifier_run,
     crash_before,
@@ -53,6 +54,7 @@ class Pipeline:
     """trainer: the class. make: a trainer of the tiny config with changes. run: train in a folder.
 
     losses: the methods of the trainer whose gradients are followed. networks: in a checkpoint.
+    kinds: of normalizers that it takes.
     variants: changes under which an update does different things.
     drawn: changes that make a step draw all that it can.
     longer, fading: changes that give a run more steps than the tiny one's, where its schedule does
@@ -65,6 +67,7 @@ class Pipeline:
     run: Callable[..., dict[str, Any]]
     losses: tuple[str, ...]
     networks: tuple[str, ...]
+    kinds: Iterable[str]
     variants: tuple[dict[str, Any], ...]
     drawn: dict[str, Any]
     longer: dict[str, Any]
@@ -80,6 +83,7 @@ GAN = Pipeline(
     run,
     losses=("discriminator_loss", "generator_loss"),
     networks=("generator", "discriminator"),
+    kinds=CATALOGUE,
     variants=(
         {"normalizer.kind": "none", "loss.name": "wasserstein", "loss.weight_clip": 0.1},
         {"normalizer.kind": "batch", "train.precision": "bfloat16"},
@@ -96,6 +100,7 @@ GAN = Pipeline(
         {"normalizer.kind": "none", "model.gradient_normalization": True},
         {"normalizer.kind": "ocnn", "loss.lecam": 1.0, "loss.lecam_start": 0},
         {"train.diffaugment": POLICY, "loss.r1": 1.0, "train.precision": "bfloat16"},
+        {"normalizer.kind": "chain", "train.precision": "bfloat16"},
     ),
     drawn={"train.flip": True, "train.diffaugment": POLICY},
     longer={"optim.decay": "none", "steps": 7},
@@ -109,6 +114,7 @@ CLASSIFICATION = Pipeline(
     classifier_run,
     losses=("loss",),
     networks=("network",),
+    kinds=CLASSIFIER_KINDS,
     variants=(
         {"normalizer.kind": "batch", "adversary.kind": "standard"},
         {"normalizer.kind": "convnorm", "adversary.kind": "free", "train.precision": "bfloat16"},
@@ -173,10 +179,12 @@ def plain_kernels(name: str, arch: str) -> list[list[torch.Tensor]]:
     return [raw_kernels(network) for network in networks_of(pipeline, trainer)]
 
 
-@pytest.mark.parametrize("kind", CATALOGUE)
 @pytest.mark.parametrize(
-    ("name", "arch"),
-    [("gan", "dcgan"), ("gan", "sngan_resnet"), ("classification", "simple_cnn")],
+    ("name", "arch", "kind"),
+    [
+        *(("gan", arch, kind) for arch in ("dcgan", "sngan_resnet") for kind in CATALOGUE),
+        *(("classification", "simple_cnn", kind) for kind in CLASSIFIER_KINDS),
+    ],
 )
 def test_kinds_start_from_the_same_weights(name, arch, kind):
     """A kind that draws from the stream of the layers after it would start them elsewhere."""
@@ -191,7 +199,7 @@ def test_kinds_start_from_the_same_weights(name, arch, kind):
 def test_kinds_get_the_same_draws(pipeline):
     """Draws from a global stream would depend on what a normalizer drew before."""
     drawn = []
-    for kind in CATALOGUE:
+    for kind in pipeline.kinds:
         torch.manual_seed(len(drawn))  # the surroundings must not matter
         trainer = pipeline.make({**pipeline.drawn, "normalizer.kind": kind})
         take_step(trainer)

@@ -23,6 +23,7 @@ PLACES = {
     "affine": 11,
     "own": 12,
     "aol": 13,
+    "chain": 8,
 }
 
 # Of a light and a dark page.

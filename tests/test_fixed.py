@@ -17,6 +17,7 @@ KINDS = {
     "native": Normalizer("convnorm", grid="native"),
     "spectral": Normalizer("spectral"),
     "own": Normalizer("own"),
+    "aol": Normalizer("aol"),
     "weight": Normalizer("weight", multiplier=True),
 }
 
@@ -158,7 +159,7 @@ def test_gains_computed_in_inference_mode_serve_an_attack():
 
 
 @pytest.mark.parametrize("through_gain", [False, True])
-@pytest.mark.parametrize("kind", ["convnorm", "spectral", "oni", "own", "spectral_convnorm"])
+@pytest.mark.parametrize("kind", ["convnorm", "spectral", "oni", "own", "aol", "spectral_convnorm"])
 def test_a_gradient_is_refused_and_not_dropped(kind, through_gain):
     """An update of weights inside, whose gradients lack what went through the constants."""
     torch.manual_seed(0)

@@ -105,6 +105,7 @@ NORMALIZED = {
     "spectral": lambda layer: layer.weight,
     "oni": lambda layer: layer.weight,
     "own": lambda layer: layer.weight,
+    "aol": lambda layer: layer.weight,
     "spectral_convnorm": lambda layer: layer.operator_norm(),
 }
 
@@ -151,7 +152,7 @@ def test_measured_norms(allowed, kind):
 
 # Dynamo's own way to trace an autograd.Function.
 @pytest.mark.filterwarnings("ignore:.*Function'> should not be instantiated:DeprecationWarning")
-@pytest.mark.parametrize("kind", ["convnorm", "spectral", "oni", "own"])
+@pytest.mark.parametrize("kind", ["convnorm", "spectral", "oni", "own", "aol"])
 def test_a_compiled_layer_asks_again_when_the_setting_changes(kind):
     """A graph traced under the default, which rounds the gain where it is used afterwards."""
     torch.compiler.reset()

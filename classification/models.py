@@ -14,7 +14,7 @@ from convnorm.experiment.config import from_dict
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.run import checkpoint
 
-FORMAT = "convnorm-suite/classifier/3"
+FORMAT = "convnorm-suite/classifier/4"
 
 
 def build(

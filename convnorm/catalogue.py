@@ -61,8 +61,11 @@ class Kind:
     output: makes what normalizes a map of so many channels; None where nothing does.
     at_input: whether `output` also normalizes the maps of a discriminator's layers that see the
         image itself; `conv` always does its part.
-    reads: the fields of `Normalizer` that it reads. With "batch_norm" among them, BatchNorm
-        comes behind `output` where that option is on; nothing below has to speak of it.
+    reads: the fields of `Normalizer` that it reads: "scale" always, which the Normalizer applies.
+        With "batch_norm" among them, BatchNorm comes behind `output` where that option is on;
+        nothing below has to speak of it.
+    conv_scales: `conv` multiplies by `scale` itself. Else the normalizer multiplies the map that
+        `output` returns, or the weight where there is no `output`.
 
     What that is:
     is_affine: in evaluation mode, a convolution with its `output` is an affine map of its input.
@@ -71,6 +74,8 @@ class Kind:
     mixes_batch: in training, what becomes of an image depends on the others in its batch.
     ignores_scale: in training, a factor on all parameters of a convolution and its `output` but
         the biases changes nothing, so that a bound on them bounds nothing.
+
+    relu_gain: what a classifier, whose activations are ReLUs, multiplies `scale` by.
 
     What training does about it:
     penalty: what to add to the loss of a network, a scalar; None where nothing is added.
@@ -89,12 +94,14 @@ class Kind:
     linear: Callable[[nn.Linear, "Normalizer"], nn.Module] = _as_it_is
     output: Callable[[int, "Normalizer"], nn.Module | None] = _nothing
     at_input: bool = True
-    reads: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ("scale",)
+    conv_scales: bool = False
     is_affine: bool = True
     conv_has_shift: Callable[["Normalizer"], bool] = _never
     output_has_shift: Callable[["Normalizer"], bool] = _never
     mixes_batch: bool = False
     ignores_scale: Callable[["Normalizer"], bool] = _never
+    relu_gain: float = 1.0
     penalty: Callable[[nn.Module, "Normalizer"], torch.Tensor] | None = None
     statistics: tuple[str, ...] = ()
     observe: Callable[[nn.Module, torch.Tensor], None] | None = None
@@ -104,6 +111,11 @@ class Kind:
     def normalizes_linear(self) -> bool:
         """Whether it does anything to the last, linear layer of a discriminator."""
         return self.linear is not _as_it_is
+
+    @property
+    def normalizes_map(self) -> bool:
+        """Whether it has an `output`."""
+        return self.output is not _nothing
 
 
 def _batch(channels: int, options: "Normalizer") -> nn.BatchNorm2d:
@@ -138,9 +150,10 @@ def _iterate(layer: nn.Module) -> None:
 
 
 def _orthogonal(layer: nn.Module, parametrization: nn.Module, options: "Normalizer") -> nn.Module:
-    scale = Scale(options.scale, learned_rows=len(layer.weight) if options.multiplier else 0)
     parametrize.register_parametrization(layer, "weight", OutsideAutocast(parametrization))
-    parametrize.register_parametrization(layer, "weight", scale)
+    if options.multiplier:
+        multiplier = Scale(1.0, learned_rows=len(layer.weight))
+        parametrize.register_parametrization(layer, "weight", multiplier)
     return layer
 
 
@@ -173,11 +186,12 @@ def _convnorm(conv: nn.Conv2d, options: "Normalizer") -> ConvNorm2d:
         batch_norm=False,
         gradient_through_gain=options.gradient_through_gain,
         eps=options.eps,
+        scale=options.scale,
     )
 
 
 def _spectral_convnorm(conv: nn.Conv2d, options: "Normalizer") -> UnitOperatorNorm:
-    return UnitOperatorNorm(_convnorm(conv, options))
+    return UnitOperatorNorm(_convnorm(conv, options), scale=options.scale)
 
 
 def _affine(conv: nn.Conv2d, options: "Normalizer") -> nn.Sequential:
@@ -185,7 +199,8 @@ def _affine(conv: nn.Conv2d, options: "Normalizer") -> nn.Sequential:
     return nn.Sequential(conv, like.affine)
 
 
-CONVNORM = ("grid", "affine", "affine_init", "gradient_through_gain", "eps", "batch_norm")
+CONVNORM = ("scale", "grid", "affine", "affine_init", "gradient_through_gain", "eps", "batch_norm")
+RELU_GAIN = 2**0.5  # of orthogonal weights, by Huang et al. (2020); 1 in their GAN
 
 CATALOGUE: dict[str, Kind] = {
     # Really nothing.
@@ -194,7 +209,7 @@ CATALOGUE: dict[str, Kind] = {
     "batch": Kind(
         output=_batch,
         at_input=False,
-        reads=("multiplier",),
+        reads=("scale", "multiplier"),
         output_has_shift=_with_multiplier,
         mixes_batch=True,
         ignores_scale=_without_multiplier,
@@ -202,7 +217,7 @@ CATALOGUE: dict[str, Kind] = {
     # Over (C, H, W) of each sample (Ba et al., 2016).
     "layer": Kind(
         output=_layer,
-        reads=("multiplier",),
+        reads=("scale", "multiplier"),
         is_affine=False,
         output_has_shift=_with_multiplier,
         ignores_scale=_without_multiplier,
@@ -211,14 +226,14 @@ CATALOGUE: dict[str, Kind] = {
     "weight": Kind(
         conv=_weight,
         linear=_weight,
-        reads=("multiplier", "batch_norm"),
+        reads=("scale", "multiplier", "batch_norm"),
         ignores_scale=_without_multiplier,
     ),
     # Of the reshaped weight (Miyato et al., 2018), torch's own.
     "spectral": Kind(
         conv=_spectral,
         linear=_spectral,
-        reads=("batch_norm",),
+        reads=("scale", "batch_norm"),
         ignores_scale=_always,
         advance=_iterate,
     ),
@@ -226,6 +241,7 @@ CATALOGUE: dict[str, Kind] = {
     "convnorm": Kind(
         conv=_convnorm,
         reads=CONVNORM,
+        conv_scales=True,
         conv_has_shift=_with_affine,
         ignores_scale=lambda options: not options.affine,
     ),
@@ -236,6 +252,7 @@ CATALOGUE: dict[str, Kind] = {
         conv=_spectral_convnorm,
         linear=_spectral,
         reads=CONVNORM,
+        conv_scales=True,
         conv_has_shift=_with_affine,
         ignores_scale=_always,
         advance=_iterate,
@@ -245,19 +262,21 @@ CATALOGUE: dict[str, Kind] = {
     "oni": Kind(
         conv=_oni,
         linear=_oni,
-        reads=("multiplier", "batch_norm", "iterations", "groups", "scale", "as_published"),
+        reads=("scale", "multiplier", "batch_norm", "iterations", "groups", "as_published"),
+        relu_gain=RELU_GAIN,
         ignores_scale=lambda options: not options.multiplier and not options.as_published,
     ),
     # Orthogonal weight normalization of the reshaped weight (Huang et al., 2018).
     "own": Kind(
         conv=_own,
         linear=_own,
-        reads=("multiplier", "batch_norm", "groups", "scale"),
+        reads=("scale", "multiplier", "batch_norm", "groups"),
+        relu_gain=RELU_GAIN,
         ignores_scale=_without_multiplier,
     ),
     # Of operator norm 1 at most, by a bound on the products of a layer's columns (Prach & Lampert,
     # 2022), without their start at orthogonal kernels. A BatchNorm behind it voids the bound.
-    "aol": Kind(conv=_aol, linear=_aol, reads=("batch_norm",), ignores_scale=_always),
+    "aol": Kind(conv=_aol, linear=_aol, reads=("scale", "batch_norm"), ignores_scale=_always),
     # Ni & Koniusz, 2024: beside spectral norm, as published, and behind all convolutions of a
     # discriminator but those that see the image. Its penalty has the published weight.
     "chain": Kind(
@@ -265,6 +284,7 @@ CATALOGUE: dict[str, Kind] = {
         linear=_spectral,
         output=lambda channels, options: Chain(channels),
         at_input=False,
+        reads=("scale",),
         mixes_batch=True,
         ignores_scale=_always,
         penalty=lambda network, options: chains_penalty(network),
@@ -273,12 +293,14 @@ CATALOGUE: dict[str, Kind] = {
         advance=_iterate,
     ),
     # Orthogonal convolutions by a penalty (Wang et al., 2020).
-    "ocnn": Kind(reads=("batch_norm", "penalty_weight", "as_published"), penalty=_orthogonality),
+    "ocnn": Kind(
+        reads=("scale", "batch_norm", "penalty_weight", "as_published"), penalty=_orthogonality
+    ),
     # The control for convnorm with affine and batch_norm: these two, without the filter.
     "affine": Kind(
         conv=_affine,
         output=lambda channels, options: nn.BatchNorm2d(channels),
-        reads=("affine_init",),
+        reads=("scale", "affine_init"),
         conv_has_shift=_always,
         output_has_shift=_always,
         mixes_batch=True,

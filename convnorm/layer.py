@@ -1,5 +1,6 @@
 """ConvNorm2d: a drop-in nn.Conv2d whose output channels are normalized by their spectrum."""
 
+import math
 from collections.abc import Mapping
 from typing import Literal
 
@@ -37,6 +38,7 @@ class ConvNorm2d(nn.Conv2d):
     batch_norm: BatchNorm2d at the end.
     gradient_through_gain: let gradients flow through the gain (published: no).
     eps: added to the energy, relative to its mean over frequencies; bounds the gain.
+    scale: a factor on the filtered map; it sees neither the bias nor what comes behind.
     bias: added after the filter, where it is a plain offset of the channel.
 
     padding_mode: "zeros" as above. "circular": the map itself is the ring (padding may not
@@ -71,6 +73,7 @@ class ConvNorm2d(nn.Conv2d):
         batch_norm: bool = True,
         gradient_through_gain: bool = False,
         eps: float = 1e-6,
+        scale: float = 1.0,
     ):
         if grid not in GRIDS:
             raise ValueError(f"grid must be one of {GRIDS}, not {grid!r}")
@@ -78,6 +81,8 @@ class ConvNorm2d(nn.Conv2d):
             raise ValueError(f"affine_init must be one of {AFFINE_INITS}, not {affine_init!r}")
         if eps < 0:
             raise ValueError(f"eps must be 0 or more, not {eps}")
+        if not 0 < scale < math.inf:
+            raise ValueError(f"scale must be more than 0 and finite, not {scale}")
         factory = {"device": device, "dtype": dtype}
         super().__init__(
             in_channels,
@@ -94,6 +99,7 @@ class ConvNorm2d(nn.Conv2d):
         self.grid = grid
         self.gradient_through_gain = gradient_through_gain
         self.eps = eps
+        self.scale = scale
         if grid == "full" and padding_mode == "circular":
             check_ring(self._pads(), self.kernel_size, self.dilation)
         self.affine = self._depthwise_affine(affine_init, factory) if affine else None
@@ -151,6 +157,8 @@ class ConvNorm2d(nn.Conv2d):
             eps=self.eps,
             gradient_through_gain=self.gradient_through_gain,
         )
+        if self.scale != 1:
+            y = self.scale * y
         if self.bias is not None:
             y = y + self.bias.to(y.dtype)[:, None, None]
         if self.affine is not None:
@@ -160,7 +168,8 @@ class ConvNorm2d(nn.Conv2d):
         return y
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, grid={self.grid!r}, eps={self.eps:g}"
+        scale = f", scale={self.scale:g}" if self.scale != 1 else ""
+        return f"{super().extra_repr()}, grid={self.grid!r}, eps={self.eps:g}{scale}"
 
 
 def from_reference(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

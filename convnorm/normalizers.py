@@ -4,6 +4,7 @@ Networks build plain convolutions and pass each one through a `Normalizer`; they
 kind. Whoever needs to know something of the kind asks the Normalizer.
 """
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from convnorm.catalogue import CATALOGUE, Kind
+from convnorm.scale import scale_map, scale_weight
 
 
 class Normalized(nn.Sequential):
@@ -58,6 +60,9 @@ class Normalizer:
 
     Args:
         kind: how layers are normalized, as in CATALOGUE.
+        scale: a factor on what the kind makes of each layer, also of one that it leaves alone: on
+            the weight or the map, never on a bias; where there is a multiplier, its start. What is
+            published has 1. Classifiers multiply orthogonal weights by sqrt(2) on top.
         multiplier: with the kind's own learned scale (and shift); without in a discriminator by
             Miyato et al. (2018).
         batch_norm: BatchNorm after each convolution.
@@ -68,8 +73,6 @@ class Normalizer:
         eps: what keeps ConvNorm's gain finite, as in ConvNorm2d.
         iterations: of Newton's method.
         groups: of rows of orthogonal weights.
-        scale: what orthogonal weights are multiplied by (the start of the multiplier): sqrt(2) for
-            networks with ReLU by Huang et al. (2020), 1 in their GAN.
         penalty_weight: with 1e-3, a learning rate of 0.1 and momentum 0.9 it brings the norm of a
             filter to 1 with a time constant of 125 steps. The paper's 0.1 is for the published
             value, a norm and not its square.
@@ -80,6 +83,7 @@ class Normalizer:
     """
 
     kind: str = field(metadata={"reads": _Reads()})
+    scale: float = _number(1.0, 1e-6, 1000)
     multiplier: bool = False
     batch_norm: bool = False
     grid: Literal["full", "native"] = "full"
@@ -89,7 +93,6 @@ class Normalizer:
     eps: float = _number(1e-6, 0, 1000)
     iterations: int = _number(5, 1, 100)
     groups: int = _number(1, 1, 65_536)
-    scale: float = _number(2**0.5, 1e-6, 1000)
     penalty_weight: float = _number(1e-3, 0, 10**6)
     as_published: bool = False
 
@@ -136,6 +139,13 @@ class Normalizer:
         # BatchNorm behind a kind has a factor of its own.
         return self.definition.ignores_scale(self) and not self.adds_batch_norm
 
+    def for_relu(self) -> "Normalizer":
+        """The same for a network of ReLUs: its scale times the kind's `relu_gain`."""
+        scale = self.scale * self.definition.relu_gain
+        twin = copy.copy(self)
+        object.__setattr__(twin, "scale", scale)  # `replace` would refuse one beyond the range
+        return twin
+
     def penalty(self, network: nn.Module) -> torch.Tensor | None:
         """What to add to the loss of a normalized network, a scalar; None for most kinds."""
         penalty = self.definition.penalty
@@ -156,14 +166,20 @@ class Normalizer:
         kinds build the rest of a network from the same random numbers.
         """
         with torch.random.fork_rng(devices=[]):
-            return self._marked(self.definition.conv(conv, self))
+            made = self.definition.conv(conv, self)
+        scaled = self.definition.conv_scales or self.definition.normalizes_map
+        return self._marked(made if scaled else scale_weight(made, self.scale))
 
     def output(self, channels: int) -> list[nn.Module]:
         """What normalizes a map of so many channels, in its order; empty for many kinds."""
         with torch.random.fork_rng(devices=[]):
             own = self.definition.output(channels, self)
-            added = nn.BatchNorm2d(channels) if self.adds_batch_norm else None
-            return [self._marked(module) for module in (own, added) if module is not None]
+            modules = [] if own is None else [own]
+            if own is not None and not self.definition.conv_scales:
+                modules = scale_map(own, self.scale)
+            if self.adds_batch_norm:
+                modules.append(nn.BatchNorm2d(channels))
+            return [self._marked(module) for module in modules]
 
     def __call__(
         self, layer: nn.Conv2d | nn.Linear, *, at_input: bool = False, output_first: bool = False
@@ -175,10 +191,11 @@ class Normalizer:
         """
         if isinstance(layer, nn.Linear):
             with torch.random.fork_rng(devices=[]):
-                return self._marked(self.definition.linear(layer, self))
+                made = self.definition.linear(layer, self)
+            return self._marked(scale_weight(made, self.scale))
         conv = self.convolution(layer)
-        if at_input and not self.definition.at_input:
-            return conv
+        if at_input and not self.definition.at_input:  # no map is there to be scaled
+            return scale_weight(conv, self.scale)
         output = self.output(layer.in_channels if output_first else layer.out_channels)
         if not output:
             return conv

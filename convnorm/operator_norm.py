@@ -14,11 +14,14 @@ class UnitOperatorNorm(nn.Module):
     Spectral norm (Miyato et al., 2018) takes the norm of the reshaped weight; this takes that of
     the linear map which the layer computes on `size` x `size` maps. Each forward pass in training
     does one iteration, in evaluation none. Gradients flow through the norm.
+
+    scale: the norm that is left. `layer` has it as a factor before its own offset.
     """
 
-    def __init__(self, layer: nn.Conv2d, size: int = 16):
+    def __init__(self, layer: nn.Conv2d, size: int = 16, scale: float = 1.0):
         super().__init__()
         self.layer = layer
+        self.scale = scale
         u = torch.randn(1, layer.in_channels, size, size, device=layer.weight.device)
         self.register_buffer("u", u / u.norm())
         for _ in range(15):  # as torch's spectral_norm: start close to the fixed point
@@ -53,4 +56,6 @@ class UnitOperatorNorm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         norm = self.operator_norm().clamp(min=1e-12)
         y = self.layer(x)
+        # The norm holds the factor that the layer has before its offset, and takes it away again.
+        norm = norm if self.scale == 1 else norm / self.scale
         return y / norm.to(y.dtype)

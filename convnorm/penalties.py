@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from convnorm.scale import unscaled_weight
+
 
 def ocnn(conv: nn.Conv2d, as_published: bool = False) -> torch.Tensor:
     """The penalty of orthogonal convolutions (Wang et al., CVPR 2020, arXiv 1911.12207): a scalar.
@@ -23,6 +25,8 @@ def ocnn(conv: nn.Conv2d, as_published: bool = False) -> torch.Tensor:
     as_published: the value in the published code. A norm, not its square; the padding is 1, so
     shifts beyond 1 are left out and with a stride of 2 the kernel unshifted too, whose 1 is
     expected at another shift; 1 x 1 kernels are compared with orthogonal matrices.
+
+    K is without the constant factor of a Normalizer's `scale`: it is K that has to be orthogonal.
     """
     with torch.autocast(conv.weight.device.type, enabled=False):
         return _published(conv) if as_published else _squared_distance(conv)
@@ -40,7 +44,7 @@ def orthogonality(network: nn.Module, as_published: bool = False) -> torch.Tenso
 
 def _squared_distance(conv: nn.Conv2d) -> torch.Tensor:
     # Kernels of different groups see different inputs: products within a group only.
-    K = conv.weight.unflatten(0, (conv.groups, -1))  # (G, O / G, I / G, k_h, k_w)
+    K = unscaled_weight(conv).unflatten(0, (conv.groups, -1))  # (G, O / G, I / G, k_h, k_w)
     height, width = conv.kernel_size
     # Taps d apart meet at shifts that d divides: in units of taps the stride is this.
     step_y, step_x = (s // math.gcd(s, d) for s, d in zip(conv.stride, conv.dilation, strict=True))
@@ -60,7 +64,7 @@ def _squared_distance(conv: nn.Conv2d) -> torch.Tensor:
 
 
 def _published(conv: nn.Conv2d) -> torch.Tensor:
-    K = conv.weight
+    K = unscaled_weight(conv)
     if K.shape[2:] == (1, 1):
         matrix = K.flatten(1)
         gram = matrix @ matrix.T if len(matrix) < matrix.shape[1] else matrix.T @ matrix

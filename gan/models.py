@@ -17,7 +17,7 @@ from gan.config import GanConfig
 from gan.gradient_normalization import GradientNormalized
 from gan.networks import build_discriminator, build_generator
 
-FORMAT = "convnorm-suite/gan/4"
+FORMAT = "convnorm-suite/gan/5"
 SAMPLES = "samples"  # the stream of the latents whose images are scored and written
 
 

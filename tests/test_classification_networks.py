@@ -89,6 +89,10 @@ class Recorder:
         self.has_shift, self.conv_has_shift = inner.has_shift, inner.conv_has_shift
         self.layers, self.weights, self.results = [], [], []
 
+    def for_relu(self):
+        self.inner = self.inner.for_relu()
+        return self
+
     def __call__(self, layer):
         self.layers.append(layer)
         self.weights.append(layer.weight.detach().clone())

@@ -310,7 +310,7 @@ def test_a_checkpoint_of_another_format_is_refused_in_one_line(tmp_path):
     classifier_run(tmp_path)
     state = state_of(tmp_path)
     checkpoint.save(tmp_path / "last.pt", {**state, "format": "convnorm-suite/classifier/1"})
-    with pytest.raises(InputError, match=r"classifier/1'; expected .*classifier/3") as refused:
+    with pytest.raises(InputError, match=r"classifier/1'; expected .*classifier/4") as refused:
         classifier_run(tmp_path)
     assert "\n" not in str(refused.value)
 

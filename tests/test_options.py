@@ -58,7 +58,7 @@ GAN = {
     "normalizer.eps": ({}, 0.1),
     "normalizer.iterations": ({"normalizer.kind": "oni"}, 2),
     "normalizer.groups": ({"normalizer.kind": "oni"}, 2),
-    "normalizer.scale": ({"normalizer.kind": "oni"}, 1.0),
+    "normalizer.scale": ({}, 2.0),
     "normalizer.penalty_weight": ({"normalizer.kind": "ocnn"}, 0.1),
     "normalizer.as_published": (
         {"normalizer.kind": "ocnn", "normalizer.penalty_weight": 1.0},
@@ -133,7 +133,7 @@ CLASSIFIER = {
     "normalizer.eps": ({}, 0.1),
     "normalizer.iterations": ({"normalizer.kind": "oni"}, 2),
     "normalizer.groups": ({"normalizer.kind": "own"}, 2),
-    "normalizer.scale": ({"normalizer.kind": "oni", "normalizer.batch_norm": False}, 1.0),
+    "normalizer.scale": ({"normalizer.batch_norm": False}, 2.0),
     "normalizer.penalty_weight": ({"normalizer.kind": "ocnn"}, 0.1),
     "normalizer.as_published": (
         {"normalizer.kind": "ocnn", "normalizer.penalty_weight": 1.0},

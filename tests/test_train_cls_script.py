@@ -152,7 +152,7 @@ def test_a_gan_in_the_folder_is_no_classifier(tmp_path):
         tmp_path / "output.txt", script, "fid.py", str(tmp_path / "run"), "digits"
     ).end()
     assert code == 2
-    assert "holds 'convnorm-suite/classifier/3'; expected a checkpoint of format" in output
+    assert "holds 'convnorm-suite/classifier/4'; expected a checkpoint of format" in output
 
 
 def test_the_tiny_config_is_what_the_command_line_gives():

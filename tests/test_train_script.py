@@ -140,7 +140,7 @@ def test_a_damaged_checkpoint_is_named_and_kept(damage, tmp_path):
     assert (code, output) == (
         2,
         f"error: {last}: damaged or not a checkpoint of this version; "
-        "expected one of format 'convnorm-suite/gan/4'\n",
+        "expected one of format 'convnorm-suite/gan/5'\n",
     )
     assert last.read_bytes() == content
 

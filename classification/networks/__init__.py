@@ -101,7 +101,7 @@ def build_network(
         sizes = f"{arch} with {settings} expects {stride} to {LARGEST}"
         raise InputError(f"data.image_size: {image_size}, {sizes}")
     _check_data(num_classes, channels, mean, std)
-    build = Builder(normalizer, ACTIVATIONS[activation], norm_position)
+    build = Builder(normalizer.for_relu(), ACTIVATIONS[activation], norm_position)
     features, num_features = architecture.features(build, chosen, channels=channels)
     return nn.Sequential(
         OrderedDict(

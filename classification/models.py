@@ -13,6 +13,7 @@ from convnorm.experiment import streams
 from convnorm.experiment.config import from_dict
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.run import checkpoint
+from convnorm.normalizers import fit_to_maps
 
 FORMAT = "convnorm-suite/classifier/4"
 
@@ -27,21 +28,23 @@ def build(
 
     mean, std: of the training images in [0, 1], one a channel; loading a checkpoint replaces them.
     """
-    model = config.model
+    model, size = config.model, config.data.image_size
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(streams.generator("cpu", config.seed, "classifier").initial_seed())
-        return build_network(
+        network = build_network(
             model.arch,
             config.normalizer,
             num_classes=num_classes,
             channels=len(mean),
-            image_size=config.data.image_size,
+            image_size=size,
             mean=mean,
             std=std,
             options=model.options,
             activation=model.activation,
             norm_position=model.norm_position,
         )
+        fit_to_maps(network, torch.zeros(1, len(mean), size, size))
+    return network
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ To add one, add a `Kind` to `CATALOGUE`: no other list of kinds exists. What the
 decides is in convnorm.parametrizations, what the loss does about it in convnorm.penalties.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,10 +15,20 @@ from torch.nn.utils import parametrizations, parametrize
 
 from convnorm.aol import AOL
 from convnorm.chain import Chain, chains_penalty, observe
+from convnorm.group_norm import GroupNorm
 from convnorm.layer import ConvNorm2d
-from convnorm.operator_norm import UnitOperatorNorm
-from convnorm.parametrizations import ONI, OWN, OutsideAutocast, Scale, UnitRows
+from convnorm.operator_norm import OperatorNorm, UnitOperatorNorm
+from convnorm.parametrizations import (
+    ONI,
+    OWN,
+    Bidirectional,
+    OutsideAutocast,
+    Scale,
+    StandardizedRows,
+    UnitRows,
+)
 from convnorm.penalties import orthogonality
+from convnorm.precision import convolutions_are_rounded
 
 if TYPE_CHECKING:
     from convnorm.normalizers import Normalizer
@@ -67,6 +78,9 @@ class Kind:
     conv_scales: `conv` multiplies by `scale` itself. Else the normalizer multiplies the map that
         `output` returns, or the weight where there is no `output`.
 
+    fit: adapts a normalized layer to the size (N, C, H, W) of its input; `fit_to_maps` calls it
+        once, behind the building of a network. None where no size matters.
+
     What that is:
     is_affine: in evaluation mode, a convolution with its `output` is an affine map of its input.
     conv_has_shift, output_has_shift: what `conv` returns, and `output`, adds a learned offset to
@@ -96,6 +110,7 @@ class Kind:
     at_input: bool = True
     reads: tuple[str, ...] = ("scale",)
     conv_scales: bool = False
+    fit: Callable[[nn.Module, torch.Size], None] | None = None
     is_affine: bool = True
     conv_has_shift: Callable[["Normalizer"], bool] = _never
     output_has_shift: Callable[["Normalizer"], bool] = _never
@@ -126,6 +141,14 @@ def _layer(channels: int, options: "Normalizer") -> nn.GroupNorm:
     return nn.GroupNorm(1, channels, affine=options.multiplier)
 
 
+def _group(channels: int, options: "Normalizer") -> GroupNorm:
+    return GroupNorm(math.gcd(NUM_GROUPS, channels), channels, affine=options.multiplier)
+
+
+def _instance(channels: int, options: "Normalizer") -> GroupNorm:
+    return GroupNorm(channels, channels, affine=options.multiplier)
+
+
 def _weight(layer: nn.Module, options: "Normalizer") -> nn.Module:
     if options.multiplier:
         return parametrizations.weight_norm(layer)
@@ -138,6 +161,35 @@ def _spectral(layer: nn.Module, options: "Normalizer") -> nn.Module:
     norms = layer.parametrizations.weight
     norms[0] = OutsideAutocast(norms[0])
     return layer
+
+
+def _bidirectional(conv: nn.Conv2d, options: "Normalizer") -> nn.Conv2d:
+    norms = OutsideAutocast(Bidirectional(conv.weight, conv.groups))
+    parametrize.register_parametrization(conv, "weight", norms)
+    return conv
+
+
+def _standardized(conv: nn.Conv2d, options: "Normalizer") -> nn.Conv2d:
+    parametrize.register_parametrization(conv, "weight", StandardizedRows())
+    return conv
+
+
+def _operator(conv: nn.Conv2d, options: "Normalizer") -> nn.Conv2d:
+    norm = OutsideAutocast(OperatorNorm(conv), rounded=convolutions_are_rounded)
+    parametrize.register_parametrization(conv, "weight", norm)
+    return conv
+
+
+def _fit_operator_norms(layer: nn.Module, size: torch.Size) -> None:
+    """Take the operator norms in a layer at the size of its input, (N, C, H, W)."""
+    for module in layer.modules():
+        if isinstance(module, UnitOperatorNorm):
+            module.fit(size[2:])
+        elif parametrize.is_parametrized(module, "weight"):
+            stored = module.parametrizations.weight
+            for norm in stored.modules():
+                if isinstance(norm, OperatorNorm):
+                    norm.fit(stored.original, size[2:])
 
 
 def _iterate(layer: nn.Module) -> None:
@@ -200,6 +252,7 @@ def _affine(conv: nn.Conv2d, options: "Normalizer") -> nn.Sequential:
 
 
 CONVNORM = ("scale", "grid", "affine", "affine_init", "gradient_through_gain", "eps", "batch_norm")
+NUM_GROUPS = 32  # of channels, by Wu & He (2018)
 RELU_GAIN = 2**0.5  # of orthogonal weights, by Huang et al. (2020); 1 in their GAN
 
 CATALOGUE: dict[str, Kind] = {
@@ -222,6 +275,22 @@ CATALOGUE: dict[str, Kind] = {
         output_has_shift=_with_multiplier,
         ignores_scale=_without_multiplier,
     ),
+    # Over 32 groups of channels of each sample (Wu & He, 2018), or as many as divide both.
+    "group": Kind(
+        output=_group,
+        reads=("scale", "multiplier"),
+        is_affine=False,
+        output_has_shift=_with_multiplier,
+        ignores_scale=_without_multiplier,
+    ),
+    # Over each channel of each sample (Ulyanov et al., 2016), without running statistics.
+    "instance": Kind(
+        output=_instance,
+        reads=("scale", "multiplier"),
+        is_affine=False,
+        output_has_shift=_with_multiplier,
+        ignores_scale=_without_multiplier,
+    ),
     # Salimans & Kingma, 2016; without a multiplier every row has norm 1.
     "weight": Kind(
         conv=_weight,
@@ -237,6 +306,21 @@ CATALOGUE: dict[str, Kind] = {
         ignores_scale=_always,
         advance=_iterate,
     ),
+    # Of both reshapings of the weight (Lin et al., 2021); with `scale` it is their BSSN. A matrix
+    # has the same norm in both, so a linear layer has spectral norm.
+    "bidirectional": Kind(
+        conv=_bidirectional,
+        linear=_spectral,
+        reads=("scale", "batch_norm"),
+        ignores_scale=_always,
+        advance=_iterate,
+    ),
+    # Qiao et al., 2019, of convolutions. Its gain is large: sqrt(n) for n inputs of an output.
+    "weight_standardization": Kind(
+        conv=_standardized,
+        reads=("scale", "batch_norm"),
+        ignores_scale=_always,
+    ),
     # Liu et al., 2021. Its affine has a scale of its own.
     "convnorm": Kind(
         conv=_convnorm,
@@ -245,14 +329,25 @@ CATALOGUE: dict[str, Kind] = {
         conv_has_shift=_with_affine,
         ignores_scale=lambda options: not options.affine,
     ),
-    # ConvNorm divided by its own operator norm, with its affine. ConvNorm does not see the scale
-    # of a weight, so spectral norm of the weight before it would change nothing. The operator norm
-    # is 1 on 16 x 16 maps: about 1 % more on larger ones, less on smaller ones.
+    # The operator norm of the convolution on maps of its own size (Gouk et al., 2018): what
+    # spectral norm stands for, and the control for spectral_convnorm.
+    "operator": Kind(
+        conv=_operator,
+        linear=_spectral,
+        reads=("scale", "batch_norm"),
+        fit=_fit_operator_norms,
+        ignores_scale=_always,
+        advance=_iterate,
+    ),
+    # ConvNorm divided by its own operator norm, with its affine, on maps of its own size.
+    # ConvNorm does not see the scale of a weight, so spectral norm of the weight before it would
+    # change nothing.
     "spectral_convnorm": Kind(
         conv=_spectral_convnorm,
         linear=_spectral,
         reads=CONVNORM,
         conv_scales=True,
+        fit=_fit_operator_norms,
         conv_has_shift=_with_affine,
         ignores_scale=_always,
         advance=_iterate,

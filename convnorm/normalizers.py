@@ -216,6 +216,38 @@ def normalized_layers(network: nn.Module) -> Iterator[tuple[str, nn.Module, Norm
             yield name, module, normalizer
 
 
+def fit_to_maps(network: nn.Module, *example: torch.Tensor) -> None:
+    """Adapt each normalized layer to the size of its input, where its kind asks for it.
+
+    `example` is one input of the network. State, modes and the global random state stay as they
+    are, but for what is fitted; a network without such layers is not run.
+    """
+    fits = {
+        layer: normalizer.definition.fit
+        for _, layer, normalizer in normalized_layers(network)
+        if normalizer.definition.fit is not None
+    }
+    if not fits:
+        return
+    sizes: dict[nn.Module, torch.Size] = {}
+
+    def record(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        sizes[module] = inputs[0].shape
+
+    hooks = [layer.register_forward_pre_hook(record) for layer in fits]
+    modes = {module: module.training for module in network.modules()}
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            network.eval()(*example)
+            for layer, size in sizes.items():
+                fits[layer](layer, size)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, training in modes.items():
+            module.training = training
+
+
 def _check(option: str, value: object, allowed: bool, expected: object) -> None:
     if not allowed:
         raise ValueError(f"normalizer.{option}: {value!r} is not allowed; expected {expected}")

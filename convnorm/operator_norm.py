@@ -1,11 +1,80 @@
-"""A layer divided by its operator norm: spectral norm of the map that it really computes."""
+"""A layer divided by its operator norm: spectral norm of the map that it really computes.
+
+That norm depends on the size of the map, so both forms are fitted to it (`fit_to_maps`); before,
+they take 16 x 16.
+"""
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from convnorm.fixed import computed_once
+from convnorm.parametrizations import WARM_UP
 from convnorm.precision import convolutions_are_rounded, in_float64
+
+UNFITTED = 16  # height and width of a map that nothing is known of
+
+
+class OperatorNorm(nn.Module):
+    """The weight of a convolution divided by the convolution's operator norm, as a parametrization.
+
+    The operator is the convolution as it is, without its bias: with its stride, padding of any
+    mode, dilation and groups, on maps of one size. A power iteration with the convolution and its
+    adjoint tracks the first right singular vector `u`, (1, I, H, W) (Gouk et al., 2018, arXiv
+    1804.04368; Ryu et al., 2019): a step in every pass in training, in evaluation none. Gradients
+    flow through the norm with u constant, as in spectral norm.
+    """
+
+    def __init__(self, conv: nn.Conv2d):
+        super().__init__()
+        self.in_channels = conv.in_channels
+        self.stride, self.dilation, self.groups = conv.stride, conv.dilation, conv.groups
+        self.pads = tuple(conv._reversed_padding_repeated_twice)
+        self.padding_mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+        reach = [d * (k - 1) + 1 for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+        self.fit(conv.weight, torch.Size(max(UNFITTED, r) for r in reach))
+
+    @torch.no_grad()
+    def fit(self, weight: torch.Tensor, size: torch.Size) -> None:
+        """Take the norm on maps of `size`, (H, W), from now on; draws a new start of `u`."""
+        u = torch.randn(1, self.in_channels, *size, dtype=weight.dtype, device=weight.device)
+        self.register_buffer("u", u / u.norm())
+        for _ in range(WARM_UP):
+            self._iterate(weight)
+
+    def _convolution(self, u: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        padded = F.pad(u, self.pads, self.padding_mode)
+        return F.conv2d(padded, weight, None, self.stride, 0, self.dilation, self.groups)
+
+    def _adjoint(self, y: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """<_convolution(u), y> = <u, _adjoint(y)> for all u and y."""
+        channels, height, width = self.u.shape[1:]
+        left, right, top, bottom = self.pads
+        padded = (1, channels, height + top + bottom, width + left + right)
+        geometry = (self.stride, 0, self.dilation, self.groups)
+        z = torch.nn.grad.conv2d_input(padded, weight, y, *geometry)
+        if self.padding_mode == "constant":
+            return z[:, :, top : top + height, left : left + width]
+        # Each number of the padded map goes back to the place that it was copied from.
+        places = torch.arange(height * width, dtype=torch.float64, device=z.device)
+        places = F.pad(places.view(1, 1, height, width), self.pads, self.padding_mode)
+        image = z.new_zeros(channels, height * width)
+        image.index_add_(1, places.flatten().long(), z[0].flatten(1))
+        return image.view_as(self.u)
+
+    @torch.no_grad()
+    def _iterate(self, weight: torch.Tensor) -> None:
+        z = self._adjoint(self._convolution(self.u, weight), weight)
+        norm = z.norm()
+        # Of a weight of zeros nothing would be left, and u stayed 0 for ever.
+        self.u.copy_(torch.where(norm > 0, z / norm.clamp(min=1e-30), self.u))
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self._iterate(weight)
+        # A copy: the next pass moves u, and a backward pass may still need it as it is.
+        norm = self._convolution(self.u.clone(), weight).norm()
+        return weight / norm.clamp(min=1e-12)
 
 
 class UnitOperatorNorm(nn.Module):
@@ -18,17 +87,22 @@ class UnitOperatorNorm(nn.Module):
     scale: the norm that is left. `layer` has it as a factor before its own offset.
     """
 
-    def __init__(self, layer: nn.Conv2d, size: int = 16, scale: float = 1.0):
+    def __init__(self, layer: nn.Conv2d, size: int = UNFITTED, scale: float = 1.0):
         super().__init__()
         self.layer = layer
         self.scale = scale
-        u = torch.randn(1, layer.in_channels, size, size, device=layer.weight.device)
+        self.fit(torch.Size((size, size)))
+
+    def fit(self, size: torch.Size) -> None:
+        """Take the norm on maps of `size`, (H, W), from now on; draws a new start of `u`."""
+        weight = self.layer.weight
+        u = torch.randn(1, self.layer.in_channels, *size, device=weight.device)
         self.register_buffer("u", u / u.norm())
-        for _ in range(15):  # as torch's spectral_norm: start close to the fixed point
+        for _ in range(WARM_UP):
             self.iterate()
 
     def _linear(self, u: torch.Tensor) -> torch.Tensor:
-        """The layer without its offset, on u: (1, I, size, size)."""
+        """The layer without its offset, on u: (1, I, H, W)."""
         if convolutions_are_rounded(u.device.type):
             return in_float64(self.layer, u) - in_float64(self.layer, torch.zeros_like(u))
         return self.layer(u) - self.layer(torch.zeros_like(u))

@@ -7,6 +7,7 @@ hold for the convolution: with a matrix of norm 1 its norm lies between 1 and sq
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from torch import nn
 from convnorm.fixed import computed_once
 from convnorm.precision import in_float64, products_are_rounded
 
+WARM_UP = 15  # power iterations before the first use, as in torch's spectral_norm
 # Eigenvalues below this are rounding errors, in float32, of a matrix of norm 1.
 SMALLEST = 1e-6
 
@@ -24,6 +26,79 @@ class UnitRows(nn.Module):
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         return F.normalize(weight.flatten(1), dim=1).view_as(weight)
+
+
+class StandardizedRows(nn.Module):
+    """Every row of the reshaped weight (O, I * k_h * k_w) has mean 0 and standard deviation 1.
+
+    Weight standardization (Qiao et al., 2019, arXiv 1903.10520), with the published code's
+    standard deviation: over n - 1 of the n numbers of a row, and 1e-5 added to it. So a row has
+    norm sqrt(n - 1), and a layer multiplies independent inputs of mean 0 by about sqrt(n): 5 for
+    3x3 kernels of 3 channels, 48 for those of 256. It is meant to stand before a normalizer of the
+    map, which takes that gain away. A row of one number has no deviation and stays as it is.
+    """
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        rows = weight.flatten(1)
+        if rows.shape[1] == 1:
+            return weight
+        deviation = rows.std(dim=1, keepdim=True) + 1e-5
+        return (centred(rows, 1) / deviation).view_as(weight)
+
+
+class LargestSingularValue(nn.Module):
+    """Of a matrix that changes little from call to call, by a power iteration.
+
+    Each call in training does one iteration, in evaluation none. Gradients flow through the
+    matrix, with the singular vectors constant.
+    """
+
+    def __init__(self, matrix: torch.Tensor):
+        super().__init__()
+        u = torch.randn(len(matrix), dtype=matrix.dtype, device=matrix.device)
+        self.register_buffer("u", F.normalize(u, dim=0))  # the left one
+        for _ in range(WARM_UP):
+            self._iterate(matrix)
+
+    @torch.no_grad()
+    def _iterate(self, matrix: torch.Tensor) -> None:
+        v = F.normalize(torch.mv(matrix.mT, self.u), dim=0)
+        self.u.copy_(F.normalize(torch.mv(matrix, v), dim=0))
+
+    def forward(self, matrix: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self._iterate(matrix)
+        # A copy: the next call moves u, and a backward pass may still need it as it is.
+        return torch.mv(matrix.mT, self.u.clone()).norm()
+
+
+class Bidirectional(nn.Module):
+    """The weight of a convolution over the mean of the norms of its two reshapings.
+
+    Bidirectional spectral normalization (Lin, Sekar & Fanti, NeurIPS 2021, arXiv 2009.02773):
+    W / ((s1 + s2) / 2) with s1 of the matrix (O, I / G * k_h * k_w), which spectral norm takes,
+    and s2 of (I, O / G * k_h * k_w), that of the transposed convolution. In the paper gradients
+    also flow through the power iteration; here, as in torch's spectral norm, they do not.
+
+    conv_groups: `groups` of the convolution, G.
+    """
+
+    def __init__(self, weight: torch.Tensor, conv_groups: int = 1):
+        super().__init__()
+        self.conv_groups = conv_groups
+        with torch.no_grad():
+            self.forward_norm = LargestSingularValue(weight.flatten(1))
+            self.backward_norm = LargestSingularValue(self._transposed(weight))
+
+    def _transposed(self, weight: torch.Tensor) -> torch.Tensor:
+        """The matrix whose rows are the inputs: each meets the outputs of its own group."""
+        by_group = weight.unflatten(0, (self.conv_groups, -1))
+        return by_group.transpose(1, 2).flatten(0, 1).flatten(1)
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        s1 = self.forward_norm(weight.flatten(1))
+        s2 = self.backward_norm(self._transposed(weight))
+        return weight / ((s1 + s2) / 2).clamp(min=1e-12)
 
 
 class Scale(nn.Module):
@@ -45,19 +120,25 @@ class OutsideAutocast(nn.Module):
     """A parametrization in full precision, computed once inside `fixed_weights`.
 
     Autocast would run its matrix products, and those of a power iteration, in half precision;
-    and where float32 products may be rounded (TF32, bfloat16), it is computed in float64.
+    and where float32 products may be rounded (TF32, bfloat16), it is computed in float64. `rounded`
+    says where; the default speaks of matrix products.
     """
 
-    def __init__(self, parametrization: nn.Module):
+    def __init__(
+        self,
+        parametrization: nn.Module,
+        rounded: Callable[[str], bool] = products_are_rounded,
+    ):
         super().__init__()
         self.parametrization = parametrization
+        self.rounded = rounded
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         with torch.autocast(weight.device.type, enabled=False):
             return computed_once(self._compute, weight)
 
     def _compute(self, weight: torch.Tensor) -> torch.Tensor:
-        if weight.dtype == torch.float32 and products_are_rounded(weight.device.type):
+        if weight.dtype == torch.float32 and self.rounded(weight.device.type):
             return in_float64(self.parametrization, weight)
         return self.parametrization(weight)
 

@@ -13,6 +13,7 @@ from convnorm.experiment.config import from_dict
 from convnorm.experiment.data.pixels import to_uint8
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.run import checkpoint
+from convnorm.normalizers import fit_to_maps
 from gan.config import GanConfig
 from gan.gradient_normalization import GradientNormalized
 from gan.networks import build_discriminator, build_generator
@@ -48,6 +49,9 @@ def build(config: GanConfig, channels: int) -> tuple[nn.Module, nn.Module]:
             channels=channels,
             options=model.options,
         )
+        size = config.data.image_size
+        labels = torch.zeros(1, dtype=torch.long)
+        fit_to_maps(discriminator, torch.zeros(1, channels, size, size), labels)
     if model.gradient_normalization:
         discriminator = GradientNormalized(OrderedDict(discriminator.named_children()))
     return generator, discriminator

@@ -1,4 +1,4 @@
-"""ONI and OWN against singular value decompositions in float64, and their gradients."""
+"""Parametrized weights against singular value decompositions in float64, and their gradients."""
 
 import math
 
@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from convnorm import Normalizer
 from convnorm.parametrizations import ONI, OWN, OutsideAutocast, Scale, UnitRows, centred
 
 WIDE, TALL, SQUARE = (12, 3, 3, 3), (24, 2, 3, 3), (16, 16, 1, 1)
@@ -18,6 +19,10 @@ def drawn(shape, dtype=torch.float32):
 
 def singular_values(weight):
     return torch.linalg.svdvals(weight.detach().flatten(1).double())
+
+
+def rows_of(layer):
+    return layer.weight.detach().flatten(1)
 
 
 def parts(weight, count):
@@ -179,3 +184,111 @@ def test_scale(make, learned):
         layer.parametrizations.weight[0].scale.data[1] = 5
         torch.testing.assert_close(layer.weight[1].detach(), 5 * weight[1])
         torch.testing.assert_close(layer.weight[0].detach(), 2 * weight[0])
+
+
+# Bidirectional spectral norm
+
+
+def bidirectional(conv, steps=200):
+    layer = Normalizer("bidirectional")(conv).train()
+    for _ in range(steps):
+        layer.weight  # noqa: B018
+    return layer.eval()
+
+
+def reshapings(weight, groups=1):
+    """The largest singular value of a kernel's matrix, and of that of its transpose."""
+    blocks = weight.detach().chunk(groups)
+    rows = torch.linalg.matrix_norm(weight.detach().flatten(1), 2)
+    columns = torch.cat([block.transpose(0, 1).flatten(1) for block in blocks])
+    return rows, torch.linalg.matrix_norm(columns, 2)
+
+
+@pytest.mark.parametrize(("kernel", "groups"), [(3, 1), ((2, 4), 1), (3, 2), (3, 4), (1, 1)])
+def test_bidirectional_is_the_mean_of_the_norms_of_both_reshapings(kernel, groups):
+    """Not of the normalized weights, nor one reshaping twice."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(4, 12, kernel, groups=groups, dtype=torch.float64)
+    weight = conv.weight.detach().clone()
+    s1, s2 = reshapings(weight, groups)
+    if kernel != 1:
+        assert abs(s1 - s2) > 0.02 * s1
+    else:
+        torch.testing.assert_close(s1, s2)  # of a matrix both are the same
+    expected = weight / ((s1 + s2) / 2)
+    torch.testing.assert_close(bidirectional(conv, 1000).weight, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("channels", [(3, 8), (8, 3), (6, 6)])
+def test_bidirectional_is_spectral_norm_for_kernels_of_one_tap_and_for_linear_layers(channels):
+    for make in (lambda: nn.Conv2d(*channels, 1), lambda: nn.Linear(*channels)):
+        layers = []
+        for kind in ("bidirectional", "spectral"):
+            torch.manual_seed(0)
+            layer = Normalizer(kind)(make().double())
+            for _ in range(200):
+                layer.weight  # noqa: B018
+            layers.append(layer.eval())
+        torch.testing.assert_close(layers[0].weight, layers[1].weight, rtol=1e-6, atol=1e-8)
+
+
+def test_bidirectional_takes_a_factor_away_and_is_the_same_for_the_transpose():
+    torch.manual_seed(0)
+    plain, scaled, transposed = (nn.Conv2d(*c, 3).double() for c in ((4, 9), (4, 9), (9, 4)))
+    scaled.weight.data.copy_(plain.weight * 7)
+    transposed.weight.data.copy_(plain.weight.transpose(0, 1))
+    plain, scaled, transposed = map(bidirectional, (plain, scaled, transposed))
+    torch.testing.assert_close(scaled.weight, plain.weight, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(
+        transposed.weight.transpose(0, 1), plain.weight, rtol=1e-6, atol=1e-9
+    )
+
+
+def test_bidirectional_lets_the_gradient_through_its_norms():
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 6, 3, dtype=torch.float64)
+    twin = conv.weight.detach().clone().requires_grad_()
+    layer = bidirectional(conv, 1000)
+    layer.weight.sin().sum().backward()
+    s1 = torch.linalg.matrix_norm(twin.flatten(1), 2)
+    s2 = torch.linalg.matrix_norm(twin.transpose(0, 1).flatten(1), 2)
+    (twin / ((s1 + s2) / 2)).sin().sum().backward()
+    torch.testing.assert_close(
+        layer.parametrizations.weight.original.grad, twin.grad, rtol=1e-4, atol=1e-6
+    )
+
+
+# Weight standardization
+
+
+def test_rows_are_standardized_by_the_unbiased_deviation():
+    """A norm of sqrt(n - 1), not of 1 and not of sqrt(n)."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 5, 3)
+    rows = rows_of(Normalizer("weight_standardization")(conv))
+    torch.testing.assert_close(rows.mean(1), torch.zeros(5), atol=1e-6, rtol=0)
+    torch.testing.assert_close(rows.norm(dim=1), torch.full((5,), 26**0.5), rtol=1e-3, atol=0)
+
+
+def test_standardized_rows_do_not_see_a_factor_or_a_shift():
+    torch.manual_seed(0)
+    plain, moved = nn.Conv2d(4, 6, 3, groups=2), nn.Conv2d(4, 6, 3, groups=2)
+    factor, shift = torch.rand(2, 6, 1, 1, 1) + 0.5
+    moved.weight.data.copy_(factor * plain.weight + shift)
+    normalize = Normalizer("weight_standardization")
+    torch.testing.assert_close(
+        rows_of(normalize(moved)), rows_of(normalize(plain)), rtol=1e-3, atol=1e-3
+    )
+
+
+def test_a_row_of_one_number_stays_and_one_of_equal_numbers_is_finite():
+    normalize = Normalizer("weight_standardization")
+    single = nn.Conv2d(1, 4, 1)
+    expected = single.weight.detach().clone()
+    assert torch.equal(normalize(single).weight, expected)
+    equal = nn.Conv2d(2, 4, 3)
+    nn.init.constant_(equal.weight, 0.3)
+    layer = normalize(equal)
+    layer.weight.square().sum().backward()
+    assert layer.parametrizations.weight.original.grad.isfinite().all()
+    assert layer.weight.abs().max() < 1e-2

@@ -67,7 +67,7 @@ def test_a_normalized_map_is_multiplied_and_so_are_the_layers_left_alone(kind, m
 @every_kind
 @pytest.mark.parametrize("options", [{}, {"multiplier": True, "affine": True}])
 def test_no_offset_is_multiplied(kind, options):
-    """At an input of 0 there is nothing but offsets, of which a normalizer of maps makes its own."""
+    """At an input of 0 there is nothing but offsets."""
     torch.manual_seed(0)
     plain = nn.Conv2d(3, 6, 3, padding=1), nn.Linear(5, 7)
     for layer, x in zip(plain, (torch.zeros(2, 3, 8, 8), torch.zeros(2, 5)), strict=True):

@@ -22,8 +22,13 @@ PLACES = {
     "ocnn": 10,
     "affine": 11,
     "own": 12,
-    "aol": 13,
-    "chain": 8,
+    "operator": 9,
+    "bidirectional": 17,
+    "aol": 18,
+    "chain": 19,
+    "group": 13,
+    "instance": 8,
+    "weight_standardization": 26,
 }
 
 # Of a light and a dark page.

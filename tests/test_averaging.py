@@ -85,7 +85,7 @@ def test_constants_stand_still():
     assert running_statistics(network) == []
 
 
-@pytest.mark.parametrize("kind", ["spectral", "spectral_convnorm"])
+@pytest.mark.parametrize("kind", ["spectral", "spectral_convnorm", "bidirectional", "operator"])
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_power_iterations_advance_on_the_averaged_weights(kind, batch_norm):
     """Averaged like weights they lose their length; left alone they belong to other weights."""
@@ -102,7 +102,7 @@ def test_power_iterations_advance_on_the_averaged_weights(kind, batch_norm):
             value.lerp_(target, 1 - 0.75)
         normalize.definition.advance(expected.train())
     names = [name for name, _ in average.named_buffers() if name[-1] in "uv"]
-    assert len(names) == (4 if kind == "spectral" else 3)
+    assert len(names) == (4 if kind in ("spectral", "bidirectional") else 3)
     for name in names:
         vector = average.state_dict()[name]
         assert torch.equal(vector, expected.state_dict()[name])
@@ -114,6 +114,9 @@ def test_power_iterations_advance_on_the_averaged_weights(kind, batch_norm):
     conv = average[0][0] if batch_norm else average[0]
     if kind == "spectral":
         assert matrix_norm(conv.weight) == pytest.approx(1, abs=1e-3)
+    elif kind == "bidirectional":
+        norms = matrix_norm(conv.weight), matrix_norm(conv.weight.transpose(0, 1))
+        assert sum(norms) / 2 == pytest.approx(1, abs=1e-3)
     else:
         assert operator_norm(conv, torch.Size((1, 2, 16, 16))) == pytest.approx(1, abs=1e-3)
     assert running_statistics(network) == [s for m in batch_norms(network) for s in of(m)]

@@ -16,7 +16,17 @@ from gan.models import build
 from gan.networks import ARCHITECTURES, build_discriminator
 
 every_kind = pytest.mark.parametrize("kind", CATALOGUE)
-ON_THE_WEIGHT = ("spectral", "convnorm", "spectral_convnorm", "oni", "own", "aol", "chain")
+ON_THE_WEIGHT = (
+    "spectral",
+    "bidirectional",
+    "operator",
+    "convnorm",
+    "spectral_convnorm",
+    "oni",
+    "own",
+    "aol",
+    "chain",
+)
 
 
 def discriminator(kind, arch="sngan_cnn", **options):

@@ -152,7 +152,7 @@ def test_every_kind_of_the_catalogue_has_a_place_of_its_own():
         ([None, None], [0, 1]),
         (["convnorm", None, "batch", "mine"], [0, 1, 2, 3]),
         (["affine", None, "mine"], [11, 0, 1]),  # the colour at 4 is taken
-        ([*PLACES, None], [*PLACES.values(), 9]),
+        ([*PLACES, None], [*PLACES.values(), 14]),
     ],
 )
 def test_places_are_fixed_and_what_has_none_gets_what_is_left(kinds, expected):

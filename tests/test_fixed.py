@@ -16,10 +16,22 @@ KINDS = {
     "full": Normalizer("convnorm", grid="full"),
     "native": Normalizer("convnorm", grid="native"),
     "spectral": Normalizer("spectral"),
+    "bidirectional": Normalizer("bidirectional"),
+    "operator": Normalizer("operator"),
     "own": Normalizer("own"),
     "aol": Normalizer("aol"),
     "weight": Normalizer("weight", multiplier=True),
 }
+KINDS_FROM_WEIGHTS = (
+    "convnorm",
+    "spectral",
+    "bidirectional",
+    "operator",
+    "oni",
+    "own",
+    "aol",
+    "spectral_convnorm",
+)
 
 
 def layer_of(kind: str) -> nn.Module:
@@ -159,7 +171,7 @@ def test_gains_computed_in_inference_mode_serve_an_attack():
 
 
 @pytest.mark.parametrize("through_gain", [False, True])
-@pytest.mark.parametrize("kind", ["convnorm", "spectral", "oni", "own", "aol", "spectral_convnorm"])
+@pytest.mark.parametrize("kind", KINDS_FROM_WEIGHTS)
 def test_a_gradient_is_refused_and_not_dropped(kind, through_gain):
     """An update of weights inside, whose gradients lack what went through the constants."""
     torch.manual_seed(0)

@@ -77,7 +77,7 @@ def test_the_dense_matrix_of_the_layer_has_norm_one(kernel, options):
     conv = convolution(kernel, **options)
     expected = reference.sigma_max(conv, (4, *SIZE))
     weight, bias = conv.weight.detach().clone(), conv.bias.detach().clone()
-    layer = fitted(conv, steps=300)
+    layer = fitted(conv, steps=1000)
     assert reference.sigma_max(layer, (4, *SIZE)) == pytest.approx(1, abs=1e-4)
     torch.testing.assert_close(layer.weight, weight / expected, rtol=1e-4, atol=1e-6)
     zero = torch.zeros(1, 4, *SIZE, dtype=torch.float64)
@@ -154,11 +154,18 @@ def built(kind, pipeline="gan", **changes):
 @every_fitted_kind
 @pytest.mark.parametrize("pipeline", ["gan", "classification"])
 def test_each_layer_of_a_built_network_has_norm_one_at_its_own_map(kind, pipeline):
-    """Unfitted ones are off by much at the maps of small images."""
+    """An iteration is never too large, so the norm that is left is 1 or more; unfitted, it is less.
+
+    The warm-up leaves it within some percent, and the first passes of training within a few
+    thousandths.
+    """
     network, size = built(kind, pipeline, **{"normalizer.batch_norm": False})
-    norms = [each.operator_norm for each in layer_norms(network, torch.Size(size)).values()]
-    assert len(norms) >= 2
-    assert norms == pytest.approx([1.0] * len(norms), abs=0.02)
+    for most in (1.05, 1.005):
+        norms = [each.operator_norm for each in layer_norms(network, torch.Size(size)).values()]
+        assert len(norms) >= 2
+        assert all(1 - 1e-5 <= norm <= most for norm in norms), norms
+        for _ in range(60):
+            network.train()(torch.zeros(1, *size))
 
 
 @every_fitted_kind

@@ -103,6 +103,8 @@ def test_the_simulation_would_show_a_gain_that_is_rounded(allowed, monkeypatch):
 
 NORMALIZED = {
     "spectral": lambda layer: layer.weight,
+    "bidirectional": lambda layer: layer.weight,
+    "operator": lambda layer: layer.weight,
     "oni": lambda layer: layer.weight,
     "own": lambda layer: layer.weight,
     "aol": lambda layer: layer.weight,
@@ -152,7 +154,7 @@ def test_measured_norms(allowed, kind):
 
 # Dynamo's own way to trace an autograd.Function.
 @pytest.mark.filterwarnings("ignore:.*Function'> should not be instantiated:DeprecationWarning")
-@pytest.mark.parametrize("kind", ["convnorm", "spectral", "oni", "own", "aol"])
+@pytest.mark.parametrize("kind", ["convnorm", "spectral", "bidirectional", "oni", "own", "aol"])
 def test_a_compiled_layer_asks_again_when_the_setting_changes(kind):
     """A graph traced under the default, which rounds the gain where it is used afterwards."""
     torch.compiler.reset()

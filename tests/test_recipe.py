@@ -20,13 +20,13 @@ from gan.networks import build_discriminator
 
 
 @pytest.fixture(autouse=True)
-def instance():
+def rms():
     """The kind as README registers it, for one test."""
     section = (ROOT / "README.md").read_text().split("## Normalizers")[1]
     (recipe,) = re.findall(r"```python\n(.*?)```", section.split("\n## ")[0], re.DOTALL)
     known = dict(CATALOGUE)
     exec(recipe, {})
-    assert CATALOGUE.keys() - known.keys() == {"instance"}
+    assert CATALOGUE.keys() - known.keys() == {"rms"}
     yield
     CATALOGUE.clear()
     CATALOGUE.update(known)
@@ -34,7 +34,7 @@ def instance():
 
 def discriminator(**options):
     torch.manual_seed(0)
-    normalize = Normalizer("instance", **options)
+    normalize = Normalizer("rms", **options)
     return build_discriminator(
         "dcgan", normalize, image_size=16, channels=1, options={"discriminator_width": 4}
     )
@@ -42,15 +42,23 @@ def discriminator(**options):
 
 def test_it_normalizes_every_convolution():
     D = discriminator()
-    assert len([m for m in D.modules() if isinstance(m, nn.InstanceNorm2d)]) == 2
-    x = torch.randn(3, 1, 16, 16)
-    y = D[0](x)
-    torch.testing.assert_close(y.mean((2, 3)), torch.zeros(3, 4), atol=1e-5, rtol=0)
+    assert len([m for m in D.modules() if type(m).__name__ == "RMSNorm"]) == 2
+    x = torch.randn(3, 1, 16, 16) * 100
+    torch.testing.assert_close(D[0](x).square().mean((1, 2, 3)), torch.ones(3))
     torch.testing.assert_close(D(x)[:1], D(x[:1]))
 
 
+def test_it_has_a_scale():
+    """Which it says nothing of: the map is multiplied, and so is the head."""
+    x = torch.randn(3, 1, 16, 16)
+    torch.testing.assert_close(discriminator(scale=3.0)[0](x), 3 * discriminator()[0](x))
+    torch.testing.assert_close(
+        discriminator(scale=3.0)(x), 9 * discriminator()(x), rtol=0.01, atol=1e-6
+    )
+
+
 def test_spectra_are_those_of_the_convolution_alone():
-    D = discriminator(multiplier=True)
+    D = discriminator()
     sizes = {"0": (1, 16, 16), "2": (4, 8, 8)}
     norms = layer_norms(D, torch.Size((1, 16, 16)))
     assert norms.keys() == sizes.keys()
@@ -63,8 +71,8 @@ def test_spectra_are_those_of_the_convolution_alone():
 @pytest.mark.parametrize("tracking", [False, True])
 def test_averages_are_right(tracking):
     if tracking:
-        CATALOGUE["instance"] = replace(
-            CATALOGUE["instance"],
+        CATALOGUE["rms"] = replace(
+            CATALOGUE["rms"],
             output=lambda channels, options: nn.InstanceNorm2d(channels, track_running_stats=True),
             is_affine=True,
         )
@@ -85,20 +93,19 @@ def test_averages_are_right(tracking):
 
 def test_configs_check_it():
     """It does not mix the images of a batch, and leaves the head's weights to a clip."""
-    argv = ["--normalizer.kind", "instance", "--loss.gradient_penalty", "10"]
+    argv = ["--normalizer.kind", "rms", "--loss.gradient_penalty", "10"]
     config, _ = parse(GanConfig, "gan", "sngan_none", argv)
-    assert config.normalizer == Normalizer("instance")
-    tiny({"normalizer.kind": "instance", "loss.weight_clip": 0.1})
-    assert Normalizer("instance").ignores_scale
-    assert not Normalizer("instance", multiplier=True).ignores_scale
-    with pytest.raises(InputError, match=r"^normalizer\.kind: 'instanze' .* affine, instance$"):
-        tiny({"normalizer.kind": "instanze"})
+    assert config.normalizer == Normalizer("rms")
+    tiny({"normalizer.kind": "rms", "loss.weight_clip": 0.1})
+    assert Normalizer("rms").ignores_scale
+    with pytest.raises(InputError, match=r"^normalizer\.kind: 'rmz' .* affine, rms$"):
+        tiny({"normalizer.kind": "rmz"})
 
 
 @pytest.mark.parametrize(
     ("runner", "changes"), [(run, {"loss.r1": 1.0}), (classifier_run, {"train.ema_decay": 0.5})]
 )
 def test_it_trains_in_both_pipelines(runner, changes, tmp_path):
-    summary = runner(tmp_path, {"normalizer.kind": "instance", **changes})
+    summary = runner(tmp_path, {"normalizer.kind": "rms", **changes})
     assert summary
     assert (tmp_path / "last.pt").exists()

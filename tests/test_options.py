@@ -58,7 +58,7 @@ GAN = {
     "normalizer.eps": ({}, 0.1),
     "normalizer.iterations": ({"normalizer.kind": "oni"}, 2),
     "normalizer.groups": ({"normalizer.kind": "oni"}, 2),
-    "normalizer.scale": ({}, 2.0),
+    "normalizer.scale": ({"normalizer.kind": "spectral"}, 2.0),
     "normalizer.penalty_weight": ({"normalizer.kind": "ocnn"}, 0.1),
     "normalizer.as_published": (
         {"normalizer.kind": "ocnn", "normalizer.penalty_weight": 1.0},

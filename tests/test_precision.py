@@ -154,7 +154,9 @@ def test_measured_norms(allowed, kind):
 
 # Dynamo's own way to trace an autograd.Function.
 @pytest.mark.filterwarnings("ignore:.*Function'> should not be instantiated:DeprecationWarning")
-@pytest.mark.parametrize("kind", ["convnorm", "spectral", "bidirectional", "oni", "own", "aol"])
+@pytest.mark.parametrize(
+    "kind", ["convnorm", "spectral", "bidirectional", "operator", "oni", "own", "aol"]
+)
 def test_a_compiled_layer_asks_again_when_the_setting_changes(kind):
     """A graph traced under the default, which rounds the gain where it is used afterwards."""
     torch.compiler.reset()

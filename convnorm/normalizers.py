@@ -62,7 +62,8 @@ class Normalizer:
         kind: how layers are normalized, as in CATALOGUE.
         scale: a factor on what the kind makes of each layer, also of one that it leaves alone: on
             the weight or the map, never on a bias; where there is a multiplier, its start. What is
-            published has 1. Classifiers multiply orthogonal weights by sqrt(2) on top.
+            published has 1. Classifiers multiply orthogonal weights by sqrt(2) on top. BatchNorm
+            behind a kind takes it away again, and training can undo what a multiplier starts with.
         multiplier: with the kind's own learned scale (and shift); without in a discriminator by
             Miyato et al. (2018).
         batch_norm: BatchNorm after each convolution.

@@ -102,7 +102,7 @@ def test_every_shipped_config_says_what_it_shows(name):
         (["--train.n_dis", "0"], "train.n_dis", "0", "1 to 1000"),
         (["--log.every", "0"], "log.every", "0", "1 to 1000000000"),
         (["--loss.r1", "-1"], "loss.r1", "-1.0", "0 to 1000000"),
-        (["--normalizer.kind", "bath"], "normalizer.kind", "bath", "batch, layer, weight"),
+        (["--normalizer.kind", "bath"], "normalizer.kind", "bath", "batch, layer, group"),
         (
             ["--normalizer.kind", "convnorm", "--normalizer.eps", "-1"],
             "normalizer.eps",

@@ -329,8 +329,9 @@ def test_srelu_takes_every_place_of_relu(arch):
 
 @every_kind
 def test_in_evaluation_images_do_not_see_each_other(kind):
-    network = build("bottleneck", kind).eval()
-    x = images_for("bottleneck")
+    # In float64, as logits may be small differences of large numbers.
+    network = build("bottleneck", kind).double().eval()
+    x = images_for("bottleneck").double()
     with torch.no_grad():
         torch.testing.assert_close(network(x)[:1], network(x[:1]), rtol=1e-4, atol=1e-5)
 
@@ -338,8 +339,8 @@ def test_in_evaluation_images_do_not_see_each_other(kind):
 @every_kind
 def test_in_training_images_see_each_other_only_through_batch_norm(kind):
     """Statistics of a batch where nobody asked for them."""
-    network = build("basic", normalizer(kind, batch_norm=False), image_size=16)
-    x = torch.rand(3, 3, 16, 16)
+    network = build("basic", normalizer(kind, batch_norm=False), image_size=16).double()
+    x = torch.rand(3, 3, 16, 16, dtype=torch.float64)
     with torch.no_grad():  # copies, as spectral norm moves on in every pass
         together, alone = deepcopy(network)(x)[:1], deepcopy(network)(x[:1])
     through_batch_norm = bool(modules_of(network, nn.BatchNorm2d))

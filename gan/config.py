@@ -193,11 +193,14 @@ class LogConfig:
         every: steps between log lines.
         samples_every: steps between grids of samples.
         norms_every: steps between lines with the norms of layers.
+        gain_every: steps between lines with the gain of the discriminator, the first of which is
+            written before the first step.
     """
 
     every: int = bounded(100, least=1, most=10**9)
     samples_every: int = bounded(1000, least=1, most=10**9)
     norms_every: int = bounded(1000, least=1, most=10**9)
+    gain_every: int = bounded(100, least=1, most=10**9)
 
     def __post_init__(self):
         check_ranges(self, "log")

@@ -13,7 +13,7 @@ import torch
 from convnorm.experiment import files
 from convnorm.experiment.codec import to_json
 from convnorm.experiment.config import RunOptions, to_yaml
-from convnorm.experiment.data import DataConfig, load_images
+from convnorm.experiment.data import DataConfig, Images, load_images
 from convnorm.experiment.records import Segment
 from convnorm.experiment.run import checkpoint, loop
 from convnorm.experiment.run.cost import macs, num_parameters
@@ -26,6 +26,7 @@ from convnorm.experiment.run.tracking import Tracker, has_step, read_lines
 from convnorm.spectrum import by_name, layer_norms
 from gan import memory
 from gan.config import GanConfig
+from gan.gain import probe_of
 from gan.keys import REPORTED, SELECTING, Keys
 from gan.models import FORMAT, Prior, generate, sample
 from gan.protocols import Protocol
@@ -63,9 +64,8 @@ def train(config: GanConfig, options: RunOptions, process: Process) -> dict[str,
             if journal is not None:
                 networks = {"generator": trainer.generator, "discriminator": trainer.discriminator}
                 lines = opening(run_dir, images.found, networks, segments, config.steps)
-                journal.tracker.tell(lines)
-                journal.tracker.real_images(images.images, GRID)
-            intervals = config.log.every, config.log.norms_every
+                journal.begin(lines, images)
+            intervals = config.log.every, config.log.norms_every, config.log.gain_every
             loop.run(trainer, journal, options, intervals, segments)
         elif process.is_main:
             print(f"{run_dir}: all {config.steps} steps were done before", file=sys.stderr)
@@ -90,7 +90,7 @@ def _rewind(run_dir: Path, trainer: Trainer) -> None:
 
 
 class Journal:
-    """Measures and writes what is due at a step: log lines, norms, samples, scores, weights.
+    """Measures and writes what is due at a step: log lines, gains, norms, samples, scores, weights.
 
     data: where the real images of the scores are.
     """
@@ -120,12 +120,34 @@ class Journal:
             allow_unverified=config.score.allow_unverified_weights,
         )
 
+    def begin(self, lines: str, images: Images) -> None:
+        """Tell a person `lines`, and write what is known before the first step.
+
+        images: those that are trained on.
+        """
+        trainer = self.trainer
+        with self.tracker.not_training():
+            self.tracker.tell(lines)
+            self.tracker.real_images(images.images, GRID)
+            self.probe = probe_of(trainer.config, self.data, images, trainer.process.device)
+            if not self.probe.held_out:
+                self.tracker.tell(
+                    "gain: measured on training images, as no others of their kind are there"
+                )
+            if trainer.state.step == 0 and not self.tracker.has_lines:
+                self.tracker.log(0, self._gain())
+
+    def _gain(self) -> dict[str, float]:
+        return self.probe(self.trainer.discriminator, self.trainer.generator).logged
+
     def write(self, means: dict[str, float] | None) -> None:
         """Write what is due after a step; `means` is None unless a log line is due."""
         trainer, config = self.trainer, self.trainer.config
         step, generator = trainer.state.step, trainer.state.final_generator
         if means is not None:
             values = dict(means)
+            if is_due(step, config.log.gain_every, config.steps):
+                values |= self._gain()
             if is_due(step, config.log.norms_every, config.steps):
                 values |= by_name(layer_norms(trainer.discriminator, trainer.image_shape))
             self.tracker.log(step, values)

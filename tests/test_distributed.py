@@ -206,9 +206,9 @@ def test_two_processes_are_one_run(tmp_path):
     run(tmp_path / "alone", changes)
     assert differing([torch.cat(parts) for parts in zip(*halves, strict=True)], alone) == []
     log, expected = log_of(tmp_path / "run"), log_of(tmp_path / "alone")
-    assert [line["step"] for line in log] == [1, 2, 3, 4]
+    assert [line["step"] for line in log] == [0, 1, 2, 3, 4]
     # D(real) before the first update depends on no statistics of a batch.
-    assert log[0]["d_real"] == pytest.approx(expected[0]["d_real"], rel=1e-5)
+    assert log[1]["d_real"] == pytest.approx(expected[1]["d_real"], rel=1e-5)
 
 
 def test_a_pair_resumes_and_only_the_main_process_writes(tmp_path):
@@ -218,7 +218,7 @@ def test_a_pair_resumes_and_only_the_main_process_writes(tmp_path):
     whole = state_of(tmp_path / "run")
     assert codes[1][1] == ""
     assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 1
-    assert len(log_of(tmp_path / "run")) == 2
+    assert len(log_of(tmp_path / "run")) == 3
 
     cut = tmp_path / "cut"
     cut.mkdir()

@@ -102,7 +102,7 @@ def test_norms_are_read_by_layer(run_dir):
 
 def test_time_between_two_log_lines_is_shared_by_their_steps(run_dir):
     def slow(line):
-        line["seconds"] = {2: 10.0, 4: 40.0}[line["step"]]
+        line["seconds"] = {0: 0.0, 2: 10.0, 4: 40.0}[line["step"]]
 
     rewrite(run_dir / "log.jsonl", slow)
     assert [point.seconds for point in read(run_dir).curve] == [5.0, 10.0, 25.0, 40.0]
@@ -251,7 +251,7 @@ def cut_line(name, number):
     ("damage", "doubts"),
     [
         (cut_line("metrics.jsonl", 3), ()),
-        (cut_line("log.jsonl", 1), ()),
+        (cut_line("log.jsonl", 2), ()),
         (cut_line("metrics.jsonl", 1), ("metrics.jsonl lacks 1 of 4 records (step 2)",)),
         (
             lambda run_dir: (run_dir / "metrics.jsonl").unlink(),

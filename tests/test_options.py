@@ -92,6 +92,7 @@ GAN = {
     "log.every": ({}, 1),
     "log.samples_every": ({}, 1),
     "log.norms_every": ({}, 1),
+    "log.gain_every": ({}, 1),
     "score.protocol": ({}, "digits"),
     "score.every": (SCORED, 1),
     "score.select": (SCORED, "digits_test"),

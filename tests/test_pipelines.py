@@ -106,7 +106,7 @@ GAN = Pipeline(
     longer={"optim.decay": "none", "steps": 7},
     fading={"optim.decay": "linear"},
     rarely={},
-    often={"log.every": 1, "log.samples_every": 1, "log.norms_every": 1},
+    often={"log.every": 1, "log.samples_every": 1, "log.norms_every": 1, "log.gain_every": 1},
 )
 CLASSIFICATION = Pipeline(
     ClassifierTrainer,

@@ -40,7 +40,7 @@ def test_a_resumed_run_is_bit_identical(changes, tmp_path, monkeypatch):
     assert differing(state_of(tmp_path / "cut"), state_of(tmp_path / "whole")) == []
     log = log_of(tmp_path / "cut")
     assert log == log_of(tmp_path / "whole")
-    assert [line["step"] for line in log] == [4, 6]
+    assert [line["step"] for line in log] == [0, 4, 6]
 
 
 def test_a_crash_before_the_first_checkpoint_starts_again(tmp_path, monkeypatch):
@@ -50,9 +50,9 @@ def test_a_crash_before_the_first_checkpoint_starts_again(tmp_path, monkeypatch)
         crash_before(3, Trainer, patch)
         with pytest.raises(Crash):
             run(tmp_path / "cut", changes)
-    assert len(log_of(tmp_path / "cut")) == 3
+    assert len(log_of(tmp_path / "cut")) == 4
     run(tmp_path / "cut", changes)
-    assert [line["step"] for line in log_of(tmp_path / "cut")] == [1, 2, 3, 4]
+    assert [line["step"] for line in log_of(tmp_path / "cut")] == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -10,6 +10,7 @@ import sys
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
+from functools import cache
 from http.client import HTTPException
 from pathlib import Path
 from typing import ClassVar, Literal, get_args
@@ -126,6 +127,13 @@ def data_path(root: str, key: str = "data.root") -> Path:
 
 def _digits(split: Split) -> Arrays:
     """scikit-learn's 1,797 handwritten digits, 8x8: 1,437 to train, 360 to test, stratified."""
+    pixels, labels, chosen = _all_digits()
+    return pixels[chosen[split]], labels[chosen[split]], tuple("0123456789")
+
+
+@cache  # parsed from text, which takes longer than a step of training
+def _all_digits() -> tuple[np.ndarray, np.ndarray, dict[Split, np.ndarray]]:
+    """The pixels (N, 8, 8, 1) and labels of all digits, and which of them are in a split."""
     from sklearn.datasets import load_digits  # imported here: slow, and few runs need it
     from sklearn.model_selection import train_test_split
 
@@ -134,8 +142,7 @@ def _digits(split: Split) -> Arrays:
     train, test = train_test_split(
         np.arange(len(pixels)), test_size=360, random_state=0, stratify=digits.target
     )
-    chosen = train if split == "train" else test
-    return pixels[chosen], digits.target[chosen], tuple("0123456789")
+    return pixels, digits.target, {"train": train, "test": test}
 
 
 def _cifar(name: str, root: Path, split: Split) -> Arrays:

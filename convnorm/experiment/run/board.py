@@ -11,25 +11,32 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 COST = ("steps_per_second", "seconds", "peak_memory")
+GAIN = ("gain/real", "gain/fake", "margin")
 
 
 def tags(names: Iterable[str]) -> dict[str, str]:
     """Return name in a line of log.jsonl -> tag.
 
-    Costs are in perf/, everything else that training tells is in loss/. A singular value is in
-    norm/ below the place and the name of its layer, by which TensorBoard sorts: conv03 (blocks.1).
+    Costs are in perf/, a discriminator's gain and margin in gain/, everything else that training
+    tells is in loss/. A singular value is in norm/ below the place and the name of its layer, by
+    which TensorBoard sorts: conv03 (blocks.1).
 
     names: layers in the order of the network, as `convnorm.spectrum.by_name` has them.
     """
     names = list(names)
-    layers = list(dict.fromkeys(name.partition("/")[2] for name in names if "/" in name))
+    of_layers = [name for name in names if "/" in name and name not in GAIN]
+    layers = list(dict.fromkeys(name.partition("/")[2] for name in of_layers))
     digits = len(str(len(layers)))
     places = {layer: f"conv{n:0{digits}} ({layer})" for n, layer in enumerate(layers, 1)}
     found = {}
     for name in names:
         kind, _, layer = name.partition("/")
-        group = "perf" if name in COST else "loss"
-        found[name] = f"norm/{places[layer]}/{kind}" if layer else f"{group}/{name}"
+        if name in GAIN:
+            found[name] = f"gain/{layer or kind}"
+        elif layer:
+            found[name] = f"norm/{places[layer]}/{kind}"
+        else:
+            found[name] = f"{'perf' if name in COST else 'loss'}/{name}"
     return found
 
 

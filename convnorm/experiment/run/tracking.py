@@ -122,15 +122,16 @@ def _costs(path: Path, line: dict[str, Any]) -> tuple[float, float, int]:
 class Tracker:
     """The log of one run, from `step` on: lines that a killed run wrote after it are dropped.
 
-    Every line has the values of its step, `steps_per_second` since the last line, and `seconds` of
-    training and `peak_memory` in bytes (see `convnorm.experiment.run.cost`) of the whole run so
-    far, over all its resumptions.
+    Every line has the values of its step, `steps_per_second` since the last line if there were any,
+    and `seconds` of training and `peak_memory` in bytes (see `convnorm.experiment.run.cost`) of the
+    whole run so far, over all its resumptions.
     """
 
     def __init__(self, run_dir: Path, step: int, steps: int, config: str, device: torch.device):
         self.run_dir, self._device = run_dir, device
         _rewind(run_dir / "metrics.jsonl", step)
         log = _rewind(run_dir / "log.jsonl", step)
+        self.has_lines = bool(log)  # of a run that was begun before
         last = log[-1] if log else BEGINNING
         seconds, speed, self._peak_memory = _costs(run_dir / "log.jsonl", last)
         (run_dir / "samples").mkdir(exist_ok=True)
@@ -181,19 +182,18 @@ class Tracker:
         self._since = (step, now)
         self._seconds += now - since
         self._peak_memory = max(self._peak_memory, peak_memory(self._device))
-        speed = (step - then) / max(now - since, 1e-9)
-        cost = {
-            "steps_per_second": speed,
-            "seconds": self._seconds,
-            "peak_memory": self._peak_memory,
-        }
+        cost: dict[str, float] = {}
+        if step > then:
+            cost["steps_per_second"] = (step - then) / max(now - since, 1e-9)
+        cost |= {"seconds": self._seconds, "peak_memory": self._peak_memory}
         self._append("log.jsonl", {"step": step, **values, **cost})
         self._board.log(step, {**values, **cost})
         shown = {name: f"{value:.3g}" for name, value in values.items() if "/" not in name}
         if self._bar.disable:
-            left = (self._bar.total - step) / max(speed, 1e-9)
-            words = " ".join(f"{name} {value}" for name, value in shown.items())
-            print(f"step {step}/{self._bar.total} {words} ({left:.0f} s left)", file=sys.stderr)
+            words = "".join(f" {name} {value}" for name, value in shown.items())
+            if speed := cost.get("steps_per_second"):
+                words += f" ({(self._bar.total - step) / speed:.0f} s left)"
+            print(f"step {step}/{self._bar.total}{words}", file=sys.stderr)
         else:
             self._bar.set_postfix_str(_fitting(shown, self._bar), refresh=False)
 

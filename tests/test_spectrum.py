@@ -97,6 +97,20 @@ def test_largest_over_rms_is_one_for_an_isometry():
         assert operator_norm(conv, size) == pytest.approx(1, rel=1e-3)
 
 
+def test_stable_rank_is_that_of_the_whole_map():
+    """An isometry has the smaller side of its matrix, a map onto one direction 1, zero 0."""
+    torch.manual_seed(0)
+    size = torch.Size((2, 8, 8))
+    orthogonal, zero = (nn.Conv2d(2, 4, 1, bias=False) for _ in range(2))
+    nn.init.orthogonal_(orthogonal.weight)
+    single = nn.Conv2d(2, 1, 8)  # one output of the whole map
+    nn.init.zeros_(zero.weight)
+    found = [layer_norms(layer, size)[""].stable_rank for layer in (orthogonal, single, zero)]
+    assert found == pytest.approx([2 * 8 * 8, 1, 0], rel=0.05)
+    nn.init.constant_(zero.weight, math.nan)
+    assert math.isnan(layer_norms(zero, size)[""].stable_rank)
+
+
 def test_operator_norm_converges_on_a_wide_layer():
     """Too few steps: 64 x 64 channels put many singular values within a percent of the largest."""
     torch.manual_seed(0)
@@ -164,8 +178,11 @@ def test_norms_are_taken_at_the_size_of_each_map():
     """A norm at another size is another number: zero padding, small maps."""
     D = network("none", "dcgan")
     sizes = {"0": (1, 16, 16), "2": (4, 8, 8)}
-    for name, (sigma, norm, rms) in layer_norms(D, torch.Size((1, 16, 16))).items():
+    for name, (sigma, norm, rms, stable) in layer_norms(D, torch.Size((1, 16, 16))).items():
         conv = D.get_submodule(name)
         assert norm == pytest.approx(reference.sigma_max(conv, sizes[name]), rel=1e-3)
         assert rms == rms_singular_value(conv, torch.Size((1, *sizes[name])))
+        A = reference.dense(conv, sizes[name]).flatten(0, 1)
+        expected = A.square().sum() / torch.linalg.matrix_norm(A, ord=2).square()
+        assert stable == pytest.approx(expected.item(), rel=0.03)
         assert sigma == pytest.approx(torch.linalg.svdvals(conv.weight.flatten(1))[0].item())

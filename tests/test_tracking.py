@@ -38,15 +38,17 @@ def test_tensorboard_holds_scalars_images_and_the_config(tmp_path):
     run(tmp_path, {"log.every": 2, "log.samples_every": 2})
     board = events(tmp_path)
     scalars = board.Tags()["scalars"]
-    assert {tag.partition("/")[0] for tag in scalars} == {"loss", "norm", "perf"}
+    assert {tag.partition("/")[0] for tag in scalars} == {"gain", "loss", "norm", "perf"}
     log = read_lines(tmp_path / "log.jsonl")
-    assert sum(tag.startswith("norm/conv2 (2)/") for tag in scalars) == 3
+    assert sum(tag.startswith("norm/conv2 (2)/") for tag in scalars) == 4
     for name, tag in tags(list(log[-1])[1:]).items():
         shown = [(event.step, event.value) for event in board.Scalars(tag)]
         lines = [(it["step"], it[name]) for it in log if name in it]
         assert np.array(shown) == pytest.approx(np.array(lines))
     assert [event.step for event in board.Scalars("loss/loss_d")] == [2, 4]
-    assert [event.step for event in board.Scalars("perf/peak_memory")] == [2, 4]
+    assert [event.step for event in board.Scalars("perf/peak_memory")] == [0, 2, 4]
+    for tag in ("gain/real", "gain/fake", "gain/margin"):
+        assert [event.step for event in board.Scalars(tag)] == [0, 4]
     images = board.Images("samples")
     assert [event.step for event in images] == [2, 4]
     side = 2 * (8 * 18 + 2)  # 64 of 16 x 16, enlarged to at least 256
@@ -65,7 +67,7 @@ def test_tensorboard_holds_scalars_images_and_the_config(tmp_path):
 def test_tags_sort_as_the_network_has_its_layers():
     """By name alone stage10 comes before stage2, and a shortcut before what stands before it."""
     layers = ["stem.0", *(f"stage{n}.{part}" for n in range(1, 12) for part in ("z", "a"))]
-    norms = {layer: LayerNorms(1.0, 2.0, 3.0) for layer in layers}
+    norms = {layer: LayerNorms(1.0, 2.0, 3.0, 4.0) for layer in layers}
     given = [*by_name(norms), "loss_g", "seconds"]
     found = tags(given)
     assert list(found) == given
@@ -317,7 +319,8 @@ def test_elsewhere_there_are_plain_lines(tmp_path, capsys):
     """A bar in a file is thousands of lines of carriage returns."""
     run(tmp_path, {"log.every": 2})
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
-    assert [line.split()[1] for line in lines] == ["2/4", "4/4"]
+    assert [line.split()[1] for line in lines] == ["0/4", "2/4", "4/4"]
+    assert "left" not in lines.pop(0)  # nobody knows yet
     assert "loss_d" in lines[0]
     assert "lr 0.00015 " in lines[0]  # small numbers are not rounded away
     assert lines[0].endswith("s left)")

@@ -11,6 +11,7 @@ from convnorm.experiment.benchmark.pipeline import Pipeline, Result
 from convnorm.experiment.benchmark.run_files import (
     by_step,
     finished,
+    gains,
     gaps,
     norms,
     read_log,
@@ -77,6 +78,8 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
     cost = {"network": "discriminator", **size, "steps": steps}
     log = read_log(run_dir / "log.jsonl", log_end, config.log.every, **cost)
     doubts = log.doubts
+    with finished(run_dir / "log.jsonl"):
+        gain = gains(log.lines)
     with finished(run_dir / "metrics.jsonl") as file:
         lines = by_step(file, metrics_end)
         told = set(lines)
@@ -113,6 +116,7 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
         picture=pictures[-1] if pictures else None,
         doubts=tuple(dict.fromkeys(doubts)),
         learned=not _is_nothing_like_real(final),
+        gain=gain,
     )
 
 

@@ -16,6 +16,7 @@ from convnorm.experiment.records import (
     Cost,
     Count,
     CurvePoint,
+    GainPoint,
     McNemarTest,
     Metric,
     NormPoint,
@@ -25,9 +26,20 @@ from convnorm.experiment.records import (
     Score,
     Segment,
 )
-from convnorm.experiment.statistics import area_under, holm, mcnemar, paired, summary
+from convnorm.experiment.statistics import (
+    area_under,
+    geometric_summary,
+    holm,
+    mcnemar,
+    paired,
+    plateau,
+    summary,
+)
 
 STEPS = range(100, 900, 100)
+PROBES = range(0, 820, 20)
+# Of a discriminator: its gain at the start and where it goes.
+GAINS = {"none": (0.01, 0.12), "spectral": (0.15, 0.35), "convnorm": (0.28, 0.42)}
 # The final score of a run, (best, final) of one that collapsed, or the state of one without scores.
 Outcome = float | tuple[float, float] | str
 Outcomes = dict[tuple[str, ...], Sequence[Outcome]]
@@ -55,6 +67,31 @@ def gan(folder: Path | None = None, outcomes: Outcomes = GAN) -> Report:
         metrics={"FD (digits)": Metric("lower"), "recall (digits)": Metric("higher")},
         curve=("FD (digits)", Metric("lower")),
         floor={"FD (digits)": 0.165, "recall (digits)": 0.914},
+        folder=folder,
+    )
+
+
+def at_gains(
+    scales: Sequence[str] = ("1", "1.5", "2"), better: float = 0.2, folder: Path | None = None
+) -> Report:
+    """Of GANs: (normalizer, scale) -> a score that falls with the logarithm of the gain.
+
+    better: by how much convnorm's is lower at equal gain.
+    """
+    outcomes: Outcomes = {}
+    for kind, (_, end) in GAINS.items():
+        for scale in scales:
+            gain = end * float(scale) ** 2
+            score = 2.5 + math.log(gain / 0.8) ** 2 / 3 - better * (kind == "convnorm")
+            outcomes[kind, scale] = [score, score + 0.11, score - 0.08]
+    return _report(
+        outcomes,
+        pipeline="gan",
+        axes=("normalizer.kind", "normalizer.scale"),
+        score=Score("FD (digits)"),
+        metrics={"FD (digits)": Metric("lower")},
+        curve=("FD (digits)", Metric("lower")),
+        floor={"FD (digits)": 0.165},
         folder=folder,
     )
 
@@ -176,8 +213,14 @@ def _result(cell, seed, outcome, primary, metrics, folder) -> RunResult:
             layer: tuple(NormPoint(step, factor * end * (1 + step / 800)) for step in STEPS)
             for layer, end in layers.items()
         }
-        for kind, factor in (("operator", 1.0), ("matrix", 0.8), ("rms", 0.5))
+        for kind, factor in (
+            ("operator", 1.0),
+            ("matrix", 0.8),
+            ("rms", 0.5),
+            ("stable_rank", 11.0),
+        )
     }
+    gain = _gain(cell, seed) if metrics[primary].better == "lower" else ()  # of a discriminator
     return RunResult(
         scores={"final": others | {primary: final}, "selected": others | {primary: best}},
         selected_step=700,
@@ -185,6 +228,8 @@ def _result(cell, seed, outcome, primary, metrics, folder) -> RunResult:
         collapsed=isinstance(outcome, tuple),
         curve=tuple(map(CurvePoint, STEPS, seconds, decay)),
         norms=norms,
+        gain=gain,
+        plateau_gain=plateau([(point.step, point.mean) for point in gain], STEPS[-1]),
         cost=Cost(
             network="discriminator",
             parameters=34401,
@@ -198,6 +243,18 @@ def _result(cell, seed, outcome, primary, metrics, folder) -> RunResult:
         picture=_picture(folder, cell, seed) if folder else None,
         doubts=(),
     )
+
+
+def _gain(cell: str, seed: int) -> tuple[GainPoint, ...]:
+    """From a start to an end, both times the square of a scale; fakes have a little less."""
+    kind, _, scale = cell.partition(" / ")
+    start, end = GAINS.get(kind, (0.1, 0.3))
+    factor = (float(scale) if scale.replace(".", "").isdigit() else 1.0) ** 2 * 1.06**seed
+    points = []
+    for step in PROBES:
+        gain = factor * end * (start / end) ** math.exp(-step / 30) * (1 + step / 2000)
+        points.append(GainPoint(step, gain, 0.9 * gain, 1.5 * (1 - math.exp(-step / 30))))
+    return tuple(points)
 
 
 def _picture(folder: Path, cell: str, seed: int) -> str:
@@ -222,6 +279,9 @@ def _cell(labels, axes, runs) -> CellRecord:
             for when, scores in (results[0].scores if results else {}).items()
         },
         area=summary([result.area for result in results]) if results else None,
+        plateau_gain=geometric_summary([result.plateau_gain for result in results])
+        if any(result.plateau_gain for result in results)
+        else None,
         cost=CellCost(
             network=costs[0].network,
             parameters=costs[0].parameters,

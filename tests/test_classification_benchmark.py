@@ -158,6 +158,7 @@ def test_curve_is_the_selection_metric_at_seconds_of_training(made):
 def test_norms_are_of_every_layer_at_every_look(made):
     norms, log = read(made).norms, lines_of(made, "log.jsonl")
     keys = {"operator": "operator_norm", "matrix": "matrix_norm", "rms": "rms_singular_value"}
+    keys |= {"stable_rank": "stable_rank"}
     assert norms.keys() == keys.keys()
     for norm, layers in norms.items():
         assert len(layers) == 4

@@ -7,12 +7,12 @@ from itertools import product
 
 import numpy as np
 import pytest
-from example_results import changed, classification, gan, renamed_axis
+from example_results import at_gains, changed, classification, gan, renamed_axis
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from convnorm.catalogue import CATALOGUE
-from convnorm.experiment.records import NormPoint
+from convnorm.experiment.records import GainPoint, NormPoint
 from convnorm.experiment.report import figures
 from convnorm.experiment.report.figures import draw
 from convnorm.experiment.report.palette import COLOURS, INK, PAPER, PLACES, places, style
@@ -24,6 +24,8 @@ ALL = {
     "samples",
     "largest_singular_values",
     "rms_singular_values",
+    "stable_ranks",
+    "gain",
 }
 
 
@@ -47,7 +49,7 @@ def corner(png: bytes) -> np.ndarray:
 
 def test_a_gan_has_every_figure_and_a_classifier_no_samples(axes_of, tmp_path):
     assert set(draw(gan(tmp_path), tmp_path, dark=False)) == ALL
-    assert set(draw(classification(), tmp_path, dark=False)) == ALL - {"samples"}
+    assert set(draw(classification(), tmp_path, dark=False)) == ALL - {"samples", "gain"}
 
 
 def test_light_and_dark_differ_in_paper_and_ink(tmp_path):
@@ -203,5 +205,68 @@ def test_runs_without_curves_norms_or_pictures_still_have_their_dots(tmp_path):
     """A run that is scored at its end alone has none of these."""
     results = gan()
     for index in range(len(results.runs)):
-        results = changed(results, index, curve=(), norms={}, area=None, collapsed=None)
+        results = changed(results, index, curve=(), norms={}, gain=(), area=None, collapsed=None)
     assert set(draw(results, tmp_path, dark=False)) == {"every_run"}
+
+
+def test_gains_have_geometric_means_and_the_plateau_is_shaded(axes_of, tmp_path):
+    results = gan()
+    draw(results, tmp_path, dark=False)
+    (axes,) = next(it for it in axes_of if it[0].get_ylabel() == "gain |dD/dx|")
+    assert axes.get_yscale() == "log"
+    window = axes.patches[0].get_extents().transformed(axes.transData.inverted())
+    assert (window.x0, window.x1) == pytest.approx((80, 160))
+    runs = [run.result.gain for run in results.done if run.cell == "convnorm / digits"]
+    line = next(it for it in axes.lines if it.get_label().startswith("convnorm"))
+    assert line.get_xdata()[0] == 0
+    expected = np.prod([gain[0].mean for gain in runs]) ** (1 / len(runs))
+    assert line.get_ydata()[0] == pytest.approx(expected)
+
+
+def test_a_gain_of_zero_has_no_place_and_costs_no_figure(axes_of, tmp_path):
+    """A discriminator that is flat for a moment: its logarithm ended the report."""
+    results = gan()
+    flat = (GainPoint(0, 0.0, 0.1, 0.0), *results.runs[0].result.gain[1:])
+    drawn = draw(changed(results, 0, gain=flat), tmp_path, dark=False)
+    assert "gain" in drawn
+
+
+def test_scores_against_gain_join_what_differs_in_the_scale_alone(axes_of, tmp_path):
+    results = at_gains()
+    drawn = draw(results, tmp_path, dark=False)
+    assert next(iter(drawn)) == "score_gain"
+    (axes,) = axes_of[0]
+    assert axes.get_xscale() == "log"
+    curves = {len(line.get_xdata()) for line in axes.lines}
+    assert curves == {1, 3}
+    joined = [line for line in axes.lines if len(line.get_xdata()) == 3]
+    assert len(joined) == 3
+    cells = {cell.name: cell for cell in results.cells}
+    found = [cells[f"convnorm / {scale}"] for scale in ("1", "1.5", "2")]
+    assert joined[-1].get_xdata() == pytest.approx([it.plateau_gain.mean for it in found])
+    means = [it.scores["final"]["FD (digits)"].mean for it in found]
+    assert joined[-1].get_ydata() == pytest.approx(means)
+    assert len(axes.lines) - len(joined) == len(results.done)
+    texts = [text.get_text() for text in axes.texts]
+    assert texts == ["none", "1", "1.5", "2", "spectral", "1", "1.5", "2", *texts[8:]]
+    assert "score_gain" not in draw(at_gains(scales=["1"]), tmp_path, dark=False)
+    assert "score_gain" not in draw(gan(), tmp_path, dark=False)
+
+
+def test_values_that_set_the_scale_beside_others_are_joined_too(axes_of, tmp_path):
+    """As the demo has it: spectral norm at ConvNorm's gain is one value of the compared axis."""
+    values = {
+        "none": {"normalizer.kind": "none"},
+        "spectral": {"normalizer.kind": "spectral"},
+        "louder": {"normalizer.kind": "spectral", "normalizer.scale": 1.5},
+        "native": {"normalizer.kind": "convnorm", "normalizer.grid": "native"},
+        "convnorm": {"normalizer.kind": "convnorm"},
+    }
+    results = gan(outcomes={(label, "x"): [1.0, 1.1] for label in values})
+    axes = {**results.grid["axes"], "normalizer.kind": values}
+    results = renamed_axis(replace(results, grid={"axes": axes}), "normalizer.kind", "normalizer")
+    draw(results, tmp_path, dark=False)
+    (axes,) = axes_of[0]
+    lines = [line for line in axes.lines if line.get_markersize() == 8]
+    assert [len(line.get_xdata()) for line in lines] == [1, 2, 1, 1]
+    assert [text.get_text() for text in axes.texts] == ["none", "spectral", "native", "convnorm"]

@@ -92,12 +92,46 @@ def test_norms_are_read_by_layer(run_dir):
     norms = read(run_dir).norms
     last = lines_of(run_dir / "log.jsonl")[-1]
     names = {"operator": "operator_norm", "matrix": "matrix_norm", "rms": "rms_singular_value"}
+    names |= {"stable_rank": "stable_rank"}
     assert norms.keys() == names.keys()
     for kind, layers in norms.items():
         assert len(layers) == 2
         for layer, points in layers.items():
             assert [point.step for point in points] == [2, 4]
             assert points[-1].value == last[f"{names[kind]}/{layer}"]
+
+
+def test_gains_are_read_from_before_the_first_step(run_dir):
+    result, (first, *_, last) = read(run_dir), lines_of(run_dir / "log.jsonl")
+    assert [point.step for point in result.gain] == [0, 4]
+    for point, line in zip(result.gain, (first, last), strict=True):
+        assert (point.real, point.fake) == (line["gain/real"], line["gain/fake"])
+        assert point.margin == line["margin"]
+
+
+def test_a_run_that_never_measured_its_gain_is_read(run_dir):
+    """As one of a version before."""
+
+    def forget(line):
+        for key in ("gain/real", "gain/fake", "margin"):
+            line.pop(key, None)
+
+    rewrite(run_dir / "log.jsonl", forget)
+    assert read(run_dir).gain == ()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [("gain/fake", None, "damaged"), ("gain/real", "high", "damaged"), ("margin", ..., "lacks")],
+)
+def test_a_damaged_gain_is_named(run_dir, key, value, reason):
+    def damage(line):
+        if line.pop(key, None) is not None and value is not ...:
+            line[key] = value
+
+    rewrite(run_dir / "log.jsonl", damage)
+    with pytest.raises(InputError, match=f"log.jsonl: {reason}"):
+        read(run_dir)
 
 
 def test_time_between_two_log_lines_is_shared_by_their_steps(run_dir):

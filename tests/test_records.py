@@ -80,7 +80,7 @@ def test_what_is_written_is_read_back_to_the_last_bit(record):
 def test_the_format_comes_first_and_every_field_after_it():
     assert list(to_json(TREE)) == ["format", *(field.name for field in fields(Tree))]
     assert to_json(TREE)["format"] == Tree.FORMAT
-    assert to_json(gan())["format"] == "convnorm-suite/benchmark/3"
+    assert to_json(gan())["format"] == "convnorm-suite/benchmark/4"
 
 
 def changed(*path: str | int, to: Any) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def test_results_of_an_older_version_are_refused_and_not_misread():
     old = to_json(gan()) | {"format": "convnorm-suite/benchmark/1"}
     with pytest.raises(InputError) as error:
         from_json(Report, old, "results.json")
-    expected = "holds 'convnorm-suite/benchmark/1'; expected 'convnorm-suite/benchmark/3'"
+    expected = "holds 'convnorm-suite/benchmark/1'; expected 'convnorm-suite/benchmark/4'"
     assert str(error.value) == f"results.json: {expected}"
 
 

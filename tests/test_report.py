@@ -8,12 +8,12 @@ from dataclasses import asdict, replace
 from html.parser import HTMLParser
 
 import pytest
-from example_results import changed, classification, gan, renamed_axis, scores_of
+from example_results import at_gains, changed, classification, gan, renamed_axis, scores_of
 from scipy.stats import t
 
 from convnorm.experiment.codec import from_json
 from convnorm.experiment.errors import InputError
-from convnorm.experiment.records import Report
+from convnorm.experiment.records import GeometricSummary, Report
 from convnorm.experiment.report import page
 from convnorm.experiment.report.answer import answer
 from convnorm.experiment.report.figures import Drawing
@@ -98,20 +98,20 @@ def test_the_page_loads_nothing(drawn):
     assert outside == []
     assert not re.search(r"url\(|@import", text)
     assert "default-src 'none'; img-src data:;" in text  # and the browser sees to it
-    assert page.tags.count("picture") == page.tags.count("img") == page.tags.count("source") == 6
+    assert page.tags.count("picture") == page.tags.count("img") == page.tags.count("source") == 8
 
 
 def test_each_picture_is_another_one_in_the_dark(drawn):
     text = (drawn / "report.html").read_text()
     pictures = [link for link in Page(text).links if link.startswith("data:")]
-    assert len(set(pictures)) == len(pictures) == 12
+    assert len(set(pictures)) == len(pictures) == 16
     dark = re.findall(r'media="\(prefers-color-scheme: dark\)" srcset="(.*?)"><img', text)
     assert pictures[::2] == dark
 
 
 def test_the_pictures_of_the_text_are_the_light_ones(drawn):
     linked = re.findall(r"\]\((.*?)\)", (drawn / "report.md").read_text())
-    assert len(linked) == 6
+    assert len(linked) == 8
     images = re.findall(r'src="data:image/png;base64,(.*?)"', (drawn / "report.html").read_text())
     files = [base64.b64encode((drawn / link).read_bytes()).decode() for link in linked]
     assert files == images
@@ -267,7 +267,10 @@ def test_what_could_not_have_been_told_is_half_the_width_of_the_interval(results
     variance = sum((difference - mean) ** 2 for difference in differences) / (n - 1)
     half = t.ppf(0.975, n - 1) * (variance / n) ** 0.5
     sentence = next(s for s in answer(results) if "not distinguishable at" in s)
-    told = re.search(r"could not have told a difference below ([\d.]+)( points)?\.$", sentence)
+    told = re.search(
+        r"could not have told a difference below ([\d.]+)( points)?(?:\.$|; the plateau gains)",
+        sentence,
+    )
     assert (told[1], told[2] or "") == (number(half), unit)
 
 
@@ -401,7 +404,8 @@ def test_json_and_csv_hold_every_number(undrawn, tmp_path):
         expected += [value for p in result.curve for value in (p.seconds, p.value)]
         series = [points for layers in result.norms.values() for points in layers.values()]
         expected += [point.value for points in series for point in points]
-        expected += [result.selected_step, int(result.collapsed)]
+        expected += [result.selected_step, int(result.collapsed), result.plateau_gain]
+        expected += [value for p in result.gain for value in (p.real, p.fake, p.margin)]
         values = [float(value) for key, value in table.items() if key[:2] == place]
         assert sorted(values) == sorted(expected)
         assert float(table[*place, "area", "FD (digits)"]) == result.area
@@ -423,3 +427,61 @@ def test_a_fence_in_a_command_does_not_end_the_block(undrawn, tmp_path):
     results = changed(results, 0, commands=("echo 1\n```\n# Title of mine",))
     _, page = written(results, tmp_path)
     assert page.tags.count("h1") == 1
+
+
+def with_gains(report, **gains: float):
+    """The report with these plateau gains of cells, by the first label of their names."""
+    cells = []
+    for cell in report.cells:
+        gain = gains.get(cell.name.split(" / ")[0])
+        cells.append(replace(cell, plateau_gain=gain and GeometricSummary(gain, 1.1, 3)))
+    return replace(report, cells=tuple(cells))
+
+
+UNCLEAR = {("none", "x"): [1.4, 1.5, 1.9], ("convnorm", "x"): [1.5, 1.61, 1.7]}
+DIFFERENT = "; the plateau gains are {} and 0.520: {}."
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "gain", "told"),
+    [
+        (CLEAR, 0.64, "At equal gain (0.640 and 0.520), none / x is worse than"),
+        (CLEAR, 0.42, "At equal gain (0.420 and 0.520), none / x is worse than"),
+        (CLEAR, 0.66, DIFFERENT.format("0.660", "what differs may be the gain")),
+        (CLEAR, 0.41, DIFFERENT.format("0.410", "what differs may be the gain")),
+        (UNCLEAR, 0.52, "At equal gain (0.520 and 0.520), none / x and convnorm / x are not dist"),
+        (UNCLEAR, 1.2, DIFFERENT.format("1.20", "this was no test at equal gain")),
+    ],
+)
+def test_a_comparison_says_whether_it_was_one_at_equal_gain(outcomes, gain, told):
+    report = with_gains(gan(outcomes=outcomes), none=gain, convnorm=0.52)
+    sentence = answer(report)[2]
+    assert sentence.startswith(told) or sentence.endswith(told)
+    different = "1 of 1 compared pairs differ by more than a factor of 1.25: none / x"
+    equal = "Compared cells have equal plateau gains, to within a factor of 1.25."
+    assert (different in " ".join(limits(report))) != (equal in " ".join(limits(report)))
+    assert (equal in " ".join(limits(report))) == sentence.startswith("At equal gain")
+
+
+@pytest.mark.parametrize("gains", [{}, {"none": 0.5}, {"convnorm": 0.5}])
+def test_of_gains_that_are_not_known_nothing_is_said(gains):
+    report = with_gains(gan(outcomes=CLEAR), **gains)
+    assert "gain" not in " ".join([*answer(report), *limits(report)])
+
+
+def test_the_gain_is_a_column_where_it_was_measured(undrawn, tmp_path):
+    text, _ = written(at_gains(), tmp_path)
+    assert "| collapsed | gain (plateau) |" in text
+    assert re.search(r"\| 0 of 3 \| 0\.\d{3} \N{MULTIPLICATION SIGN}÷ 1\.06 \|", text)
+    assert "Gain (plateau): the median norm" in text
+    text, _ = written(classification(), tmp_path)
+    assert "plateau" not in text
+
+
+def test_with_many_comparisons_the_limits_name_those_at_other_gains():
+    report = at_gains()
+    assert len(report.comparisons) > 4
+    (told,) = (it for it in limits(report) if "plateau gains of" in it)
+    assert told.startswith("The plateau gains of 3 of 6 compared pairs differ by more than")
+    assert re.search(r"none / 1\.5 \(0\.2\d\d\) and convnorm / 1\.5 \(0\.99\d\)", told)
+    assert "spectral" not in told

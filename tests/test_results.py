@@ -17,7 +17,15 @@ from convnorm.experiment.benchmark.results import gather
 from convnorm.experiment.codec import from_json, to_json
 from convnorm.experiment.config import to_yaml
 from convnorm.experiment.errors import InputError
-from convnorm.experiment.records import Count, CurvePoint, Metric, NormPoint, Report, Summary
+from convnorm.experiment.records import (
+    Count,
+    CurvePoint,
+    GainPoint,
+    Metric,
+    NormPoint,
+    Report,
+    Summary,
+)
 from convnorm.experiment.report import page
 
 KINDS = {"axes": {"kind": ["good", "bad"]}, "seeds": [0, 1, 2]}
@@ -174,6 +182,19 @@ def test_a_score_that_is_no_number_is_a_failed_run_and_no_traceback(tmp_path):
             {"norms": {"rms": {"0": (NormPoint(3, math.inf),)}}},
             "rms norm of layer 0 at step 3 is inf",
         ),
+        (
+            {"norms": {"stable_rank": {"0": (NormPoint(3, math.nan),)}}},
+            "stable rank of layer 0 at step 3 is nan",
+        ),
+        (
+            {"gain": (GainPoint(0, 1.0, 1.0, 0.0), GainPoint(1, math.nan, 1.0, 0.0))},
+            "gain on real images at step 1 is nan",
+        ),
+        (
+            {"gain": (GainPoint(1, 1.0, math.inf, 0.0),)},
+            "gain on generated images at step 1 is inf",
+        ),
+        ({"gain": (GainPoint(1, 1.0, 1.0, -math.inf),)}, "margin at step 1 is -inf"),
     ],
 )
 def test_a_number_during_training_that_is_none_is_a_failed_run(tmp_path, changes, reason):
@@ -185,6 +206,25 @@ def test_a_number_during_training_that_is_none_is_a_failed_run(tmp_path, changes
 
     (failed,) = report_of(changing(benchmark, diverged)).failed
     assert failed.reason == f"the {reason}; expected a number"
+
+
+def test_the_plateau_gain_of_a_cell_is_the_geometric_mean_of_its_runs(tmp_path):
+    """Over the part of the run's own steps; runs without one, as all of `bad`, do not count."""
+    benchmark = done(toy(tmp_path, **KINDS), good=[3, 4, 5], bad=[9, 8, 7])
+    gains = {"good/seed0": 1.0, "good/seed2": 100.0}
+
+    def probed(folder, result):
+        gain = gains.get("/".join(folder.parts[-2:]))
+        points = ((0, 9.0), (5, gain), (9, gain), (12, 9.0), (40, 9.0)) if gain else ((0, 9.0),)
+        gained = tuple(GainPoint(step, 2 * value, value / 2, 0.5) for step, value in points)
+        return replace(result, gain=gained, cost=replace(result.cost, steps=50))
+
+    report = report_of(changing(benchmark, probed))
+    assert [run.result.plateau_gain for run in report.runs[:3]] == pytest.approx([1, None, 100])
+    good, bad = report.cells
+    assert (good.plateau_gain.mean, good.plateau_gain.n) == (pytest.approx(10), 2)
+    assert bad.plateau_gain is None
+    assert len(report.runs[0].result.gain) == 5
 
 
 def test_a_grid_that_was_changed_after_its_first_start_is_told(tmp_path):

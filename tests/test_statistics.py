@@ -11,9 +11,11 @@ from scipy.stats import binom
 from convnorm.experiment.statistics import (
     area_under,
     collapsed,
+    geometric_summary,
     holm,
     mcnemar,
     paired,
+    plateau,
     summary,
     wilson_interval,
 )
@@ -321,3 +323,32 @@ def test_classifiers_that_agree_on_every_image_are_not_told_apart():
 def test_classifiers_on_different_images_are_refused():
     with pytest.raises(ValueError, match="not the same images"):
         mcnemar(np.ones(3, bool), np.ones(1, bool))
+
+
+def test_a_geometric_summary_is_one_of_logarithms():
+    """Catches an arithmetic mean, a factor of n in the spread, and a spread in logarithms."""
+    found = geometric_summary([1.0, 10.0, 100.0])
+    assert (found.mean, found.factor, found.n) == (pytest.approx(10), pytest.approx(10), 3)
+    assert geometric_summary([0.3]).factor is None
+    assert geometric_summary([0.3, 0.3]).factor == 1
+    for values in (*NO_SAMPLES, (1.0, 0.0), (-1.0, 1.0)):
+        with pytest.raises(ValueError, match="no sample|no geometric mean"):
+            geometric_summary(values)
+
+
+@pytest.mark.parametrize(
+    ("gains", "steps", "expected"),
+    [
+        ({0: 9.0, 9: 9.0, 10: 2.0, 20: 8.0, 21: 9.0, 100: 9.0}, 100, 4.0),  # both ends count
+        ({70: 2.0, 140: 8.0, 69: 9.0, 141: 9.0}, 700, 4.0),
+        ({3: 5.0, 6: 5.0}, 30, 5.0),
+        ({15: 3.0}, 100, 3.0),
+        ({0: 1.0, 5: 1.0, 25: 1.0}, 100, None),
+        ({12: 1.0, 15: 0.0}, 100, None),  # flat
+        ({1: 0.0, 15: 3.0}, 100, 3.0),
+        ({}, 100, None),
+    ],
+)
+def test_a_plateau_is_the_geometric_mean_from_10_to_20_percent(gains, steps, expected):
+    found = plateau(list(gains.items()), steps)
+    assert found == (expected if expected is None else pytest.approx(expected))

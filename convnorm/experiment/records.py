@@ -4,6 +4,7 @@
 nothing that draws or tells looks anything up by a string that is not a name of the user's.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -26,6 +27,19 @@ class Summary:
     sd: float | None
     n: int
     interval: Interval | None
+
+
+@dataclass(frozen=True)
+class GeometricSummary:
+    """Positive values of `n` runs, of which ratios count and not differences.
+
+    mean: the geometric one. factor: exp of the sample standard deviation of their logarithms, by
+        which a value typically differs from the mean; None for a single run.
+    """
+
+    mean: float
+    factor: float | None
+    n: int
 
 
 @dataclass(frozen=True)
@@ -90,7 +104,27 @@ class NormPoint:
     value: float
 
 
-Norms = dict[str, dict[str, tuple[NormPoint, ...]]]  # "operator", "matrix" or "rms" -> layer
+# "operator", "matrix", "rms" or "stable_rank" -> layer -> points.
+Norms = dict[str, dict[str, tuple[NormPoint, ...]]]
+
+
+@dataclass(frozen=True)
+class GainPoint:
+    """How steep a discriminator D is after so many steps.
+
+    real, fake: median over images x in [-1, 1] of |dD/dx|_2, real ones and generated ones. margin:
+    mean D(real) - mean D(fake).
+    """
+
+    step: int
+    real: float
+    fake: float
+    margin: float
+
+    @property
+    def mean(self) -> float:
+        """The geometric mean of both sides, which is called the gain."""
+        return math.sqrt(self.real * self.fake)
 
 
 @dataclass(frozen=True)
@@ -146,6 +180,8 @@ class RunResult:
         nothing at its end; None where there is no curve to tell it by.
     segments: the parts of the training, in their order.
     versions: of what scored or evaluated the run, beside those of the segments.
+    gain: of a discriminator, from before the first step; empty where it was not measured.
+    plateau_gain: see `statistics.plateau`; None where that is.
     picture: a PNG of samples, relative to the benchmark's folder.
     doubts: sentences, each a reason not to take the scores at face value.
     """
@@ -156,6 +192,8 @@ class RunResult:
     collapsed: bool | None
     curve: tuple[CurvePoint, ...]
     norms: Norms
+    gain: tuple[GainPoint, ...]
+    plateau_gain: float | None
     cost: Cost
     segments: tuple[Segment, ...]
     versions: dict[str, str]
@@ -219,7 +257,7 @@ class CellRecord:
     labels: axis -> label. planned: how many runs; n: how many of them are done.
     collapsed: of those whose curve can tell.
     scores: when -> name -> summary over the runs. area: of the areas under their curves.
-    cost: None where no run is done.
+    plateau_gain: over the runs that have one; None where none has. cost: None where no run is done.
     """
 
     name: str
@@ -229,6 +267,7 @@ class CellRecord:
     collapsed: Count
     scores: dict[When, dict[str, Summary]]
     area: Summary | None
+    plateau_gain: GeometricSummary | None
     cost: CellCost | None
 
     @property
@@ -297,7 +336,7 @@ class Report:
     versions: of a library -> all that were used.
     """
 
-    FORMAT: ClassVar = "convnorm-suite/benchmark/3"
+    FORMAT: ClassVar = "convnorm-suite/benchmark/4"
 
     name: str
     question: str

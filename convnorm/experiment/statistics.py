@@ -14,10 +14,11 @@ from typing import Literal
 import numpy as np
 from scipy.stats import binomtest, t, ttest_rel
 
-from convnorm.experiment.records import Interval, Summary
+from convnorm.experiment.records import GeometricSummary, Interval, Summary
 
 LEVEL = 0.05  # of tests: where p, after any correction, is below it, there is a difference
 CONFIDENCE = 1 - LEVEL
+PLATEAU = (10, 20)  # percent of a training, in which a gain has left its start behind
 # Relative to the values: differences that vary by less vary by rounding alone.
 ROUNDING = 1e-9
 
@@ -79,6 +80,35 @@ def summary(values: Sequence[float]) -> Summary:
     sd = stdev(values)  # in exact arithmetic, as `mean`: 0, not 1e-17, where all are equal
     half = float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * sd / math.sqrt(n)
     return Summary(centre, sd, n, (centre - half, centre + half))
+
+
+def geometric_summary(values: Sequence[float]) -> GeometricSummary:
+    """Summarize the gains of runs that differ in their seed.
+
+    Raises:
+        ValueError: There is no value, or one that is not finite and above 0.
+    """
+    values = _finite(values)
+    if min(values) <= 0:
+        raise ValueError(f"no geometric mean: {values}; expected numbers above 0")
+    logs = [math.log(value) for value in values]
+    factor = None if len(values) == 1 else math.exp(stdev(logs))
+    return GeometricSummary(math.exp(fmean(logs)), factor, len(values))
+
+
+def plateau(points: Sequence[tuple[int, float]], steps: int) -> float | None:
+    """Return the geometric mean of a gain from 10 to 20 % of a training, both ends included.
+
+    points: (step, gain). steps: of the whole training, which may be longer than what is measured.
+
+    None where no point lies there, or one is 0, which has no logarithm: D is flat, or was not
+    measured.
+    """
+    low, high = PLATEAU
+    gains = [gain for step, gain in points if low * steps <= 100 * step <= high * steps]
+    if not gains or min(gains) <= 0:
+        return None
+    return math.exp(fmean(math.log(gain) for gain in gains))
 
 
 def area_under(points: Sequence[tuple[float, float]]) -> float:

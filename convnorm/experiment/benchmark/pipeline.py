@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from convnorm.experiment.records import Cost, CurvePoint, Metric, Norms, Segment, When
+from convnorm.experiment.records import Cost, CurvePoint, GainPoint, Metric, Norms, Segment, When
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class Result:
     picture: a PNG of samples at the end of training, of latents that depend on the seed alone.
     doubts: sentences, each a reason not to take the scores at face value.
     learned: whether the last weights do anything that chance would not do.
+    gain: of a discriminator during training, from before its first step; empty where it was not
+        measured.
     """
 
     metrics: dict[str, Metric]
@@ -46,6 +48,7 @@ class Result:
     picture: Path | None = None
     doubts: tuple[str, ...] = ()
     learned: bool = True
+    gain: tuple[GainPoint, ...] = ()
 
 
 @dataclass(frozen=True)

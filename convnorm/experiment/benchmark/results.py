@@ -26,13 +26,22 @@ from convnorm.experiment.records import (
     CellRecord,
     Cost,
     Count,
+    GeometricSummary,
     Metric,
     Report,
     RunRecord,
     RunResult,
     Summary,
 )
-from convnorm.experiment.statistics import area_under, collapsed, summary
+from convnorm.experiment.statistics import (
+    area_under,
+    collapsed,
+    geometric_summary,
+    plateau,
+    summary,
+)
+
+NORMS = {"stable_rank": "stable rank"}  # in words, of what is not called a norm
 
 
 def gather(benchmark: Benchmark) -> Report:
@@ -126,7 +135,16 @@ def finite(result: Result) -> Result:
     values = [(f"{w} {key}", v) for w, scores in result.scores.items() for key, v in scores.items()]
     values += [(f"{result.curve_name} at step {p.step}", p.value) for p in result.curve]
     values += [
-        (f"{kind} norm of layer {layer} at step {point.step}", point.value)
+        (f"{side} at step {point.step}", value)
+        for point in result.gain
+        for side, value in (
+            ("gain on real images", point.real),
+            ("gain on generated images", point.fake),
+            ("margin", point.margin),
+        )
+    ]
+    values += [
+        (f"{NORMS.get(kind, f'{kind} norm')} of layer {layer} at step {point.step}", point.value)
         for kind, layers in result.norms.items()
         for layer, points in layers.items()
         for point in points
@@ -202,6 +220,8 @@ def _result(result: Result, curve: Metric, benchmark: Benchmark) -> RunResult:
         collapsed=fell,
         curve=result.curve,
         norms=result.norms,
+        gain=result.gain,
+        plateau_gain=plateau([(it.step, it.mean) for it in result.gain], result.cost.steps),
         cost=result.cost,
         segments=result.segments,
         versions=result.versions,
@@ -255,6 +275,7 @@ def _cell(cell: Cell, runs: list[RunRecord]) -> CellRecord:
         collapsed=Count(sum(flags), len(flags)),
         scores=scores,
         area=_summary([result.area for result in results]),
+        plateau_gain=_plateau_gain([result.plateau_gain for result in results]),
         cost=_cost([result.cost for result in results]),
     )
 
@@ -263,6 +284,11 @@ def _summary(values: Iterable[float | None]) -> Summary | None:
     """Of the values that are known, if there are any."""
     known = [value for value in values if value is not None]
     return summary(known) if known else None
+
+
+def _plateau_gain(gains: list[float | None]) -> GeometricSummary | None:
+    known = [gain for gain in gains if gain is not None]
+    return geometric_summary(known) if known else None
 
 
 def _cost(costs: list[Cost]) -> CellCost | None:

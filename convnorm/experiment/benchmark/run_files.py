@@ -11,11 +11,16 @@ import numpy as np
 
 from convnorm.experiment.codec import from_json
 from convnorm.experiment.errors import InputError
-from convnorm.experiment.records import Cost, NormPoint, Norms, Segment
+from convnorm.experiment.records import Cost, GainPoint, NormPoint, Norms, Segment
 from convnorm.experiment.run.tracking import read_lines
 
 # Names in a log line -> names in Result.norms.
-NORMS = {"operator_norm": "operator", "matrix_norm": "matrix", "rms_singular_value": "rms"}
+NORMS = {
+    "operator_norm": "operator",
+    "matrix_norm": "matrix",
+    "rms_singular_value": "rms",
+    "stable_rank": "stable_rank",
+}
 
 
 @contextmanager
@@ -73,7 +78,8 @@ class Log:
 
     def seconds(self, step: int) -> float:
         """The training time at a step; between two lines, it is as far in time as in steps."""
-        return float(np.interp(step, [0, *self.lines], [0.0, *self._seconds]))
+        known = {0: 0.0, **dict(zip(self.lines, self._seconds, strict=True))}
+        return float(np.interp(step, [*known], [*known.values()]))
 
 
 def read_log(file: Path, last: dict[str, Any] | None, every: int, **cost: Any) -> Log:
@@ -109,3 +115,12 @@ def norms(log: dict[int, dict[str, Any]]) -> Norms:
         kind: {layer: tuple(points) for layer, points in layers.items()}
         for kind, layers in found.items()
     }
+
+
+def gains(log: dict[int, dict[str, Any]]) -> tuple[GainPoint, ...]:
+    """Collect the gains of a discriminator from the lines of log.jsonl, by step."""
+    return tuple(
+        GainPoint(step, *(float(line[key]) for key in ("gain/real", "gain/fake", "margin")))
+        for step, line in log.items()
+        if "gain/real" in line
+    )

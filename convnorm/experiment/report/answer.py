@@ -10,6 +10,7 @@ from itertools import pairwise
 
 from convnorm.experiment.records import Comparison, Report, Segment
 from convnorm.experiment.report.formats import interval, number, points
+from convnorm.experiment.report.gains import with_gains
 from convnorm.experiment.statistics import LEVEL
 
 FULLY = 4  # comparisons; for more, the table says it better than sentences
@@ -17,7 +18,6 @@ FULLY = 4  # comparisons; for more, the table says it better than sentences
 
 def answer(report: Report) -> list[str]:
     """The answer: the verdict on all comparisons, what was tested, each of them, what to doubt."""
-    comparisons = report.comparisons
     return [
         _verdict(report),
         _fixed(report),
@@ -25,7 +25,7 @@ def answer(report: Report) -> list[str]:
         *_collapsed(report),
         *_doubts(report),
         *_mixed(report),
-        *(_comparison(it, report) for it in comparisons if len(comparisons) <= FULLY),
+        *_comparisons(report),
         *_single_runs(report),
         *_mcnemar(report),
     ]
@@ -76,6 +76,12 @@ def _fixed(report: Report) -> str:
     if report.left_out:
         told += f". The grid leaves out these finished runs: {', '.join(report.left_out)}"
     return f"{told}."
+
+
+def _comparisons(report: Report) -> list[str]:
+    if len(report.comparisons) > FULLY:
+        return []
+    return [with_gains(_comparison(it, report), report, it) for it in report.comparisons]
 
 
 def _comparison(comparison: Comparison, report: Report) -> str:

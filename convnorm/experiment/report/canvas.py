@@ -61,9 +61,17 @@ def stacked(series: Iterable[Sequence[Sequence[float]]]) -> np.ndarray | None:
     return np.array([[point for point in points if point[0] in common] for points in series])
 
 
-def draw_band(axes: Axes, x: np.ndarray, y: np.ndarray, look: dict[str, str], label: str) -> None:
+def draw_band(
+    axes: Axes,
+    x: np.ndarray,
+    y: np.ndarray,
+    look: dict[str, str],
+    label: str,
+    geometric: bool = False,
+) -> None:
     """The mean over runs of `y` (runs, points), and the range where there is more than one."""
-    axes.plot(x, y.mean(0), markevery=max(1, len(x) // 8), markersize=5, label=label, **look)
+    mean = np.exp(np.log(y).mean(0)) if geometric else y.mean(0)
+    axes.plot(x, mean, markevery=max(1, len(x) // 8), markersize=5, label=label, **look)
     if len(y) > 1:
         axes.fill_between(x, y.min(0), y.max(0), color=look["color"], alpha=0.2, linewidth=0)
 

@@ -11,7 +11,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from convnorm.experiment.records import Metric, Report, RunRecord
+from convnorm.experiment.records import Report, RunRecord
 from convnorm.experiment.report.canvas import (
     as_png,
     draw_band,
@@ -23,17 +23,51 @@ from convnorm.experiment.report.canvas import (
     with_panels,
     write_beyond,
 )
+from convnorm.experiment.report.cells import (
+    BANDS,
+    FLOOR,
+    axis_label,
+    finished_runs,
+    full_label,
+    grouped,
+    look_of,
+    place_of,
+)
 from convnorm.experiment.report.formats import number
-from convnorm.experiment.report.names import kind_of, label_of
-from convnorm.experiment.report.palette import INK, LINES, PAPER, places, style
+from convnorm.experiment.report.gain_figures import gains_over_steps, score_against_gain
+from convnorm.experiment.report.names import label_of
+from convnorm.experiment.report.palette import INK, PAPER, style
 
 Captioned = tuple[Figure, str]
 
 PANELS = 6  # layers in a figure
 TIMES = {"h": 3600, "min": 60, "s": 1}
-NO_BREAK = "\u00a0"
-FLOOR = "floor: real against real"
-BANDS = "Lines are means over the seeds, bands reach from the smallest value to the largest."
+
+
+class Spectrum(NamedTuple):
+    """What a figure shows of singular values: a name in `Norms`, on the axis and in words."""
+
+    norm: str
+    name: str
+    told: str
+    note: str
+
+
+SPECTRA = {
+    "largest_singular_values": Spectrum(
+        "operator", "largest singular value", "largest singular value", ""
+    ),
+    "rms_singular_values": Spectrum(
+        "rms", "rms singular value", "root mean square singular value", ""
+    ),
+    "stable_ranks": Spectrum(
+        "stable_rank",
+        "stable rank",
+        "stable rank",
+        "It is |A|_F^2 / |A|_2^2 of a layer's linear map A: about how many directions carry its "
+        "gain, at most the smaller of its numbers of inputs and outputs.",
+    ),
+}
 
 
 class Drawing(NamedTuple):
@@ -55,63 +89,22 @@ def draw(report: Report, folder: Path, dark: bool) -> dict[str, Drawing]:
     """
     ink = INK[dark]
     figures: dict[str, Callable[[], Captioned | None]] = {
+        "score_gain": lambda: score_against_gain(report, ink),
         "score_steps": lambda: _curves(report, ink, against_time=False),
         "score_seconds": lambda: _curves(report, ink, against_time=True),
         "every_run": lambda: _dots(report, ink),
         "samples": lambda: _samples(report, folder),
-        "largest_singular_values": lambda: _spectra(report, ink, "operator", "largest"),
-        "rms_singular_values": lambda: _spectra(report, ink, "rms", "rms"),
+        "gain": lambda: gains_over_steps(report, ink),
+        **{name: lambda it=it: _spectra(report, ink, it) for name, it in SPECTRA.items()},
     }
     with rc_context(theme(ink, PAPER[dark])):
         drawn = ((name, figure()) for name, figure in figures.items())
         return {name: Drawing(as_png(it[0]), it[1]) for name, it in drawn if it is not None}
 
 
-def _done(report: Report) -> dict[int, list[RunRecord]]:
-    """Index of a cell -> its finished runs, of the cells that have any."""
-    of_cell = [[run for run in report.done if run.cell == cell.name] for cell in report.cells]
-    return {index: found for index, found in enumerate(of_cell) if found}
-
-
-def _label(report: Report, index: int) -> str:
-    """A cell's name, its n and how many of its runs collapsed, the last two in one word."""
-    cell = report.cells[index]
-    collapsed = f", {cell.collapsed.count} collapsed" if cell.collapsed.count else ""
-    return f"{cell.name} {f'(n = {cell.n}{collapsed})'.replace(' ', NO_BREAK)}"
-
-
-def _groups(report: Report) -> dict[str, list[int]]:
-    """Labels of the axes that are not compared -> the indices of the cells that have them."""
-    groups: dict[str, list[int]] = {}
-    for index, cell in enumerate(report.cells):
-        labels = {axis: label_of(report, axis, label) for axis, label in cell.labels.items()}
-        rest = [label for axis, label in labels.items() if axis != report.compared_axis]
-        groups.setdefault(" / ".join(rest), []).append(index)
-    return groups
-
-
-def _compared(report: Report, index: int) -> int:
-    """The place of a cell's value on the compared axis, which has one look in all figures."""
-    axis = report.compared_axis
-    labels = report.axes[axis]
-    found = dict(zip(labels, places([kind_of(report, axis, it) for it in labels]), strict=True))
-    return found[report.cells[index].labels[axis]]
-
-
-def _look(report: Report, index: int, ink: str) -> dict[str, str]:
-    """Colour and marker tell the values of the compared axis apart, the line all others."""
-    group = next(i for i, group in enumerate(_groups(report).values()) if index in group)
-    turn = {"linestyle": LINES[group % len(LINES)]} if group else {}
-    return style(_compared(report, index), ink) | turn
-
-
-def _axis_label(name: str, metric: Metric) -> str:
-    return f"{name}{' (%)' if metric.percent else ''}, {metric.better} is better"
-
-
 def _curves(report: Report, ink: str, against_time: bool) -> Captioned | None:
     """The score that was followed during training, against steps or against time."""
-    name, metric, done = report.curve_name, report.curve_metric, _done(report)
+    name, metric, done = report.curve_name, report.curve_metric, finished_runs(report)
     series = {
         index: [[(p.step, p.seconds, p.value) for p in run.result.curve] for run in runs]
         for index, runs in done.items()
@@ -122,7 +115,7 @@ def _curves(report: Report, ink: str, against_time: bool) -> Captioned | None:
         return None
     longest = max(stack[:, -1, 1].mean() for stack in stacks.values())
     unit, seconds = next((u, s) for u, s in TIMES.items() if longest >= 3 * s or s == 1)
-    groups = {key: [i for i in group if i in stacks] for key, group in _groups(report).items()}
+    groups = {key: [i for i in group if i in stacks] for key, group in grouped(report).items()}
     groups = {key: group for key, group in groups.items() if group}
     figure, panels = with_panels(len(groups), 4 if len(groups) == 1 else 2.6)
     runs, scale = [run for runs in done.values() for run in runs], metric.scale
@@ -136,8 +129,8 @@ def _curves(report: Report, ink: str, against_time: bool) -> Captioned | None:
             x = stack[:, :, 1].mean(0) / seconds if against_time else stack[0, :, 0]
             axis = report.compared_axis
             label = label_of(report, axis, report.cells[index].labels[axis])
-            label = label if len(groups) > 1 else _label(report, index)
-            look = style(_compared(report, index), ink)
+            label = label if len(groups) > 1 else full_label(report, index)
+            look = style(place_of(report, index), ink)
             draw_band(axes, x, scale * stack[:, :, 2], look, label)
         low, high = set_frame(axes, "y", values, near, metric.percent)
         if low < floor < high:
@@ -145,7 +138,7 @@ def _curves(report: Report, ink: str, against_time: bool) -> Captioned | None:
         axes.set_title(key, fontsize="medium")
         axes.set_xlabel(f"time of training ({unit})" if against_time else "steps of training")
     for axes in panels[::3]:
-        axes.set_ylabel(fill(_axis_label(name, metric), 40 if len(groups) == 1 else 24))
+        axes.set_ylabel(fill(axis_label(name, metric), 40 if len(groups) == 1 else 24))
     draw_legend(figure, panels)
     caption = f"Training: {name} against {'time' if against_time else 'steps'}. {BANDS}"
     if floor <= low or floor >= high:
@@ -159,7 +152,12 @@ def _curves(report: Report, ink: str, against_time: bool) -> Captioned | None:
 
 def _dots(report: Report, ink: str) -> Captioned:
     """The primary score of every run, with the mean and t-interval of its cell."""
-    name, at, metric, done = report.score.name, report.score.at, report.metric, _done(report)
+    name, at, metric, done = (
+        report.score.name,
+        report.score.at,
+        report.metric,
+        finished_runs(report),
+    )
     scale = metric.scale
     figure, (axes,) = with_panels(1, 1 + 0.5 * len(done))
     scores, intervals, near = {}, {}, []
@@ -172,7 +170,7 @@ def _dots(report: Report, ink: str) -> Captioned:
     reach = [end for ends in intervals.values() for end in ends if end > 0 or min(values) <= 0]
     frame = set_frame(axes, "x", values + reach, near, metric.percent)
     for row, index in enumerate(done):
-        look = _look(report, index, ink)
+        look = look_of(report, index, ink)
         if intervals[index]:
             line = np.clip(intervals[index], *frame)
             axes.plot(line, [row + 0.18] * 2, color=look["color"], linewidth=2)
@@ -186,9 +184,9 @@ def _dots(report: Report, ink: str) -> Captioned:
     if floor is not None and frame[0] < scale * floor < frame[1]:
         draw_reference(axes, "x", scale * floor, FLOOR)
         draw_legend(figure, [axes])
-    axes.set_yticks(range(len(done)), [fill(_label(report, index), 32) for index in done])
+    axes.set_yticks(range(len(done)), [fill(full_label(report, index), 32) for index in done])
     axes.set_ylim(len(done) - 0.5, -0.5)
-    axes.set_xlabel(_axis_label(report.score_name, metric))
+    axes.set_xlabel(axis_label(report.score_name, metric))
     return figure, (
         f"The {report.score_name} of every run: a marker for each seed, a cross where the run "
         "collapsed. The line is the 95 % t-interval of the mean, the tick the mean. Runs beyond "
@@ -196,9 +194,10 @@ def _dots(report: Report, ink: str) -> Captioned:
     )
 
 
-def _spectra(report: Report, ink: str, norm: str, which: str) -> Captioned | None:
-    """A singular value of layers over training, one panel a layer."""
-    done = _done(report)
+def _spectra(report: Report, ink: str, spectrum: Spectrum) -> Captioned | None:
+    """What is known of the singular values of layers over training, one panel a layer."""
+    norm = spectrum.norm
+    done = finished_runs(report)
     found = [run.result.norms.get(norm, {}) for runs in done.values() for run in runs]
     # A layer's name and its position in the network that has it.
     positions = {layer: n for of_run in found[::-1] for n, layer in enumerate(of_run, 1)}
@@ -216,7 +215,7 @@ def _spectra(report: Report, ink: str, norm: str, which: str) -> Captioned | Non
             stack = stacked([(point.step, point.value) for point in points] for points in series)
             if stack is not None:
                 x, y = stack[0, :, 0], stack[:, :, 1]
-                draw_band(panel, x, y, _look(report, index, ink), _label(report, index))
+                draw_band(panel, x, y, look_of(report, index, ink), full_label(report, index))
                 values += y.flatten().tolist()
         set_frame(panel, "y", values, values, percent=False)
         title = f"conv {positions[layer]} ({layer})"
@@ -224,17 +223,17 @@ def _spectra(report: Report, ink: str, norm: str, which: str) -> Captioned | Non
     for panel in panels[-3:]:
         panel.set_xlabel("steps of training")
     for panel in panels[::3]:
-        panel.set_ylabel(f"{which} singular value")
+        panel.set_ylabel(spectrum.name)
     draw_legend(figure, panels)
     what = "every layer" if shown == layers else f"{PANELS} of {len(layers)} layers, first to last,"
-    which = {"rms": "root mean square"}.get(which, which)
-    return figure, f"The {which} singular value of {what} over training. {BANDS}"
+    note = f"{spectrum.note} " if spectrum.note else ""
+    return figure, f"The {spectrum.told} of {what} over training. {note}{BANDS}"
 
 
 def _samples(report: Report, folder: Path) -> Captioned | None:
     """The pictures of one seed, which show the same latents, side by side."""
     found: dict[int, dict[int, RunRecord]] = {seed: {} for seed in report.seeds}
-    for index, runs in _done(report).items():
+    for index, runs in finished_runs(report).items():
         for run in runs:
             if run.result.picture and (folder / run.result.picture).is_file():
                 found[run.seed][index] = run

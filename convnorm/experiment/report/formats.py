@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 
-from convnorm.experiment.records import Summary
+from convnorm.experiment.records import GeometricSummary, Summary
+
+TIMES_OVER = "\N{MULTIPLICATION SIGN}÷"  # as ± is for a sum
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -22,6 +24,15 @@ def spread(summary: Summary | None, scale: float = 1) -> str:
     if summary.sd is None:
         return f"{number(scale * summary.mean)} (n = {summary.n})"
     return f"{number(scale * summary.mean)} ± {number(scale * summary.sd, 2)}"
+
+
+def factor_spread(summary: GeometricSummary | None) -> str:
+    """Geometric mean and standard factor; for one run, that it is one; for none, nothing."""
+    if summary is None:
+        return ""
+    if summary.factor is None:
+        return f"{number(summary.mean)} (n = {summary.n})"
+    return f"{number(summary.mean)} {TIMES_OVER} {number(summary.factor)}"
 
 
 def interval(ends: Sequence[float] | None, scale: float = 1) -> str:

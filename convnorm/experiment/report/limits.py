@@ -2,6 +2,7 @@
 
 from convnorm.experiment.records import Report
 from convnorm.experiment.report.formats import number
+from convnorm.experiment.report.gains import EQUAL, are_equal, compared_gains
 
 NOTABLE = 1.2  # times as long
 FEW = 10  # seeds; with fewer, nobody can see whether differences are normal
@@ -13,6 +14,7 @@ def limits(report: Report) -> list[str]:
         "All cells had everything in common but the axes. Nothing is said of other networks, data, "
         "training lengths or, where the learning rate is no axis, rates that suit a cell better.",
         *_limits_of_tests(report),
+        *_limits_of_gains(report),
         *_limits_of_scores(report),
         *_limits_of_runs(report),
         "Time was measured while other runs may have shared the machine: this is no benchmark of "
@@ -38,6 +40,28 @@ def _limits_of_tests(report: Report) -> list[str]:
             "adjusted for the number of comparisons (Holm), intervals are not."
         )
     return found
+
+
+def _limits_of_gains(report: Report) -> list[str]:
+    """That a normalizer sets the gain too, and where that may be what was compared."""
+    known = {it: gains for it in report.comparisons if (gains := compared_gains(report, it))}
+    if not known:
+        return []
+    differing = [
+        f"{it.cell} ({number(gains[0])}) and {it.against} ({number(gains[1])})"
+        for it, gains in known.items()
+        if not are_equal(gains)
+    ]
+    if differing:
+        return [
+            f"The plateau gains of {len(differing)} of {len(known)} compared pairs differ by more "
+            f"than a factor of {EQUAL}: {'; '.join(differing)}. What differs in their scores may "
+            "be the gain, which a constant can set, and not what else the normalizer does."
+        ]
+    return [
+        f"Compared cells have equal plateau gains, to within a factor of {EQUAL}. They may differ "
+        "within it, at other times of the training, and in the directions that carry the gain."
+    ]
 
 
 def _limits_of_scores(report: Report) -> list[str]:

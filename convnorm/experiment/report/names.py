@@ -2,10 +2,12 @@
 
 import json
 from dataclasses import replace
+from typing import Any
 
 from convnorm.experiment.records import Report
 
 KIND = "normalizer.kind"
+SCALE = "normalizer.scale"
 GROUPED = ("kind", "name")  # last parts of fields that only their group explains: noise.kind
 
 
@@ -16,8 +18,33 @@ def kind_of(report: Report, axis: str, label: str) -> str | None:
     """
     if axis == KIND:
         return label
+    return _fields(report, axis, label).get(KIND)
+
+
+def scale_of(report: Report, axis: str, label: str) -> str | None:
+    """The normalizer.scale that a value of an axis sets; None where it sets none."""
+    if axis == SCALE:
+        return label
+    fields = _fields(report, axis, label)
+    return json.dumps(fields[SCALE]) if SCALE in fields else None
+
+
+def beside_scale(report: Report, axis: str, label: str) -> str | None:
+    """What a value of an axis is but for its normalizer.scale; None where it is nothing else.
+
+    Values of one axis for which it is equal differ in the scale alone.
+    """
+    fields = _fields(report, axis, label)
+    rest = {key: value for key, value in fields.items() if key != SCALE}
+    if axis == SCALE or (fields and not rest):
+        return None
+    return json.dumps(rest, sort_keys=True) if fields else label
+
+
+def _fields(report: Report, axis: str, label: str) -> dict[str, Any]:
+    """The fields that a value with a label of the grid's own sets; empty for a plain value."""
     values = report.grid["axes"][axis]
-    return values[label].get(KIND) if isinstance(values, dict) else None
+    return values[label] if isinstance(values, dict) else {}
 
 
 def label_of(report: Report, axis: str, label: str) -> str:

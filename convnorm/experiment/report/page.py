@@ -19,7 +19,7 @@ from convnorm.experiment.errors import InputError
 from convnorm.experiment.records import Report, RunResult
 from convnorm.experiment.report import tables
 from convnorm.experiment.report.answer import answer
-from convnorm.experiment.report.figures import Drawing, draw
+from convnorm.experiment.report.figures import SPECTRA, Drawing, draw
 from convnorm.experiment.report.limits import limits
 from convnorm.experiment.report.names import spelled_out
 from convnorm.experiment.report.palette import PAPER
@@ -62,7 +62,7 @@ def _text(report: Report, drawings: dict[str, Drawing]) -> str:
         name: f"![{escaped(drawing.title)}](figures/{name}.png)\n\n{escaped(drawing.caption)}"
         for name, drawing in drawings.items()
     }
-    spectra = [pictures.pop(name) for name in drawings if name.endswith("singular_values")]
+    spectra = [pictures.pop(name) for name in drawings if name in SPECTRA]
     sections: dict[str, Iterable[str]] = {
         "Answer": [_list(answer(report))],
         "Scores": tables.scores(report),
@@ -150,10 +150,16 @@ def _numbers(result: RunResult, curve: str) -> Iterator[tuple[str, str, Any]]:
     for point in result.curve:
         yield f"step {point.step}", "seconds", point.seconds
         yield f"step {point.step}", curve, point.value
+    yield "plateau", "gain", result.plateau_gain
+    for point in result.gain:
+        yield f"step {point.step}", "gain on real images", point.real
+        yield f"step {point.step}", "gain on generated images", point.fake
+        yield f"step {point.step}", "margin", point.margin
     for norm, layers in result.norms.items():
+        name = "stable rank" if norm == "stable_rank" else f"{norm} singular value"
         for layer, points in layers.items():
             for point in points:
-                yield f"step {point.step}", f"{norm} singular value, layer {layer}", point.value
+                yield f"step {point.step}", f"{name}, layer {layer}", point.value
 
 
 def as_html(title: str, text: str, light: dict[str, Drawing], dark: dict[str, Drawing]) -> str:

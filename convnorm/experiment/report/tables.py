@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from convnorm.experiment.records import Metric, Report
-from convnorm.experiment.report.formats import interval, number, spread
+from convnorm.experiment.report.formats import TIMES_OVER, factor_spread, interval, number, spread
+from convnorm.experiment.statistics import PLATEAU
 
 ARROWS = {"lower": "↓", "higher": "↑"}
 
@@ -56,6 +57,7 @@ def scores(report: Report) -> Iterator[str]:
         "worse than twice its best; where higher is better, with twice the error or half the "
         "score; or it had learned nothing: no image of a GAN was like real ones (precision 0), or "
         "no accuracy could be told from the best blind guess. Failed runs do not count."
+        + _plateau(report)
     )
     for when in ("final", "selected"):
         taken = [cell.scores.get(when, {}) for cell in report.cells]
@@ -75,6 +77,22 @@ def scores(report: Report) -> Iterator[str]:
         yield table if when == report.score.at else folded(f"The {when} scores", table)
 
 
+def _has_gain(report: Report) -> bool:
+    return any(cell.plateau_gain is not None for cell in report.cells)
+
+
+def _plateau(report: Report) -> str:
+    """What the column of gains holds, if there is one."""
+    if not _has_gain(report):
+        return ""
+    return (
+        " Gain (plateau): the median norm of the discriminator's gradient at an image, a geometric "
+        "mean over held-out real and generated images, over "
+        f"{PLATEAU[0]} to {PLATEAU[1]} % of the training and over the seeds, {TIMES_OVER} exp of "
+        "the standard deviation of its logarithm over these."
+    )
+
+
 def _primary(report: Report) -> str:
     """The score that answers the question, with its tests."""
     name, at, metric = report.score.name, report.score.at, report.metric
@@ -85,16 +103,19 @@ def _primary(report: Report) -> str:
     header = ["cell", "n", f"against {report.reference}"]
     header += [f"{at} {_head(name, metric)}", "95 % interval"]
     header += [_head("area", report.curve_metric), "collapsed"]
+    has_gain = _has_gain(report)
+    header += ["gain (plateau)"] * has_gain
     rows = []
     for cell in report.cells:
         score, collapsed = cell.scores.get(at, {}).get(name), cell.collapsed
         row = [cell.name, cell.done_of_planned, verdicts.get(cell.name, "")]
         row += [spread(score, metric.scale), interval(score and score.interval, metric.scale)]
         row += [spread(cell.area, report.curve_metric.scale)]
-        rows.append([*row, f"{collapsed.count} of {collapsed.n}" if cell.n else ""])
+        row.append(f"{collapsed.count} of {collapsed.n}" if cell.n else "")
+        rows.append(row + [factor_spread(cell.plateau_gain)] * has_gain)
     if name in report.floor:
         floor = _value(report.floor[name], metric.scale)
-        rows.append([_floor(report), "", "", floor, "", "", ""])
+        rows.append([_floor(report), "", "", floor, "", "", ""] + [""] * has_gain)
     return markdown(header, rows)
 
 

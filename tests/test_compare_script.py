@@ -14,6 +14,7 @@ from runs import SCORED, classifier_run, run, script
 from scipy.stats import binomtest
 
 from classification.pair import read_pair
+from convnorm.experiment.benchmark import pair
 from convnorm.experiment.statistics import holm
 
 GAN = {**SCORED, "score.num_real": 100, "score.num_fake": 100, "score.every": 1, "steps": 2}
@@ -93,6 +94,22 @@ def test_classifiers_are_tested_on_the_images_of_both(made, capsys):
         assert shown == pytest.approx([p, adjusted], rel=0.01)
     assert "B alone was evaluated under pgd2x1 (best.pt)" in text
     assert "pgd2x1, selected" not in text
+
+
+@pytest.mark.parametrize(
+    ("gains", "told"),
+    [
+        ((0.5, 0.6), "Both have one plateau gain, to within a factor of 1.25: 0.500 and 0.600."),
+        ((1.2, 0.4), "The plateau gain of A is 1.20, of B 0.400: what differs may be the gain."),
+        ((None, 0.4), None),
+    ],
+)
+def test_two_gans_are_told_their_gains(made, capsys, monkeypatch, gains, told):
+    """Runs of two steps have no plateau, so it is given here."""
+    left = iter(gains)
+    monkeypatch.setattr(pair, "plateau_gain", lambda result: next(left))
+    text = compared(capsys, *gans(made))
+    assert told in text if told else "plateau" not in text
 
 
 def test_gans_are_compared_by_their_scores(made, capsys):

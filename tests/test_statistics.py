@@ -332,7 +332,7 @@ def test_a_geometric_summary_is_one_of_logarithms():
     assert geometric_summary([0.3]).factor is None
     assert geometric_summary([0.3, 0.3]).factor == 1
     for values in (*NO_SAMPLES, (1.0, 0.0), (-1.0, 1.0)):
-        with pytest.raises(ValueError, match="no sample|no geometric mean"):
+        with pytest.raises(ValueError, match=r"no sample|no geometric mean"):
             geometric_summary(values)
 
 

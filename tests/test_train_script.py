@@ -48,7 +48,7 @@ def test_it_works_from_another_folder_without_the_package_installed(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("trained 1 steps; the run is in here\n")
     assert done.stderr.startswith("run: here\n")
-    assert "\nsteps: 1\nstep 1/1 loss_d " in done.stderr  # plain lines where there is no terminal
+    assert "\nsteps: 1\nstep 0/1 margin " in done.stderr  # plain lines where there is no terminal
     assert state_of(tmp_path / "here")["step"] == 1
 
 

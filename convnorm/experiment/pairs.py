@@ -12,8 +12,8 @@ class Side:
     """One of the two runs.
 
     kind: of its normalizer. scores: when -> name -> value. curve: the score that was followed
-    during training. picture: a PNG of samples at the end of training. doubts: each a reason not to
-    take the scores at face value.
+    during training. plateau_gain: of a discriminator, see `statistics.plateau`. picture: a PNG of
+    samples at the end of training. doubts: each a reason not to take the scores at face value.
     """
 
     folder: Path
@@ -21,6 +21,7 @@ class Side:
     seed: int
     scores: dict[When, dict[str, float]]
     curve: tuple[CurvePoint, ...]
+    plateau_gain: float | None
     picture: Path | None
     doubts: tuple[str, ...]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from convnorm.experiment.benchmark.pipeline import Pipeline, Result
-from convnorm.experiment.benchmark.results import agree, finite, with_sound_picture
+from convnorm.experiment.benchmark.results import agree, finite, plateau_gain, with_sound_picture
 from convnorm.experiment.config import differing, yaml_text
 from convnorm.experiment.config import read as read_config
 from convnorm.experiment.errors import InputError
@@ -63,6 +63,7 @@ def gather_pair(a: Path, b: Path, readers: Mapping[str, tuple[Pipeline, ReadPair
             seed=config.seed,
             scores=result.scores,
             curve=result.curve,
+            plateau_gain=plateau_gain(result),
             picture=result.picture,
             doubts=result.doubts,
         )

@@ -221,13 +221,18 @@ def _result(result: Result, curve: Metric, benchmark: Benchmark) -> RunResult:
         curve=result.curve,
         norms=result.norms,
         gain=result.gain,
-        plateau_gain=plateau([(it.step, it.mean) for it in result.gain], result.cost.steps),
+        plateau_gain=plateau_gain(result),
         cost=result.cost,
         segments=result.segments,
         versions=result.versions,
         picture=result.picture and str(result.picture.relative_to(benchmark.folder)),
         doubts=result.doubts,
     )
+
+
+def plateau_gain(result: Result) -> float | None:
+    """The gain of a run on its plateau, see `statistics.plateau`."""
+    return plateau([(point.step, point.mean) for point in result.gain], result.cost.steps)
 
 
 def _comparable(runs: list[RunRecord]) -> tuple[RunRecord, ...]:

@@ -33,3 +33,11 @@ def with_gains(sentence: str, report: Report, comparison: Comparison) -> str:
     return (
         f"{sentence.removesuffix('.')}; the plateau gains are {cell} and {against}: {reservation}."
     )
+
+
+def gain_of_pair(gains: tuple[float, float]) -> str:
+    """A sentence on the plateau gains of two runs, A and B."""
+    a, b = map(number, gains)
+    if are_equal(gains):
+        return f"Both have one plateau gain, to within a factor of {EQUAL}: {a} and {b}."
+    return f"The plateau gain of A is {a}, of B {b}: what differs may be the gain."

@@ -16,6 +16,7 @@ from convnorm.experiment.records import Metric
 from convnorm.experiment.report.canvas import as_png, draw_legend, set_frame, theme, with_panels
 from convnorm.experiment.report.figures import Drawing
 from convnorm.experiment.report.formats import number
+from convnorm.experiment.report.gains import gain_of_pair
 from convnorm.experiment.report.page import as_html
 from convnorm.experiment.report.palette import INK, PAPER, places, style
 from convnorm.experiment.report.tables import aligned, escaped, markdown
@@ -70,6 +71,9 @@ def _blocks(pair: Pair, table: Table, told: Callable[[str], str]) -> Iterator[st
     else:
         yield told("The configs are the same.")
     yield table(["score", "A", "B", "B - A", "better"], list(_scores(pair)), 1)
+    gains = pair.a.plateau_gain, pair.b.plateau_gain
+    if None not in gains:
+        yield told(gain_of_pair(gains))
     yield told("One run each: nothing here says whether other seeds would differ in the same way.")
     if pair.tests:
         head = ["McNemar's exact test", "images", "only A right", "only B right", "p", "p (Holm)"]

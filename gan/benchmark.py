@@ -26,6 +26,7 @@ from convnorm.experiment.run.loop import is_due
 from gan.config import GanConfig, ScoreConfig
 from gan.extractors import scores_with
 from gan.keys import REPORTED
+from gan.matching import SCALE
 from gan.records import ScoreRecord
 from gan.score_names import metrics
 from gan.selection import selection_score
@@ -185,4 +186,5 @@ GAN = Pipeline(
     conditions=conditions,
     remaining_evaluations=lambda run_dir, attacks: [],
     read=read,
+    matching=SCALE,
 )

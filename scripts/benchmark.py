@@ -11,6 +11,7 @@ resume, those that failed are tried again.
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import yaml
 
 from classification.benchmark import CLASSIFICATION
+from convnorm.experiment.benchmark import matching
 from convnorm.experiment.benchmark.cluster import Cluster
 from convnorm.experiment.benchmark.execute import (
     Executor,
@@ -26,7 +28,8 @@ from convnorm.experiment.benchmark.execute import (
     divided_machine,
     execute,
 )
-from convnorm.experiment.benchmark.grid import FOLDER, Benchmark, load
+from convnorm.experiment.benchmark.grid import FOLDER, Benchmark
+from convnorm.experiment.benchmark.loading import load
 from convnorm.experiment.benchmark.plan import check, describe
 from convnorm.experiment.benchmark.results import gather
 from convnorm.experiment.config import require, yaml_text
@@ -85,8 +88,8 @@ def workers(given: str) -> int | None:
     return None if given == "auto" else whole(1, 1024)(given)
 
 
-def executor(args: argparse.Namespace, benchmark: Benchmark) -> Executor:
-    """Where the runs are carried out."""
+def executor(args: argparse.Namespace, folder: Path) -> Executor:
+    """Where the runs of a folder are carried out."""
     if args.cluster is not None:
         require(
             args.workers == 1,
@@ -94,7 +97,7 @@ def executor(args: argparse.Namespace, benchmark: Benchmark) -> Executor:
             args.workers,
             "no --workers: a cluster has a queue of its own",
         )
-        return Cluster(args.cluster, parameters(args.submitit), benchmark.folder / "jobs")
+        return Cluster(args.cluster, parameters(args.submitit), folder / "jobs")
     require(not args.submitit, "--submitit", args.submitit, "none without --cluster")
     machine = divided_machine(args.workers, args.processes_per_run, args.device, args.runs_per_gpu)
     return LocalExecutor(machine)
@@ -112,12 +115,28 @@ def parameters(pairs: list[str]) -> dict[str, Any]:
         raise InputError(f"--submitit {' '.join(pairs)}: a value is not readable as YAML") from None
 
 
+def matched(args: argparse.Namespace, benchmark: Benchmark) -> Benchmark:
+    """Find and keep the factors that the grid gives by a gain, and return it with its runs."""
+    where = partial(executor, args)
+    for found in matching.match(benchmark, where, args.processes_per_run, args.device):
+        matching.freeze(benchmark, found)
+        print(f"matched: {matching.told(found)}", flush=True)
+    benchmark = load(args.cfg, args.folder, PIPELINES)
+    check(benchmark)
+    return benchmark
+
+
 def main() -> int:
     args = parse_args()
     benchmark = load(args.cfg, args.folder, PIPELINES)
     check(benchmark)
     if not args.report:
-        where = executor(args, benchmark)
+        where = executor(args, benchmark.folder)
+        if benchmark.wanted:
+            print(matching.describe(benchmark, where.workers), flush=True)
+            if args.print_plan:
+                return 0
+            benchmark = matched(args, benchmark)
         print(describe(benchmark, where.workers), flush=True)
         if args.print_plan:
             return 0

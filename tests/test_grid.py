@@ -9,7 +9,7 @@ from runs import ROOT
 from toy import toy
 
 from classification.benchmark import CLASSIFICATION
-from convnorm.experiment.benchmark.grid import load
+from convnorm.experiment.benchmark.loading import load
 from convnorm.experiment.benchmark.plan import check
 from convnorm.experiment.config import CONFIGS, parse
 from convnorm.experiment.errors import InputError

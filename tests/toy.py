@@ -7,7 +7,8 @@ from typing import Any
 
 import yaml
 
-from convnorm.experiment.benchmark.grid import Benchmark, load
+from convnorm.experiment.benchmark.grid import Benchmark
+from convnorm.experiment.benchmark.loading import load
 from convnorm.experiment.benchmark.pipeline import Pipeline, Result
 from convnorm.experiment.records import Cost, CurvePoint, Metric, Segment, When
 

@@ -12,6 +12,7 @@ Interval = tuple[float, float]  # its lower and its upper end
 When = Literal["final", "selected"]
 State = Literal["done", "cut", "failed", "not begun"]
 Verdict = Literal["better", "worse", "not distinguishable", "not tested"]
+How = Literal["init_matched", "plateau_matched"]  # at the first step, or early in the training
 
 
 @dataclass(frozen=True)
@@ -322,6 +323,46 @@ class McNemarTest:
 
 
 @dataclass(frozen=True)
+class Trial:
+    """A factor that was tried, and the gain that it gave."""
+
+    scale: float
+    gain: float
+
+
+@dataclass(frozen=True)
+class Match:
+    """The factor at which runs of a cell have the gain that was asked for, and how it was found.
+
+    target: the gain that was asked for. scale: the factor. gain: that of `scale`, as measured or,
+        between two pilot runs, as interpolated.
+    trials: all factors that were tried, in rising order: networks at the first step, or pilot runs.
+    seeds: of the trials; no run of the grid has one of them.
+    config: all else that the gain depends on.
+    doubts: sentences, each a reason not to take the match at face value.
+    """
+
+    cell: str
+    how: How
+    target: float
+    scale: float
+    gain: float
+    trials: tuple[Trial, ...]
+    seeds: tuple[int, ...]
+    config: dict[str, Any]
+    doubts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Matched:
+    """The content of matched.json: what was found before the first run of the grid, and stays."""
+
+    FORMAT: ClassVar = "convnorm-suite/matched/1"
+
+    matches: tuple[Match, ...]
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything that a benchmark found: the content of results.json.
 
@@ -334,6 +375,7 @@ class Report:
     changed: in what the grid differs from that of the first start; None where that is not known.
     left_out: folders of finished runs that the grid does not have.
     versions: of a library -> all that were used.
+    matched: how factors of cells were found that the grid gives by the gain they lead to.
     """
 
     FORMAT: ClassVar = "convnorm-suite/benchmark/4"
@@ -362,6 +404,7 @@ class Report:
     left_out: tuple[str, ...]
     versions: dict[str, tuple[str, ...]]
     hardware: tuple[str, ...]
+    matched: tuple[Match, ...] = ()
 
     @property
     def metric(self) -> Metric:

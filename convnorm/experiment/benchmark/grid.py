@@ -1,36 +1,24 @@
-"""Which runs a benchmark consists of: every combination of its axes' values, at every seed."""
+"""A grid: every combination of its axes' values, at every seed, is a run of a benchmark."""
 
-import copy
 import itertools
 import json
 import math
 import re
 import shlex
-from dataclasses import MISSING, asdict, dataclass, field, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from convnorm.experiment.benchmark.pipeline import Pipeline
-from convnorm.experiment.config import (
-    RunOptions,
-    build,
-    differences,
-    find_config,
-    read,
-    require,
-    set_value,
-    values_of,
-)
+from convnorm.experiment.benchmark.targets import Goal, target_of
+from convnorm.experiment.config import require
 from convnorm.experiment.config.fields import LARGEST_SEED, bounded, check_ranges, shown
 from convnorm.experiment.errors import InputError
-from convnorm.experiment.records import Score
+from convnorm.experiment.records import Match, Score
 
 FOLDER = "benchmark"  # under configs/ and under runs/
-# The other names in a benchmark's folder.
-RESERVED = {"figures", "jobs", "logs", "grid.yaml", "attempts.jsonl", "results.json", "results.csv"}
-RESERVED |= {"report.md", "report.html"}
 MOST_RUNS = 10_000  # of a grid; more would take years, and minutes to plan
-LONGEST_SLUG = 100  # bytes: the folder's name is part of others
 
 
 @dataclass(frozen=True)
@@ -50,7 +38,8 @@ class Grid:
         pipeline: gan or classification.
         base: the runs start from this config of the pipeline; `set` and `axes` change it.
         axes: the name of a field -> the list of its values. An axis that changes several fields
-            has a name of its own and, in place of the list, label -> {field: value, ...}.
+            has a name of its own and, in place of the list, label -> {field: value, ...}. A value
+            of normalizer.scale may be the gain that it is to lead to, see `targets`.
         seeds: of the runs of each cell.
         score: what the cells are compared by.
         compare: which cells are compared.
@@ -78,17 +67,17 @@ class Grid:
         if runs > MOST_RUNS:
             raise InputError(f"axes and seeds: {shown(runs)} runs; expected at most {MOST_RUNS}")
         compare = self.compare
-        require(compare.axis in labels, "compare.axis", compare.axis, f"one of {_list(labels)}")
+        require(compare.axis in labels, "compare.axis", compare.axis, f"one of {listed(labels)}")
         known = labels[compare.axis]
         fits = self.reference in known
-        require(fits, "compare.against", compare.against, f"one of {_list(known)}")
+        require(fits, "compare.against", compare.against, f"one of {listed(known)}")
         repeated = len(set(self.attacks)) < len(self.attacks)
         require(not repeated, "attacks", list(self.attacks), "different ones")
 
     @property
     def reference(self) -> str:
         """The label on the compared axis that all others are tested against."""
-        return _label(self.compare.against)
+        return label_of(self.compare.against)
 
     @property
     def labels(self) -> dict[str, list[str]]:
@@ -129,11 +118,15 @@ class Run:
         return f"{self.cell.name}, seed {self.seed}"
 
 
-def _list(names: Any) -> str:
+def listed(names: Iterable[Any]) -> str:
+    """Return names as an error lists them."""
     return ", ".join(map(str, names))
 
 
-def _label(value: Any) -> str:
+def label_of(value: Any) -> str:
+    """Return a value as the label of a cell, which is also how it is typed."""
+    if (target := target_of(value)) is not None:
+        return str(target)
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
@@ -152,11 +145,11 @@ def _settings(axis: str, values: Any) -> dict[str, dict[str, Any]]:
         for label, fields in values.items():
             good = isinstance(fields, dict) and fields
             require(bool(good), f"axes.{axis}.{label}", fields, "fields and their values")
-        found = {_label(label): fields for label, fields in values.items()}
+        found = {label_of(label): fields for label, fields in values.items()}
         require(len(found) == len(values), f"axes.{axis}", values, "labels that do not repeat")
     else:
         require(isinstance(values, list), f"axes.{axis}", values, "a list of values")
-        found = {_label(value): {axis: value} for value in values}
+        found = {label_of(value): {axis: value} for value in values}
         require(len(found) == len(values), f"axes.{axis}", values, "values that do not repeat")
     require(bool(found), f"axes.{axis}", values, "one value or more")
     return found
@@ -177,13 +170,27 @@ def cells(grid: Grid) -> list[Cell]:
     return found
 
 
+def given(grid: Grid) -> Iterator[tuple[str, str, Any]]:
+    """Where each value of a grid stands, its field, and the value itself."""
+    for key, value in grid.set.items():
+        yield f"set.{key}", key, value
+    for axis, values in grid.axes.items():
+        for label, fields in _settings(axis, values).items():
+            inside = isinstance(values, dict)
+            for key, value in fields.items():
+                yield f"axes.{axis}" + (f".{label}.{key}" if inside else ""), key, value
+
+
 @dataclass(frozen=True)
 class Benchmark:
     """A grid with its runs.
 
     cfg: the name or path that the user gave.
     folder: holds the report, and each run in CELL/seedK.
-    runs: seed by seed, so that a benchmark that is cut short can compare all cells.
+    runs: seed by seed, so that a benchmark that is cut short can compare all cells; none while
+        there is anything in `wanted`.
+    matched: how the factors of its cells were found, of those that have one for a gain.
+    wanted: the gains whose factors are still to be found, see `matching`.
     """
 
     name: str
@@ -192,6 +199,8 @@ class Benchmark:
     pipeline: Pipeline
     folder: Path
     runs: tuple[Run, ...]
+    matched: tuple[Match, ...] = ()
+    wanted: tuple[Goal, ...] = ()
 
     @property
     def command(self) -> str:
@@ -199,72 +208,3 @@ class Benchmark:
         words = ["python", "scripts/benchmark.py", "--cfg", self.cfg]
         usual = self.folder == Path("runs") / FOLDER / self.name
         return shlex.join(words if usual else [*words, "--folder", str(self.folder)])
-
-
-def load(cfg: str, folder: Path | None, pipelines: dict[str, Pipeline]) -> Benchmark:
-    """Read a grid, by its path or its name in configs/benchmark/, and resolve all its runs.
-
-    folder: of the benchmark; None for runs/benchmark/NAME.
-
-    Raises:
-        InputError: The file names a field that the pipeline does not have or a value that the field
-            does not take, two cells have the same runs or folder, or anything else is wrong.
-    """
-    path = find_config(cfg, FOLDER)
-    grid = read(Grid, path)
-    pipeline = pipelines[grid.pipeline]
-    folder = folder or Path("runs") / FOLDER / path.stem
-    try:
-        return Benchmark(path.stem, cfg, grid, pipeline, folder, _runs(grid, pipeline, folder))
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-
-
-def _runs(grid: Grid, pipeline: Pipeline, folder: Path) -> tuple[Run, ...]:
-    found = []
-    seen: dict[str, str] = {}
-    there: dict[str, Any] = {}
-    base = values_of(pipeline.config, find_config(grid.base, pipeline.name))
-    for cell in cells(grid):
-        _check_keys(cell.settings)
-        values, arguments = copy.deepcopy(base), ["--cfg", grid.base]
-        for key, value in cell.settings.items():
-            set_value(pipeline.config, values, key, _label(value))
-            arguments.append(f"--{key}={_label(value)}")
-        config = build(pipeline.config, values)
-        here = pipeline.conditions(config, grid.attacks)
-        there = there or here
-        if differing := differences(there, here):
-            raise InputError(
-                f"axes: {cell.name!r} would not be measured as the first cell is "
-                f"({'; '.join(differing)}); expected axes that do not change how runs are measured"
-            )
-        scores = pipeline.scores(config, grid.attacks).get(grid.score.at, {})
-        known = f"a {grid.score.at} score of {cell.name!r}: {_list(scores) or 'there is none'}"
-        require(grid.score.name in scores, "score", grid.score.name, known)
-        good = 0 < len(cell.slug.encode()) <= LONGEST_SLUG and cell.slug not in RESERVED
-        good = good and cell.name.isprintable()
-        require(good, "axes", cell.name, "labels that can be the name of a folder")
-        for same in (cell.slug, json.dumps(asdict(config))):
-            if same in seen:
-                raise InputError(f"axes: {seen[same]!r} and {cell.name!r} are the same runs")
-            seen[same] = cell.name
-        for seed in grid.seeds:
-            place = folder / cell.slug / f"seed{seed}"
-            end = (f"--seed={seed}", f"--run_dir={place}")
-            found.append(Run(cell, seed, place, replace(config, seed=seed), (*arguments, *end)))
-    order = {seed: position for position, seed in enumerate(grid.seeds)}
-    return tuple(sorted(found, key=lambda run: order[run.seed]))
-
-
-def _check_keys(settings: dict[str, Any]) -> None:
-    """Refuse keys that are no fields of a run's config, and one that is inside of another."""
-    for key in ("cfg", "seed", *RunOptions.__dataclass_fields__):
-        free = key not in settings
-        require(free, "axes or set", key, "a field of the run's config, other than its seed")
-    for key in settings:
-        require(isinstance(key, str), "axes or set", key, "the name of a field")
-        parts = key.split(".")
-        for end in range(1, len(parts)):
-            outer = ".".join(parts[:end])
-            require(outer not in settings, "axes or set", key, f"{outer} alone, or its fields")

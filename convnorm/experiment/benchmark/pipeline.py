@@ -7,7 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from convnorm.experiment.records import Cost, CurvePoint, GainPoint, Metric, Norms, Segment, When
+from convnorm.experiment.records import (
+    Cost,
+    CurvePoint,
+    GainPoint,
+    How,
+    Metric,
+    Norms,
+    Segment,
+    When,
+)
 
 
 @dataclass(frozen=True)
@@ -52,6 +61,33 @@ class Result:
 
 
 @dataclass(frozen=True)
+class Matching:
+    """How a pipeline measures the gain that a factor in a run's config leads to.
+
+    key: the field that is the factor. least, most: its range.
+    seeds: of what is measured, apart from those of a grid; the first is that of pilot runs.
+    check: (config, how) -> doubts about matching its gain, in sentences. Raises an InputError where
+        the factor cannot set it.
+    relevant: (config, how) -> all that the gain depends on, beside the factor and the seed.
+    at_start: config -> the gain before the first step, over all seeds.
+    depth: config -> how often the factor enters: the gain at the start is about its power of this.
+    pilot: config -> field -> value, of what a pilot run does in another way than the run itself.
+    plateau: (config, folder of its pilot run) -> the gain early in the training.
+    """
+
+    key: str
+    least: float
+    most: float
+    seeds: tuple[int, ...]
+    check: Callable[[Any, How], tuple[str, ...]]
+    relevant: Callable[[Any, How], dict[str, Any]]
+    at_start: Callable[[Any], float]
+    depth: Callable[[Any], int]
+    pilot: Callable[[Any], dict[str, Any]]
+    plateau: Callable[[Any, Path], float]
+
+
+@dataclass(frozen=True)
 class Pipeline:
     """One of the suite's pipelines.
 
@@ -64,6 +100,7 @@ class Pipeline:
     remaining_evaluations: (run folder, attacks) -> the commands, each a script's name and its
         arguments, that a trained run still needs before it can be read.
     read: (run folder, attacks) -> the result of a run that is trained and evaluated.
+    matching: how factors are found for a gain; None where no field takes one.
     """
 
     name: str
@@ -74,3 +111,4 @@ class Pipeline:
     fraction_done: Callable[[Any, dict[str, Any]], float]
     remaining_evaluations: Callable[[Path, Sequence[str]], list[list[str]]]
     read: Callable[[Path, Sequence[str]], Result]
+    matching: Matching | None = None

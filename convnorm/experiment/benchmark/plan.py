@@ -36,14 +36,19 @@ def check(benchmark: Benchmark) -> None:
         InputError: The folder of a run holds one of another config, or attempts.jsonl is no file.
     """
     for run in benchmark.runs:
-        if differing := checkpoint.in_the_way(run.folder, run.config):
-            raise InputError(
-                f"{run.folder} holds a run of another config ({'; '.join(differing)}); expected "
-                "that of the benchmark, another --folder, or this one moved away"
-            )
+        check_folder(run)
     for found in _attempts(benchmark):
         if isinstance(found, str):
             print(f"{found}; the line is left out", file=sys.stderr)
+
+
+def check_folder(run: Run) -> None:
+    """Raise an InputError where the folder of a run holds one of another config."""
+    if differing := checkpoint.in_the_way(run.folder, run.config):
+        raise InputError(
+            f"{run.folder} holds a run of another config ({'; '.join(differing)}); expected "
+            "that of the benchmark, another --folder, or this one moved away"
+        )
 
 
 def attempts(benchmark: Benchmark) -> list[AttemptRecord]:

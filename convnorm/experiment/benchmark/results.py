@@ -52,6 +52,12 @@ def gather(benchmark: Benchmark) -> Report:
             for was not measured.
     """
     grid, pipeline = benchmark.grid, benchmark.pipeline
+    if benchmark.wanted:
+        raise InputError(
+            f"{benchmark.folder}: nothing to report: {pipeline.matching.key} of "
+            f"{len(benchmark.wanted)} cells is not matched yet; the same command without --report "
+            "does"
+        )
     progress, results = _read(survey(benchmark), pipeline, grid)
     if not results:
         reason = next((f"; {item.run.name}: {item.reason}" for item in progress if item.reason), "")
@@ -98,6 +104,7 @@ def gather(benchmark: Benchmark) -> Report:
         changed=_changed(benchmark),
         left_out=_left_out(benchmark),
         versions=_all_versions(results.values()),
+        matched=benchmark.matched,
         hardware=tuple(sorted({part.place for it in results.values() for part in it.segments})),
     )
 

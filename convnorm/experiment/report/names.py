@@ -104,6 +104,7 @@ def spelled_out(report: Report) -> Report:
             replace(test, cell=names[test.cell], against=names[test.against])
             for test in report.comparisons
         ),
+        matched=tuple(replace(match, cell=names[match.cell]) for match in report.matched),
         mcnemar=tuple(
             replace(test, cell=names[test.cell], against=names[test.against])
             for test in report.mcnemar

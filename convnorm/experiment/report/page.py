@@ -69,6 +69,7 @@ def _text(report: Report, drawings: dict[str, Drawing]) -> str:
         "Comparisons": tables.comparisons(report),
         "Figures": pictures.values(),
         "Layer spectra": spectra,
+        "Matched gain": tables.matched(report),
         "Cost": tables.cost(report),
         "What these numbers cannot say": [_list(limits(report))],
         "Every run": [tables.runs(report)],

@@ -156,6 +156,30 @@ def comparisons(report: Report) -> Iterator[str]:
         )
 
 
+def matched(report: Report) -> Iterator[str]:
+    """The factors that were found for a gain, with all that was tried for them."""
+    if not report.matched:
+        return
+    rows, words = [], {"init_matched": "at the first step", "plateau_matched": "10 to 20 %"}
+    for match in report.matched:
+        tried = ", ".join(f"{number(it.gain)} at {it.scale:g}" for it in match.trials)
+        row = [match.cell, words[match.how], tried]
+        rows.append([*row, number(match.target), f"{match.scale:g}", number(match.gain)])
+    yield markdown(["cell", "when", "gains tried", "asked for", "scale", "gain"], rows, words=3)
+    seeds = sorted({seed for match in report.matched for seed in match.seeds})
+    yield (
+        "The gain of a discriminator is the median norm of its logit's gradient to an image, the "
+        "geometric mean of that over real and generated ones. The scale, a factor on what the "
+        "normalizer makes of each layer, was found before the first run of the grid. At the first "
+        "step: networks that nobody trained. 10 to 20 %: the mean log gain over these steps in "
+        "pilot runs, interpolated between them. Seeds, which no run of the grid has: "
+        f"{', '.join(map(str, seeds))}."
+    )
+    doubts = [(it.cell, doubt) for it in report.matched for doubt in it.doubts]
+    if doubts:
+        yield "\n".join(f"- {escaped(cell)}: {escaped(doubt)}." for cell, doubt in doubts)
+
+
 def cost(report: Report) -> Iterator[str]:
     header = ["cell", "parameters", "MACs an image (M)"]
     header += ["steps/s", "training (s)", "peak memory (MiB)"]

@@ -111,7 +111,7 @@ def arguments(
 
 
 @contextmanager
-def _rough_norms() -> Iterator[None]:
+def rough_norms() -> Iterator[None]:
     """Norms of layers in a log by 4 steps of Lanczos' method: 40 take longer than the training."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(operator_norm, "__defaults__", (4,))
@@ -121,7 +121,7 @@ def _rough_norms() -> Iterator[None]:
 def run(run_dir: Path, changes: dict[str, Any] | None = None, **options: Any) -> dict[str, Any]:
     """Train a tiny GAN in this process and return the summary."""
     run_options = RunOptions(run_dir=str(run_dir), device="cpu", **options)
-    with _rough_norms():
+    with rough_norms():
         return train_gan(tiny(changes), run_options, ALONE)
 
 
@@ -130,7 +130,7 @@ def classifier_run(
 ) -> dict[str, Any]:
     """Train a tiny classifier in this process and return the summary."""
     run_options = RunOptions(run_dir=str(run_dir), device="cpu", **options)
-    with _rough_norms():
+    with rough_norms():
         return train_classifier(tiny_classifier(changes), run_options, ALONE)
 
 

@@ -77,13 +77,16 @@ GAINS = ("init_matched", "plateau_matched")
 
 
 class Instant:
-    """Carries out runs in no time; `begun` are their folders, `most` of them before a Ctrl-C."""
+    """Carries out runs in no time; `begun` are their folders, `most` of them before a Ctrl-C.
+
+    outcomes: kind -> how its runs end, and why.
+    """
 
     workers = 2
 
-    def __init__(self, most: int = 1000, broken: tuple[str, ...] = ()):
+    def __init__(self, most: int = 1000, outcomes: dict[str, tuple[str, str]] | None = None):
         self.begun: list[Path] = []
-        self.most, self.broken = most, broken
+        self.most, self.outcomes = most, outcomes or {}
         self._waiting: list[Attempt] = []
 
     def submit(self, attempt: Attempt) -> None:
@@ -95,10 +98,9 @@ class Instant:
                 raise Stopped("stopped", 130)
             run = self._waiting.pop(0).run
             self.begun.append(run.folder)
-            failed = run.config.kind in self.broken
-            if not failed:
+            outcome, reason = self.outcomes.get(run.config.kind, ("done", ""))
+            if outcome == "done":
                 write_run(run.folder, run.config)
-            outcome, reason = ("failed", "the loss is NaN") if failed else ("done", "")
             yield Ended(AttemptRecord(run.name, outcome, reason, 1.0, 0.0, 0.0, 1.0), "here")
 
     def stop(self) -> None: ...
@@ -282,10 +284,15 @@ def test_a_gain_that_no_pilot_run_comes_near_is_interpolated_and_doubted(tmp_pat
     assert len(found.trials) == 5
 
 
-def test_a_pilot_run_that_fails_ends_the_search_and_is_named(tmp_path):
+@pytest.mark.parametrize(
+    ("outcome", "told"),
+    [(("failed", "the loss is NaN"), "failed: the loss is NaN"), (("stopped", ""), "was stopped")],
+)
+def test_a_pilot_run_without_an_end_ends_the_search_and_is_named(tmp_path, outcome, told):
+    """Catches a job that a cluster cancels and that is submitted again for ever."""
     benchmark = grid(tmp_path, **kinds("power", "uneven", plateau_matched=2.0))
-    with pytest.raises(Stopped, match="uneven / scale 1, seed 901 failed: the loss is NaN"):
-        matched(benchmark, Instant(broken=("uneven",)))
+    with pytest.raises(Stopped, match=f"the pilot run uneven / scale 1, seed 901 {told}; without"):
+        matched(benchmark, Instant(outcomes={"uneven": outcome}))
     assert len(matched(benchmark)) == 2
 
 

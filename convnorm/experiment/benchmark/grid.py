@@ -170,6 +170,14 @@ def cells(grid: Grid) -> list[Cell]:
     return found
 
 
+def fields_of(grid: Grid) -> dict[str, set[str]]:
+    """Return axis -> the fields that its values set."""
+    return {
+        axis: {key for fields in _settings(axis, values).values() for key in fields}
+        for axis, values in grid.axes.items()
+    }
+
+
 def given(grid: Grid) -> Iterator[tuple[str, str, Any]]:
     """Where each value of a grid stands, its field, and the value itself."""
     for key, value in grid.set.items():

@@ -16,7 +16,7 @@ from typing import Any
 from convnorm.experiment.benchmark import search, targets
 from convnorm.experiment.benchmark.attempt import is_trained
 from convnorm.experiment.benchmark.execute import Executor, execute
-from convnorm.experiment.benchmark.grid import Benchmark, Cell, Compare, Grid, Run, cells
+from convnorm.experiment.benchmark.grid import Benchmark, Cell, Compare, Grid, Run, cells, fields_of
 from convnorm.experiment.benchmark.loading import Resolve, Settings, resolver, run_of
 from convnorm.experiment.benchmark.pipeline import Pipeline
 from convnorm.experiment.benchmark.plan import check, check_folder, survey
@@ -40,8 +40,7 @@ class _Family:
 
     labels: dict[str, str]
     settings: Settings
-    config: object
-    how: How
+    config: Any
 
 
 def match(
@@ -55,7 +54,7 @@ def match(
 
     Raises:
         InputError: A gain is out of reach, or see `execute`.
-        Stopped: See `execute`; or a pilot run failed.
+        Stopped: See `execute`; or a pilot run failed or was stopped.
     """
     yield from _match_at_start(benchmark).values()
     if any(goal.target.how == "plateau_matched" for goal in benchmark.wanted):
@@ -64,10 +63,11 @@ def match(
             check(pilots)
             execute(pilots, where, processes, device)
             for item in survey(pilots):
-                if item.state == "failed":
+                if item.state != "done":  # a job of a cluster may have been cancelled
+                    how = f"failed: {item.reason}" if item.state == "failed" else "was stopped"
                     raise Stopped(
-                        f"the pilot run {item.run.name} failed: {item.reason}; without it no gain "
-                        "can be matched; the same command again tries it again",
+                        f"the pilot run {item.run.name} {how}; without it no gain can be matched; "
+                        "the same command again goes on",
                         code=1,
                     )
         yield from _matches(benchmark, "plateau_matched", _read_pilot(benchmark))[0].values()
@@ -183,37 +183,22 @@ def _key(goal: Goal) -> str:
 
 
 def _families(benchmark: Benchmark, goals: Sequence[Goal]) -> dict[str, _Family]:
-    """Return key -> family; they are named by the axes that say more than the factor, if that does.
+    """Return key -> family, named by the axes that say more than the factor.
 
     So a pilot run has the same folder whatever gain it is for.
     """
-    key = benchmark.pipeline.matching.key
+    key, found = benchmark.pipeline.matching.key, {}
+    telling = [axis for axis, fields in fields_of(benchmark.grid).items() if fields != {key}]
     by_name = {cell.name: cell for cell in cells(benchmark.grid)}
-    first = {_key(goal): goal for goal in reversed(goals)}
-    labels = {each: _labels(benchmark, by_name[goal.cell]) for each, goal in first.items()}
-    if len({json.dumps(each) for each in labels.values()}) < len(labels):
-        labels = {each: by_name[goal.cell].labels for each, goal in first.items()}
-    return {
-        each: _Family(
-            labels=labels[each],
-            settings={k: v for k, v in by_name[goal.cell].settings.items() if k != key},
+    for goal in goals:
+        cell = by_name[goal.cell]
+        family = _Family(
+            labels={axis: cell.labels[axis] for axis in telling},
+            settings={name: value for name, value in cell.settings.items() if name != key},
             config=goal.config,
-            how=goal.target.how,
         )
-        for each, goal in first.items()
-    }
-
-
-def _labels(benchmark: Benchmark, cell: Cell) -> dict[str, str]:
-    """The labels of a cell on the axes that set more than the factor."""
-    key, axes = {benchmark.pipeline.matching.key}, benchmark.grid.axes
-    fields = {
-        axis: {name for each in values.values() for name in each}
-        if isinstance(values, dict)
-        else {axis}
-        for axis, values in axes.items()
-    }
-    return {axis: label for axis, label in cell.labels.items() if fields[axis] != key}
+        found.setdefault(_key(goal), family)
+    return found
 
 
 # ------------------------------------------------------------------ at the first step

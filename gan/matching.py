@@ -98,13 +98,13 @@ def depth(config: GanConfig) -> int:
 def pilot(config: GanConfig) -> dict[str, Any]:
     """Return what the pilot run of a config does in another way: it ends early and scores nothing.
 
-    Its steps are the first ones of the run itself.
+    Its steps are the first ones of the run itself: whatever changes with the steps does so over
+    `optim.decay_steps`.
     """
-    steps = config.steps
-    whole = {} if config.optim.decay == "none" else {"optim.decay_steps": _decay_steps(config)}
+    steps, over = config.steps, config.optim.decay_steps
     return {
         "steps": steps // PART,
-        **whole,
+        "optim.decay_steps": steps if over is None else over,
         **NO_SCORE,
         "log.every": max(1, steps // 100),
         "log.gain_every": _gain_every(config),
@@ -112,10 +112,6 @@ def pilot(config: GanConfig) -> dict[str, Any]:
         "log.samples_every": steps,
         "checkpoints.every": 0,
     }
-
-
-def _decay_steps(config: GanConfig) -> int:
-    return config.steps if config.optim.decay_steps is None else config.optim.decay_steps
 
 
 def _gain_every(config: GanConfig) -> int:

@@ -298,6 +298,14 @@ def test_a_plateau_is_read_from_the_steps_that_count(tmp_path):
         plateau_of(config, tmp_path)
 
 
+@pytest.mark.parametrize(("given", "decay_steps"), [(None, 700), (500, 500)])
+@pytest.mark.parametrize("decay", ["linear", "none"])
+def test_a_pilot_run_knows_how_long_the_run_is(decay, given, decay_steps):
+    """What begins late in a run must not begin early in its pilot run."""
+    config = tiny({"steps": 700, "optim.decay": decay, "optim.decay_steps": given})
+    assert changed(config, pilot(config)).optim.decay_steps == decay_steps
+
+
 def test_a_pilot_run_logs_enough_gains():
     for steps in (199, 200, 1000, 12_345, 100_000):
         config = tiny({"steps": steps, "log.gain_every": 10**6})

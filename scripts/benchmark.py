@@ -6,7 +6,8 @@
 
 Writes report.html, report.md, results.json and results.csv into runs/benchmark/NAME, beside the
 runs. The same command again goes on: runs that are done are not repeated, those that were cut
-resume, those that failed are tried again.
+resume, those that failed are tried again. Where a grid gives a gain in place of normalizer.scale,
+pilot runs come first, and what they tell stays in matched.json.
 """
 
 import argparse

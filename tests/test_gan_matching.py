@@ -107,7 +107,8 @@ def test_in_a_stack_the_gain_grows_by_a_power_of_the_factor(kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "changes"), [("none", {}), ("spectral", {}), ("weight", {}), ("spectral", RESNET)]
+    ("kind", "changes"),
+    [*((kind, {}) for kind in ("none", "spectral", "weight", "convnorm")), ("spectral", RESNET)],
 )
 def test_the_gain_at_the_start_is_within_two_percent_of_the_target(tmp_path, kind, changes):
     settings = {**SETTINGS, **changes, "normalizer.kind": kind}

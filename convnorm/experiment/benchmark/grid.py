@@ -63,9 +63,9 @@ class Grid:
         require(bool(different), "seeds", list(self.seeds), "one or more different ones")
         require(bool(self.axes), "axes", self.axes, "one or more")
         labels = self.labels
-        runs = math.prod(map(len, [*labels.values(), self.seeds]))
-        if runs > MOST_RUNS:
-            raise InputError(f"axes and seeds: {shown(runs)} runs; expected at most {MOST_RUNS}")
+        if self.num_runs > MOST_RUNS:
+            told = f"{shown(self.num_runs)} runs; expected at most {MOST_RUNS}"
+            raise InputError(f"axes and seeds: {told}")
         compare = self.compare
         require(compare.axis in labels, "compare.axis", compare.axis, f"one of {listed(labels)}")
         known = labels[compare.axis]
@@ -78,6 +78,11 @@ class Grid:
     def reference(self) -> str:
         """The label on the compared axis that all others are tested against."""
         return label_of(self.compare.against)
+
+    @property
+    def num_runs(self) -> int:
+        """How many runs it has: one for each combination of values and each seed."""
+        return math.prod(map(len, [*self.labels.values(), self.seeds]))
 
     @property
     def labels(self) -> dict[str, list[str]]:

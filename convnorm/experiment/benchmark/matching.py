@@ -6,7 +6,6 @@ have. They are a benchmark of their own, in the folder pilots/.
 """
 
 import json
-import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -84,12 +83,11 @@ def describe(benchmark: Benchmark, workers: int) -> str:
     workers: how many runs go on at a time.
     """
     matching, wanted = benchmark.pipeline.matching, benchmark.wanted
-    runs = math.prod(map(len, [*benchmark.grid.labels.values(), benchmark.grid.seeds]))
     at_start = sum(goal.target.how == "init_matched" for goal in wanted)
     lines = [
-        f"{benchmark.name}: {runs} runs, none of which begins before {matching.key} of "
-        f"{len(wanted)} cells is matched: {at_start} at the first step, without a run, and "
-        f"{len(wanted) - at_start} by pilot runs"
+        f"{benchmark.name}: {benchmark.grid.num_runs} runs, none of which begins before "
+        f"{matching.key} of {len(wanted)} cells is matched: {at_start} at the first step, without "
+        f"a run, and {len(wanted) - at_start} by pilot runs"
     ]
     if (pilots := _pilots(benchmark)) is not None:
         lines.append(describe_runs(pilots, workers))

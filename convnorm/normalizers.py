@@ -12,7 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from convnorm.catalogue import CATALOGUE, Kind
+from convnorm.catalogue import CATALOGUE
+from convnorm.kind import Kind
 from convnorm.scale import scale_map, scale_weight
 
 
@@ -195,8 +196,8 @@ class Normalizer:
                 made = self.definition.linear(layer, self)
             return self._marked(scale_weight(made, self.scale))
         conv = self.convolution(layer)
-        if at_input and not self.definition.at_input:  # no map is there to be scaled
-            return scale_weight(conv, self.scale)
+        if at_input and not self.definition.at_input:  # no map is normalized there, or scaled
+            return conv if self.definition.conv_scales else scale_weight(conv, self.scale)
         output = self.output(layer.in_channels if output_first else layer.out_channels)
         if not output:
             return conv

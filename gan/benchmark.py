@@ -23,11 +23,12 @@ from convnorm.experiment.config import read as read_config
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.records import CurvePoint, Metric, When
 from convnorm.experiment.run.loop import is_due
-from gan.config import GanConfig, ScoreConfig
+from gan.config import GanConfig
 from gan.extractors import scores_with
 from gan.keys import REPORTED
 from gan.matching import SCALE
 from gan.records import ScoreRecord
+from gan.score_config import ScoreConfig
 from gan.score_names import metrics
 from gan.selection import selection_score
 

@@ -13,9 +13,10 @@ from convnorm.experiment.records import How
 from convnorm.experiment.run.tracking import read_lines
 from convnorm.experiment.statistics import plateau
 from convnorm.normalizers import Normalizer, normalized_layers
-from gan.config import GanConfig, ScoreConfig
+from gan.config import GanConfig
 from gan.gain import Gain, probe_of
 from gan.models import build
+from gan.score_config import ScoreConfig
 
 # Of networks at the first step and, the first of them, of pilot runs; far from those of any grid.
 SEEDS = (1_000_003, 1_000_004, 1_000_005)

@@ -376,15 +376,15 @@ def test_without_a_config_the_help_and_the_configs_are_shown(capsys):
     [
         (
             GanConfig,
-            ["--normalizer.scale=2"],
-            ["normalizer.scale: without effect, as normalizer.kin"],
+            ["--normalizer.iterations=2"],
+            ["normalizer.iterations: without effect, as normalizer.kin"],
         ),
         (
             GanConfig,
             ["--normalizer.kind=batch", "--normalizer.eps=0.1", "--normalizer.affine=true"],
-            ["normalizer.affine, normalizer.eps: .* as normalizer.kind batch reads multiplier$"],
+            ["normalizer.affine, normalizer.eps: .*kind batch reads scale, multiplier$"],
         ),
-        (GanConfig, ["--normalizer.kind=oni", "--normalizer.scale=2"], []),
+        (GanConfig, ["--normalizer.scale=2"], []),
         (ClassifierConfig, ["--normalizer.kind=batch"], []),  # only what somebody has set
         (ClassifierConfig, ["--adversary.repeats=3"], ["adversary.repeats: .* standard reads no "]),
         (

@@ -41,7 +41,8 @@ def gains_over_steps(report: Report, ink: str) -> tuple[Figure, str] | None:
         index: [[(it.step, it.mean) for it in run.result.gain if it.mean > 0] for run in runs]
         for index, runs in finished_runs(report).items()
     }
-    stacks = {index: stacked(of_cell) for index, of_cell in series.items()}
+    known = {index: [points for points in of_cell if points] for index, of_cell in series.items()}
+    stacks = {index: stacked(of_cell) for index, of_cell in known.items() if of_cell}
     stacks = {index: stack for index, stack in stacks.items() if stack is not None}
     if not stacks:
         return None
@@ -106,12 +107,15 @@ def score_against_gain(report: Report, ink: str) -> tuple[Figure, str] | None:
         axes.set_ylabel(fill(axis_label(report.score_name, metric), 36))
     if panels[0].get_legend_handles_labels()[1]:
         draw_legend(figure, panels)
+    beyond = " Collapsed runs are in the means and may leave the frame."
     return figure, (
         f"The {report.score_name} against the plateau gain. The gain is the geometric mean of "
         f"|dD/dx| at real and at generated images, from {PLATEAU[0]} to {PLATEAU[1]} % of the "
         "training. Large markers are means over the seeds, of gains geometric ones, small ones "
         "single runs, crosses those that collapsed. A line joins cells that differ in "
         f"{SCALE} alone: where two lines meet, the cells have one gain and one score."
+        + beyond
+        * (len(sound) < len(scores))
     )
 
 

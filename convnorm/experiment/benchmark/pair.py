@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from convnorm.experiment.benchmark.pipeline import Pipeline, Result
-from convnorm.experiment.benchmark.results import agree, finite, plateau_gain, with_sound_picture
+from convnorm.experiment.benchmark.results import plateau_gain
+from convnorm.experiment.benchmark.soundness import agree, finite, with_sound_picture
 from convnorm.experiment.config import differing, yaml_text
 from convnorm.experiment.config import read as read_config
 from convnorm.experiment.errors import InputError

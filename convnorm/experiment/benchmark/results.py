@@ -4,21 +4,19 @@ Numbers that were measured in different ways are refused, not put into one colum
 """
 
 import json
-import math
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from typing import Any
 
 import yaml
-from PIL import Image
 
 from convnorm.experiment.benchmark.attempt import Command
 from convnorm.experiment.benchmark.comparisons import mcnemar_tests, paired_tests
 from convnorm.experiment.benchmark.grid import Benchmark, Cell, Grid, cells, named
 from convnorm.experiment.benchmark.pipeline import Pipeline, Result
 from convnorm.experiment.benchmark.plan import GRID, Progress, attempts, survey
+from convnorm.experiment.benchmark.soundness import agree, finite, with_sound_picture
 from convnorm.experiment.config import differences, to_yaml, yaml_text
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.records import (
@@ -40,8 +38,6 @@ from convnorm.experiment.statistics import (
     plateau,
     summary,
 )
-
-NORMS = {"stable_rank": "stable rank"}  # in words, of what is not called a norm
 
 
 def gather(benchmark: Benchmark) -> Report:
@@ -136,57 +132,6 @@ def _read(
                 f"expected one of what was: {known}"
             )
     return found, results
-
-
-def finite(result: Result) -> Result:
-    values = [(f"{w} {key}", v) for w, scores in result.scores.items() for key, v in scores.items()]
-    values += [(f"{result.curve_name} at step {p.step}", p.value) for p in result.curve]
-    values += [
-        (f"{side} at step {point.step}", value)
-        for point in result.gain
-        for side, value in (
-            ("gain on real images", point.real),
-            ("gain on generated images", point.fake),
-            ("margin", point.margin),
-        )
-    ]
-    values += [
-        (f"{NORMS.get(kind, f'{kind} norm')} of layer {layer} at step {point.step}", point.value)
-        for kind, layers in result.norms.items()
-        for layer, points in layers.items()
-        for point in points
-    ]
-    for name, value in values:
-        if not math.isfinite(value):
-            raise InputError(f"the {name} is {value}; expected a number")
-    return result
-
-
-def with_sound_picture(result: Result) -> Result:
-    """Leave a damaged picture out, and say so: the numbers are as good without it."""
-    try:
-        if result.picture is not None and result.picture.is_file():
-            with Image.open(result.picture) as image:
-                image.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        print(f"warning: {result.picture}: damaged; the report leaves it out", file=sys.stderr)
-        return replace(result, picture=None)
-    return result
-
-
-def agree(results: dict[str, Result]) -> None:
-    """Raise an InputError that names two runs whose numbers do not belong into one column."""
-    first, *others = results
-    for other in others:
-        differing = differences(results[first].protocol, results[other].protocol)
-        if differing:
-            raise InputError(
-                f"({first}) and ({other}) were not measured in the same way, there and here: "
-                f"{'; '.join(differing)}; expected one protocol"
-            )
-        if results[first].curve_name != results[other].curve_name:
-            names = f"{results[first].curve_name} and {results[other].curve_name}"
-            raise InputError(f"({first}) and ({other}) followed {names}; expected the same score")
 
 
 def _runs(

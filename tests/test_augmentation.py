@@ -260,7 +260,8 @@ def test_a_penalty_takes_the_gradient_by_the_plain_image():
     trainer.discriminator = lambda x, labels: (weight * x).sum((1, 2, 3))
     draw = trainer.draw(0).discriminator[0]
     high = {"color": torch.tensor([[MIDDLE, MIDDLE, 1.0]] * 8)}
-    _, terms = trainer.discriminator_loss(replace(draw, real=replace(draw.real, augmentation=high)))
+    bright = replace(draw, real=replace(draw.real, augmentation=high))
+    _, terms, _ = trainer.discriminator_loss(bright)
     expected = 1.5**2 * weight.square().sum().item() / 2
     assert terms["r1"].item() == pytest.approx(expected, rel=1e-4)
 

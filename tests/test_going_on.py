@@ -176,7 +176,7 @@ def cut(cut_run, tmp_path) -> tuple[Pipeline, Path]:
 
 def test_a_training_begins_with_what_it_is(tmp_path, capsys):
     run(tmp_path, {"steps": 1})
-    block = capsys.readouterr().err.split("\nstep 1/1")[0]
+    block = capsys.readouterr().err.split("\nstep 0/1")[0]
     state = state_of(tmp_path)
     sizes = {
         name: sum(state[name][key].numel() for key in state[name] if is_parameter(key))

@@ -88,7 +88,7 @@ def test_a_dead_discriminator_is_zero_and_has_finite_gradients():
         nn.init.zeros_(parameter)
     for step in range(2):
         draws = trainer.draw(step)
-        _, terms = trainer.discriminator_loss(draws.discriminator[0])
+        _, terms, _ = trainer.discriminator_loss(draws.discriminator[0])
         if step == 0:
             assert terms["d_real"] == terms["d_fake"] == 0
         trainer.update(draws)

@@ -83,10 +83,10 @@ def test_anchors_follow_every_update_of_the_discriminator(start):
     original = trainer.discriminator_loss
 
     def discriminator_loss(draw):
-        loss, terms = original(draw)
+        loss, terms, d_real = original(draw)
         means.append(torch.stack([terms["d_real"], terms["d_fake"]]).detach())
         assert ("lecam" in terms) == (trainer.state.step >= start)
-        return loss, terms
+        return loss, terms, d_real
 
     trainer.discriminator_loss = discriminator_loss
     for _ in range(4):
@@ -104,7 +104,7 @@ def test_it_is_added_to_every_loss_of_the_discriminator(name):
     trainer = make_trainer({"loss.name": name, "loss.lecam_start": 0, "loss.lecam": 0.5})
     trainer.state.anchors.copy_(torch.tensor([2.0, -2.0]))
     draws = trainer.draw(1)
-    loss, terms = trainer.discriminator_loss(draws.discriminator[0])
+    loss, terms, _ = trainer.discriminator_loss(draws.discriminator[0])
     assert terms["lecam"].item() > 1
     torch.testing.assert_close(loss, terms["loss_d"] + 0.5 * terms["lecam"])
     assert trainer.generator_loss(draws.generator)[1].keys() == {"loss_g"}

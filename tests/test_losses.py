@@ -112,7 +112,7 @@ def test_an_offset_of_the_discriminator_changes_nothing_and_is_never_learned():
     for offset in (0.0, 4.0):
         torch.nn.init.constant_(head.bias, offset)
         trainer.discriminator.zero_grad()
-        loss, _ = trainer.discriminator_loss(draw)
+        loss, *_ = trainer.discriminator_loss(draw)
         loss.backward()
         losses.append(loss.item())
         gradients.append([p.grad.clone() for p in trainer.discriminator.parameters()])
@@ -135,7 +135,7 @@ def test_the_generator_is_compared_with_images_of_its_own():
     assert not torch.equal(own, others)
     trainer.discriminator.requires_grad_(False)
     loss, _ = trainer.generator_loss(draws.generator)
-    fake = trainer.generate(draws.generator.latents)
+    fake = trainer.generate(draws.generator.latents, augmentation={})
     expected = trainer.discriminate(draws.generator.real) - trainer.discriminate(fake)
     torch.testing.assert_close(loss, torch.nn.functional.softplus(expected).mean())
 
@@ -206,7 +206,7 @@ def test_r1_is_taken_at_real_and_r2_at_generated_images():
 def test_r2_reaches_the_discriminator_and_not_the_generator():
     trainer = relativistic_trainer({"loss.r1": 0.0})
     draw = trainer.draw(0).discriminator[0]
-    loss, terms = trainer.discriminator_loss(draw)
+    loss, terms, _ = trainer.discriminator_loss(draw)
     assert list(terms) == ["loss_d", "d_real", "d_fake", "r2"]
     torch.testing.assert_close(loss, terms["loss_d"] + 0.5 * terms["r2"])
     terms["r2"].backward()

@@ -115,9 +115,9 @@ def test_it_is_off_until_its_start_and_logged_from_there_on(tmp_path):
     run(tmp_path / "without", changes)
     run(tmp_path / "with", {**changes, "loss.lecam": 10.0, "loss.lecam_start": 2})
     without, plus = log_of(tmp_path / "without"), log_of(tmp_path / "with")
-    assert plus[:2] == without[:2]
-    assert plus[2].pop("lecam") > 0
-    assert plus[2] != without[2]
+    assert plus[:3] == without[:3]  # of step 0 too
+    assert plus[3].pop("lecam") > 0
+    assert plus[3] != without[3]
     anchors = state_of(tmp_path / "with")["anchors"]
     assert anchors.shape == (2,)
     assert (anchors != 0).all()

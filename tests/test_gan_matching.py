@@ -8,7 +8,18 @@ from typing import Any
 
 import pytest
 import yaml
-from runs import ALONE, SCORED, TINY, changed, differing, rough_norms, run, script, state_of, tiny
+from runs import (
+    ALONE,
+    SCORED,
+    TINY,
+    changed,
+    differing,
+    rough_measurements,
+    run,
+    script,
+    state_of,
+    tiny,
+)
 
 from convnorm.experiment.benchmark import execute, matching
 from convnorm.experiment.benchmark.attempt import AttemptRecord, Ended
@@ -41,7 +52,7 @@ class Here:
     def ended(self):
         while self._waiting:
             one = self._waiting.pop(0).run
-            with rough_norms():
+            with rough_measurements():
                 train(one.config, RunOptions(run_dir=str(one.folder), device="cpu"), ALONE)
             self.trained.append(one.folder)
             yield Ended(AttemptRecord(one.name, "done", "", 1.0, 0.0, 0.0, 1.0), "here")

@@ -20,6 +20,7 @@ from convnorm.experiment.benchmark.grid import Benchmark
 from convnorm.experiment.benchmark.loading import load
 from convnorm.experiment.benchmark.pipeline import Matching
 from convnorm.experiment.benchmark.results import gather
+from convnorm.experiment.benchmark.search import METHODS, Problem, search
 from convnorm.experiment.config import to_yaml
 from convnorm.experiment.errors import InputError, Stopped
 from convnorm.experiment.records import Match, Trial
@@ -282,6 +283,16 @@ def test_a_gain_that_no_pilot_run_comes_near_is_interpolated_and_doubted(tmp_pat
     (found,) = matched(grid(tmp_path, **kinds("jump", plateau_matched=1.0))).values()
     assert "no pilot is within 5% of the gain 1" in found.doubts[0]
     assert len(found.trials) == 5
+
+
+def test_a_gain_that_the_first_pilot_run_nearly_has_takes_another_factor_than_that():
+    """With a factor of 1, the cell would be the one that is as published, a second time."""
+    problem = Problem("cell", "family", 1.0, METHODS["plateau_matched"], 1.5, 1e-6, 1000.0)
+    found, missing = search([problem], lambda family, factor: 1.03 * factor**1.5)
+    ((match, trials),) = found.values()
+    assert not missing
+    assert len(trials) == 1
+    assert match.scale == pytest.approx(1.03 ** (-1 / 1.5), rel=1e-4)
 
 
 @pytest.mark.parametrize(

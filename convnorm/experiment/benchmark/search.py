@@ -24,7 +24,8 @@ class Method:
     """How a gain is matched.
 
     tolerance: how far off a trial may be, relative to the gain. rounds: of trials, at most.
-    interpolates: whether a factor between two trials will do, where each of them is a training.
+    interpolates: whether a factor that was not tried will do, between two trials or as far beyond
+        one as `tolerance` goes, where each of them is a training.
     """
 
     tolerance: float
@@ -115,7 +116,7 @@ def _next(problem: Problem, trials: Sequence[Trial], rounds: int) -> float | Fou
     factor = _between(*pair, gain) if pair else _beyond(trials, gain, problem.exponent)
     factor = min(max(float(f"{factor:.{DIGITS}g}"), problem.least), problem.most)
     if abs(near.gain / gain - 1) <= method.tolerance:
-        return Found(factor, gain) if pair and method.interpolates else Found(near.scale, near.gain)
+        return Found(factor, gain) if method.interpolates else Found(near.scale, near.gain)
     if rounds < method.rounds and all(factor != trial.scale for trial in trials):
         return factor
     if pair and method.interpolates:

@@ -269,4 +269,5 @@ def test_values_that_set_the_scale_beside_others_are_joined_too(axes_of, tmp_pat
     (axes,) = axes_of[0]
     lines = [line for line in axes.lines if line.get_markersize() == 8]
     assert [len(line.get_xdata()) for line in lines] == [1, 2, 1, 1]
-    assert [text.get_text() for text in axes.texts] == ["none", "spectral", "native", "convnorm"]
+    names = [text.get_text() for text in axes.texts]
+    assert sorted(names) == sorted(values)  # both ends of the curve have a name of their own

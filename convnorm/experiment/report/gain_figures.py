@@ -160,8 +160,10 @@ def _draw_curve(axes: Axes, report: Report, curve: list[int], ink: str) -> None:
     beside = {"textcoords": "offset points", "color": look["color"], "fontsize": "small"}
     beside |= {"path_effects": halo, "zorder": 4}
     if axis != SCALE:
-        label = label_of(report, axis, report.cells[first].labels[axis])
-        axes.annotate(label, (x[-1], y[-1]), (9, 0), va="center", **beside)
+        names = [label_of(report, axis, cell.labels[axis]) for cell in cells]
+        for label, following, *place in zip(names, [*names[1:], None], x, y, strict=True):
+            if label != following:  # one name for the whole curve stands at its end
+                axes.annotate(label, place, (9, 0), va="center", **beside)
     for cell, *place in zip(cells, x, y, strict=True):
         if SCALE in cell.labels and len(cells) > 1:
             axes.annotate(cell.labels[SCALE], place, (0, 7), ha="center", **beside)

@@ -318,10 +318,11 @@ def test_p_sees_every_update_of_the_discriminator_and_the_images_of_all_processe
 
 def test_a_kind_that_does_not_adapt_costs_no_message():
     trainer = make_trainer({"normalizer.kind": "spectral"})
-    process = replace(ALONE)
-    object.__setattr__(process, "gather", None)
+    process, gathered = replace(ALONE), []
+    object.__setattr__(process, "gather", gathered.append)
     trainer.process = process
     trainer.update(trainer.draw(0))
+    assert not gathered
 
 
 def test_a_killed_run_goes_on_with_the_same_bits(tmp_path: Path, monkeypatch):

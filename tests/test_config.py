@@ -49,7 +49,7 @@ def test_every_shipped_config_loads_and_builds(name):
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_every_shipped_config_trains(name, tmp_path):
+def test_every_shipped_config_trains(name):
     """On the digits, with narrow networks."""
     kept = ("model.arch", "score.protocol", "score.select")
     small = {key: value for key, value in TINY.items() if key not in kept}
@@ -57,7 +57,8 @@ def test_every_shipped_config_trains(name, tmp_path):
     trainer = Trainer(config, load_images(config.data), ALONE)
     for _ in range(2):
         take_step(trainer)
-    trainer.state.check_finite(tmp_path)
+    weights = [*trainer.generator.parameters(), *trainer.discriminator.parameters()]
+    assert all(weight.isfinite().all() for weight in weights)
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -5,6 +5,7 @@ decides is in convnorm.parametrizations, what the loss does about it in convnorm
 """
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -66,11 +67,15 @@ def _instance(channels: int, options: "Normalizer") -> GroupNorm:
     return GroupNorm(channels, channels, affine=options.multiplier)
 
 
+def _with_weight(layer: nn.Module, parametrization: nn.Module) -> nn.Module:
+    parametrize.register_parametrization(layer, "weight", parametrization)
+    return layer
+
+
 def _weight(layer: nn.Module, options: "Normalizer") -> nn.Module:
     if options.multiplier:
         return parametrizations.weight_norm(layer)
-    parametrize.register_parametrization(layer, "weight", UnitRows())
-    return layer
+    return _with_weight(layer, UnitRows())
 
 
 def _spectral(layer: nn.Module, options: "Normalizer") -> nn.Module:
@@ -85,20 +90,16 @@ def _chains_convolution(conv: nn.Conv2d, options: "Normalizer") -> nn.Conv2d:
 
 
 def _bidirectional(conv: nn.Conv2d, options: "Normalizer") -> nn.Conv2d:
-    norms = OutsideAutocast(Bidirectional(conv.weight, conv.groups))
-    parametrize.register_parametrization(conv, "weight", norms)
-    return conv
+    return _with_weight(conv, OutsideAutocast(Bidirectional(conv.weight, conv.groups)))
 
 
 def _standardized(conv: nn.Conv2d, options: "Normalizer") -> nn.Conv2d:
-    parametrize.register_parametrization(conv, "weight", StandardizedRows())
-    return conv
+    return _with_weight(conv, StandardizedRows())
 
 
 def _operator(conv: nn.Conv2d, options: "Normalizer") -> nn.Conv2d:
     norm = OutsideAutocast(OperatorNorm(conv), rounded=convolutions_are_rounded)
-    parametrize.register_parametrization(conv, "weight", norm)
-    return conv
+    return _with_weight(conv, norm)
 
 
 def _fit_operator_norms(layer: nn.Module, size: torch.Size) -> None:
@@ -123,10 +124,9 @@ def _iterate(layer: nn.Module) -> None:
 
 
 def _orthogonal(layer: nn.Module, parametrization: nn.Module, options: "Normalizer") -> nn.Module:
-    parametrize.register_parametrization(layer, "weight", OutsideAutocast(parametrization))
+    _with_weight(layer, OutsideAutocast(parametrization))
     if options.multiplier:
-        multiplier = Scale(1.0, learned_rows=len(layer.weight))
-        parametrize.register_parametrization(layer, "weight", multiplier)
+        _with_weight(layer, Scale(1.0, learned_rows=len(layer.weight)))
     return layer
 
 
@@ -142,8 +142,7 @@ def _own(layer: nn.Module, options: "Normalizer") -> nn.Module:
 
 def _aol(layer: nn.Module, options: "Normalizer") -> nn.Module:
     geometry = (layer.stride, layer.dilation, layer.groups) if isinstance(layer, nn.Conv2d) else ()
-    parametrize.register_parametrization(layer, "weight", OutsideAutocast(AOL(*geometry)))
-    return layer
+    return _with_weight(layer, OutsideAutocast(AOL(*geometry)))
 
 
 def _orthogonality(network: nn.Module, options: "Normalizer") -> torch.Tensor:
@@ -172,6 +171,17 @@ def _affine(conv: nn.Conv2d, options: "Normalizer") -> nn.Sequential:
     return nn.Sequential(conv, like.affine)
 
 
+def _of_each_image(output: Callable[[int, "Normalizer"], nn.Module]) -> Kind:
+    """A kind that normalizes a map by statistics of the image itself."""
+    return Kind(
+        output=output,
+        reads=("scale", "multiplier"),
+        is_affine=False,
+        output_has_shift=_with_multiplier,
+        ignores_scale=_without_multiplier,
+    )
+
+
 CONVNORM = ("scale", "grid", "affine", "affine_init", "gradient_through_gain", "eps", "batch_norm")
 NUM_GROUPS = 32  # of channels, by Wu & He (2018)
 RELU_GAIN = 2**0.5  # of orthogonal weights, by Huang et al. (2020); 1 in their GAN
@@ -189,29 +199,11 @@ CATALOGUE: dict[str, Kind] = {
         ignores_scale=_without_multiplier,
     ),
     # Over (C, H, W) of each sample (Ba et al., 2016).
-    "layer": Kind(
-        output=_layer,
-        reads=("scale", "multiplier"),
-        is_affine=False,
-        output_has_shift=_with_multiplier,
-        ignores_scale=_without_multiplier,
-    ),
+    "layer": _of_each_image(_layer),
     # Over 32 groups of channels of each sample (Wu & He, 2018), or as many as divide both.
-    "group": Kind(
-        output=_group,
-        reads=("scale", "multiplier"),
-        is_affine=False,
-        output_has_shift=_with_multiplier,
-        ignores_scale=_without_multiplier,
-    ),
+    "group": _of_each_image(_group),
     # Over each channel of each sample (Ulyanov et al., 2016), without running statistics.
-    "instance": Kind(
-        output=_instance,
-        reads=("scale", "multiplier"),
-        is_affine=False,
-        output_has_shift=_with_multiplier,
-        ignores_scale=_without_multiplier,
-    ),
+    "instance": _of_each_image(_instance),
     # Salimans & Kingma, 2016; without a multiplier every row has norm 1.
     "weight": Kind(
         conv=_weight,

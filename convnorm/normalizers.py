@@ -14,6 +14,7 @@ from torch import nn
 
 from convnorm.catalogue import CATALOGUE
 from convnorm.kind import Kind
+from convnorm.maps import in_evaluation, input_sizes
 from convnorm.scale import scale_map, scale_weight
 
 
@@ -231,23 +232,9 @@ def fit_to_maps(network: nn.Module, *example: torch.Tensor) -> None:
     }
     if not fits:
         return
-    sizes: dict[nn.Module, torch.Size] = {}
-
-    def record(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        sizes[module] = inputs[0].shape
-
-    hooks = [layer.register_forward_pre_hook(record) for layer in fits]
-    modes = {module: module.training for module in network.modules()}
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            network.eval()(*example)
-            for layer, size in sizes.items():
-                fits[layer](layer, size)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, training in modes.items():
-            module.training = training
+    with in_evaluation(network), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        for layer, size in input_sizes(network, fits, *example).items():
+            fits[layer](layer, size)
 
 
 def _check(option: str, value: object, allowed: bool, expected: object) -> None:

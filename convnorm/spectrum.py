@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from convnorm.maps import in_evaluation, input_sizes
 from convnorm.normalizers import normalized_layers
 from convnorm.precision import convolutions_are_rounded, in_float64
 
@@ -145,29 +146,14 @@ def layer_norms(network: nn.Module, image_size: torch.Size) -> dict[str, LayerNo
     and the global random state stay as they are.
     """
     layers = normalized_convolutions(network)
-    sizes: dict[str, torch.Size] = {}
-    names = {module: name for name, module in layers.items()}
-
-    def record(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
-        sizes[names[module]] = inputs[0].shape
-
-    hooks = [module.register_forward_pre_hook(record) for module in names]
-    modes = {module: module.training for module in network.modules()}
-    device = next(network.parameters()).device
-    network.eval()
-    try:
-        with torch.no_grad():
-            network(torch.zeros(1, *image_size, device=device))
-        norms = {}
-        for name, module in layers.items():
-            conv = next(m for m in module.modules() if isinstance(m, nn.Conv2d))
-            norms[name] = _norms(conv, module, sizes[name])
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, training in modes.items():
-            module.training = training
-    return norms
+    example = torch.zeros(1, *image_size, device=next(network.parameters()).device)
+    with in_evaluation(network):
+        sizes = input_sizes(network, layers.values(), example)
+        convs = {
+            name: next(m for m in module.modules() if isinstance(m, nn.Conv2d))
+            for name, module in layers.items()
+        }
+        return {name: _norms(convs[name], module, sizes[module]) for name, module in layers.items()}
 
 
 def _norms(conv: nn.Conv2d, layer: nn.Module, input_size: torch.Size) -> LayerNorms:

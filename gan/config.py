@@ -276,26 +276,20 @@ class GanConfig:
                 f"{normalizer.kind!r} adapts to the sign of logits; expected one of "
                 f"{', '.join(split)}, or another kind"
             )
-        for key in ("gradient_penalty", "r1", "r2"):
-            if self.normalizer.mixes_batch and getattr(self.loss, key) > 0:
-                raise InputError(
-                    f"loss.{key}: needs the gradient of one image, and normalizer.kind "
-                    f"{self.normalizer.kind!r} mixes the images of a batch; expected another kind"
-                )
+        of_one_image = [f"loss.{penalty.name}" for penalty in self.loss.penalties]
         if self.model.gradient_normalization:
-            self._check_gradient_normalization()
-
-    def _check_gradient_normalization(self) -> None:
-        key = "model.gradient_normalization"
-        if self.normalizer.mixes_batch:
+            of_one_image.append("model.gradient_normalization")
+        if normalizer.mixes_batch and of_one_image:
             raise InputError(
-                f"{key}: needs the gradient of one image, and normalizer.kind "
-                f"{self.normalizer.kind!r} mixes the images of a batch; expected another kind"
+                f"{of_one_image[0]}: needs the gradient of one image, and normalizer.kind "
+                f"{normalizer.kind!r} mixes the images of a batch; expected another kind"
             )
-        for name in self.loss.regularizers:
+        if self.model.gradient_normalization and self.loss.regularizers:
             # |grad D| is at most 1 by itself, and a factor on all weights changes nothing.
+            name = self.loss.regularizers[0]
             raise InputError(
-                f"{key}: true leaves nothing to loss.{name}; expected false, or loss.{name} of 0"
+                f"model.gradient_normalization: true leaves nothing to loss.{name}; expected "
+                f"false, or loss.{name} of 0"
             )
 
     def extends(self, there: dict[str, Any]) -> str | None:

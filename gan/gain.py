@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from convnorm.experiment.data import DataConfig, Images, has_split, load_images
 from convnorm.experiment.data.pixels import from_uint8
+from convnorm.experiment.run.board import GAIN
 from convnorm.precision import convolutions_are_rounded
 from gan.config import GanConfig
 from gan.losses import Batch
@@ -43,7 +44,7 @@ class Gain:
     @property
     def logged(self) -> dict[str, float]:
         """Its part of a line of log.jsonl."""
-        return {"gain/real": self.real, "gain/fake": self.fake, "margin": self.margin}
+        return dict(zip(GAIN, (self.real, self.fake, self.margin), strict=True))
 
 
 def input_gain(discriminator: nn.Module, real: Batch, fake: Batch) -> Gain:

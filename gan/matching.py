@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from convnorm.experiment.benchmark.pipeline import Matching
+from convnorm.experiment.benchmark.run_files import by_step, finished, gains
 from convnorm.experiment.data import DataConfig, Images, load_images
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.records import How
-from convnorm.experiment.run.tracking import read_lines
 from convnorm.experiment.statistics import plateau
 from convnorm.normalizers import Normalizer, normalized_layers
 from gan.config import GanConfig
-from gan.gain import Gain, probe_of
+from gan.gain import probe_of
 from gan.models import build
 from gan.score_config import ScoreConfig
 
@@ -75,7 +75,9 @@ def gain_at_start(config: GanConfig) -> float:
         seeded = replace(config, seed=seed)
         probe = probe_of(seeded, config.data, training, "cpu")
         generator, discriminator = build(seeded, training.images.shape[1])
-        logs.append(_log(probe(discriminator, generator), f"seed {seed}, before the first step"))
+        logs.append(
+            _log(probe(discriminator, generator).mean, f"seed {seed}, before the first step")
+        )
     return math.exp(math.fsum(logs) / len(logs))
 
 
@@ -84,10 +86,10 @@ def _training_images(data: DataConfig) -> Images:
     return load_images(data, "train")
 
 
-def _log(gain: Gain, where: str) -> float:
-    if not (math.isfinite(gain.mean) and gain.mean > 0):
-        raise InputError(f"{where}: the gain is {gain.mean}; expected a number above 0")
-    return math.log(gain.mean)
+def _log(gain: float, where: str) -> float:
+    if not (math.isfinite(gain) and gain > 0):
+        raise InputError(f"{where}: the gain is {gain}; expected a number above 0")
+    return math.log(gain)
 
 
 def depth(config: GanConfig) -> int:
@@ -121,12 +123,11 @@ def _gain_every(config: GanConfig) -> int:
 
 def plateau_of(config: GanConfig, folder: Path) -> float:
     """Return exp of the mean log gain over 10 to 20 % of the steps of a run, from its pilot run."""
-    file, points = folder / "log.jsonl", []
-    for line in read_lines(file):
-        if "gain/real" in line:
-            gain = Gain(*(line[key] for key in ("gain/real", "gain/fake", "margin")))
-            _log(gain, f"{file}, step {line['step']}")
-            points.append((line["step"], gain.mean))
+    file = folder / "log.jsonl"
+    with finished(file):
+        points = [(point.step, point.mean) for point in gains(by_step(file, None))]
+    for step, gain in points:
+        _log(gain, f"{file}, step {step}")
     if (found := plateau(points, config.steps)) is None:
         raise InputError(
             f"{file}: has no gain at 10 to 20 % of {config.steps} steps; expected the log of a "

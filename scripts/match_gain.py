@@ -29,7 +29,7 @@ from convnorm.experiment.config.files import list_of_configs
 from convnorm.experiment.errors import InputError, exit_code
 from convnorm.experiment.records import Match, Matched
 from convnorm.experiment.report.formats import number
-from convnorm.experiment.report.tables import aligned
+from convnorm.experiment.report.tables import aligned, tried
 from gan.benchmark import GAN
 from gan.config import GanConfig
 
@@ -95,8 +95,7 @@ def table(matches: list[Match]) -> str:
     """What was found, with all that was tried."""
     rows = []
     for match in matches:
-        tried = ", ".join(f"{number(trial.gain)} at {trial.scale:g}" for trial in match.trials)
-        rows.append([match.cell, f"{match.scale:g}", number(match.gain), tried])
+        rows.append([match.cell, f"{match.scale:g}", number(match.gain), tried(match)])
     return aligned(["kind", "scale", "gain", "gains tried"], rows)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from convnorm.experiment.codec import from_json
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.records import Cost, GainPoint, NormPoint, Norms, Segment
+from convnorm.experiment.run.board import GAIN
 from convnorm.experiment.run.tracking import read_lines
 
 # Names in a log line -> names in Result.norms.
@@ -120,7 +121,7 @@ def norms(log: dict[int, dict[str, Any]]) -> Norms:
 def gains(log: dict[int, dict[str, Any]]) -> tuple[GainPoint, ...]:
     """Collect the gains of a discriminator from the lines of log.jsonl, by step."""
     return tuple(
-        GainPoint(step, *(float(line[key]) for key in ("gain/real", "gain/fake", "margin")))
+        GainPoint(step, *(float(line[key]) for key in GAIN))
         for step, line in log.items()
-        if "gain/real" in line
+        if GAIN[0] in line
     )

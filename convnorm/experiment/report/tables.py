@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from convnorm.experiment.records import Metric, Report
+from convnorm.experiment.records import Match, Metric, Report
 from convnorm.experiment.report.formats import TIMES_OVER, factor_spread, interval, number, spread
 from convnorm.experiment.statistics import PLATEAU
 
@@ -156,14 +156,18 @@ def comparisons(report: Report) -> Iterator[str]:
         )
 
 
+def tried(match: Match) -> str:
+    """The gains of all factors that were tried for a match."""
+    return ", ".join(f"{number(trial.gain)} at {trial.scale:g}" for trial in match.trials)
+
+
 def matched(report: Report) -> Iterator[str]:
     """The factors that were found for a gain, with all that was tried for them."""
     if not report.matched:
         return
     rows, words = [], {"init_matched": "at the first step", "plateau_matched": "10 to 20 %"}
     for match in report.matched:
-        tried = ", ".join(f"{number(it.gain)} at {it.scale:g}" for it in match.trials)
-        row = [match.cell, words[match.how], tried]
+        row = [match.cell, words[match.how], tried(match)]
         rows.append([*row, number(match.target), f"{match.scale:g}", number(match.gain)])
     yield markdown(["cell", "when", "gains tried", "asked for", "scale", "gain"], rows, words=3)
     seeds = sorted({seed for match in report.matched for seed in match.seeds})

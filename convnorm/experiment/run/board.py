@@ -11,7 +11,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 COST = ("steps_per_second", "seconds", "peak_memory")
-GAIN = ("gain/real", "gain/fake", "margin")
+GAIN = ("gain/real", "gain/fake", "margin")  # of a discriminator, in a line of log.jsonl
 
 
 def tags(names: Iterable[str]) -> dict[str, str]:

@@ -7,9 +7,12 @@ from contextvars import ContextVar
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
+Result = torch.Tensor | tuple[torch.Tensor, ...]
+
 # tensor -> (function, other arguments) -> result. A weight that a parametrization makes anew at
 # every access ends with its forward pass, and so must what was kept for it.
 _results: ContextVar[WeakTensorKeyDictionary | None] = ContextVar("results", default=None)
+_shared: ContextVar[WeakTensorKeyDictionary | None] = ContextVar("shared", default=None)
 
 
 @contextmanager
@@ -31,19 +34,39 @@ def fixed_weights() -> Iterator[None]:
         _results.reset(token)
 
 
+@contextmanager
+def shared_weights() -> Iterator[None]:
+    """Promise that no weight changes in here, and that at most one backward pass follows.
+
+    It is for passes of a network whose losses are added, such as those of a discriminator over real
+    and generated images: what follows from the weights alone (ConvNorm's gains, kernels at the
+    frequencies, orthogonal weights) is then computed once for all, with its gradient. What moves
+    in every pass, as power iterations do, still moves. A context inside another one uses its
+    results.
+    """
+    if torch.compiler.is_compiling():  # computes what is constant once by itself
+        yield
+        return
+    outer = _shared.get()
+    token = _shared.set(WeakTensorKeyDictionary() if outer is None else outer)
+    try:
+        yield
+    finally:
+        _shared.reset(token)
+
+
 def computed_once(
-    function: Callable[..., torch.Tensor],
+    function: Callable[..., Result],
     tensor: torch.Tensor,
     *args,
     weights: Iterable[torch.Tensor] = (),
-) -> torch.Tensor:
+) -> Result:
     """Return function(tensor, *args), computed once for each tensor inside `fixed_weights`.
 
     Outside that context it is computed in every call. `weights` are other tensors that it takes
     a gradient to.
     """
-    # A compiler cannot trace a context variable, and folds what is constant by itself.
-    results = None if torch.compiler.is_compiling() else _results.get()
+    results = _inside(_results)
     if results is None:
         return function(tensor, *args)
     if torch.is_grad_enabled():
@@ -56,6 +79,30 @@ def computed_once(
         with torch.inference_mode(False), torch.no_grad():
             known[key] = function(tensor, *args)
     return known[key]
+
+
+def computed_once_a_step(
+    function: Callable[..., Result], tensor: torch.Tensor, *args, constant: bool = False
+) -> Result:
+    """`computed_once`, and inside `shared_weights` also once, with its gradient.
+
+    It is for functions of `tensor` and `args` alone. constant: no gradient flows through them.
+    """
+    shared = _inside(_shared)
+    if shared is None or _inside(_results) is not None:
+        return computed_once(function, tensor, *args)
+    known = shared.setdefault(tensor, {})
+    key = (function, args, not constant and torch.is_grad_enabled())
+    if key not in known:
+        known[key] = function(tensor, *args)
+    return known[key]
+
+
+def _inside(
+    context: ContextVar[WeakTensorKeyDictionary | None],
+) -> WeakTensorKeyDictionary | None:
+    # A compiler cannot trace a context variable, and folds what is constant by itself.
+    return None if torch.compiler.is_compiling() else context.get()
 
 
 def _refuse_gradient(weight: torch.Tensor) -> None:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from convnorm.fixed import computed_once
+from convnorm.fixed import computed_once, computed_once_a_step
 from convnorm.precision import in_float64, products_are_rounded
 
 WARM_UP = 15  # power iterations before the first use, as in torch's spectral_norm
@@ -119,6 +119,8 @@ class Scale(nn.Module):
 class OutsideAutocast(nn.Module):
     """A parametrization in full precision, computed once inside `fixed_weights`.
 
+    Without buffers it follows from the weight alone, and `shared_weights` shares it.
+
     Autocast would run its matrix products, and those of a power iteration, in half precision;
     and where float32 products may be rounded (TF32, bfloat16), it is computed in float64. `rounded`
     says where; the default speaks of matrix products.
@@ -135,7 +137,9 @@ class OutsideAutocast(nn.Module):
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         with torch.autocast(weight.device.type, enabled=False):
-            return computed_once(self._compute, weight)
+            if any(True for _ in self.buffers()):  # moves in every pass
+                return computed_once(self._compute, weight)
+            return computed_once_a_step(self._compute, weight)
 
     def _compute(self, weight: torch.Tensor) -> torch.Tensor:
         if weight.dtype == torch.float32 and self.rounded(weight.device.type):

@@ -9,6 +9,7 @@ from convnorm.experiment import streams
 from convnorm.experiment.data import Images
 from convnorm.experiment.run.averaging import follow
 from convnorm.experiment.run.distributed import Process
+from convnorm.fixed import shared_weights
 from gan.augmentation import augmented
 from gan.config import GanConfig
 from gan.draws import DiscriminatorDraws, Drawing, Draws, GeneratorDraws
@@ -49,7 +50,8 @@ class Trainer:
         state = self.state
         state.set_rates(draws.rates)
         for draw in draws.discriminator:
-            loss, terms, d_real = self.discriminator_loss(draw)
+            with shared_weights():  # both passes and the penalties see the same ones
+                loss, terms, d_real = self.discriminator_loss(draw)
             self.apply(loss, self.discriminator, state.optim_d)
             self.clip_weights()
             self.adapt_normalizer(d_real)

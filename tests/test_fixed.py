@@ -3,13 +3,14 @@
 import copy
 import weakref
 from collections import Counter
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import nn
 
 from convnorm import ConvNorm2d, functional
-from convnorm.fixed import computed_once, fixed_weights
+from convnorm.fixed import computed_once, fixed_weights, shared_weights
 from convnorm.normalizers import Normalizer
 
 KINDS = {
@@ -221,3 +222,74 @@ def test_a_freed_tensor_does_not_lend_its_id():
     with fixed_weights():
         for value in range(50):
             assert computed_once(torch.neg, torch.tensor(float(value))) == -value
+
+
+# Passes whose losses are added
+
+
+def two_passes(layer: nn.Module, shared: bool) -> list[torch.Tensor]:
+    """Outputs of both, and the gradients of the sum."""
+    layer.zero_grad()
+    with shared_weights() if shared else nullcontext():
+        first, second = (layer(x.to(layer.weight.dtype)) for x in (images(2), images(5).sqrt()))
+    (first.square().sum() + second.sin().sum()).backward()
+    return [first, second, *(weight.grad for weight in layer.parameters())]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_shared_passes_give_what_separate_ones_give(kind):
+    """A gradient that reaches one pass alone; a power iteration that stops."""
+    layer = layer_of(kind).train().requires_grad_(True).double()
+    twin = copy.deepcopy(layer)
+    shared, separate = two_passes(layer, shared=True), two_passes(twin, shared=False)
+    for ours, theirs in zip(shared, separate, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    for ours, theirs in zip(layer.buffers(), twin.buffers(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_shared_passes_compute_a_gain_once(gains):
+    layer = layer_of("native").requires_grad_(True)
+    with shared_weights():
+        layer(images())
+        with torch.no_grad():  # a constant is one in either mode
+            layer(images(3))
+        with shared_weights():
+            layer(images(4))
+    assert gains["gain"] == 1
+    layer(images())
+    assert gains["gain"] == 2
+
+
+def test_a_weight_changed_after_shared_passes_is_seen():
+    """A result that outlives its step."""
+    layer, twin = (layer_of("full").requires_grad_(True) for _ in range(2))
+    for module in (layer, twin):
+        with shared_weights() if module is layer else nullcontext():
+            module(images(32))
+        with torch.no_grad():
+            module.weight.mul_(torch.linspace(1, 2, 3)[:, None, None])
+    with shared_weights():
+        assert torch.equal(layer(images(32)), twin(images(32)))
+
+
+def test_shared_passes_keep_gradients_and_constants_apart():
+    """A kernel made without gradients, and then one that needs them."""
+    layer = layer_of("full").requires_grad_(True)
+    with shared_weights():
+        with torch.no_grad():
+            expected = layer(images(32))
+        found = layer(images(32))
+    torch.testing.assert_close(found, expected)
+    found.sum().backward()
+    assert layer.weight.grad.abs().sum() > 0
+
+
+def test_inside_fixed_weights_sharing_adds_nothing(gains):
+    layer = layer_of("native")
+    with fixed_weights(), shared_weights():
+        layer(images())
+    with shared_weights(), fixed_weights():
+        layer(images())
+        layer(images())
+    assert gains["gain"] == 2

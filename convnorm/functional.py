@@ -13,14 +13,23 @@ ever padded to the grid. All of it runs in float32 or float64, whatever the auto
 where float32 products may be rounded (TF32, bfloat16), the gain is computed in float64.
 """
 
-import torch
-import torch.nn.functional as F
+from collections.abc import Callable
 
-from convnorm.fixed import computed_once
+import torch
+
+from convnorm.convolution import Pads, convolve, convolve_adjoint, output_size, pad, pad_adjoint
+from convnorm.fixed import computed_once, computed_once_a_step
 from convnorm.precision import widened
+from convnorm.spectral_convolution import (
+    Complex,
+    frequency_kernel,
+    spectral_convolution,
+    spectrum_is_faster,
+)
 from convnorm.tables import Pair, circulant_index, cosine_table, offset_indicator
 
-Pads = tuple[int, int, int, int]  # left, right, top, bottom, as torch.nn.functional.pad counts
+NO_PADDING = (0, 0, 0, 0)
+GainFunction = Callable[..., torch.Tensor]
 GRIDS = ("full", "native")
 
 
@@ -76,7 +85,8 @@ def spectral_gain(
 
 
 @torch.no_grad()
-def _constant_gain(weight: torch.Tensor, *args) -> torch.Tensor:
+def constant_gain(weight: torch.Tensor, *args) -> torch.Tensor:
+    """`spectral_gain` as a constant, to which no gradient flows."""
     return spectral_gain(weight, *args)
 
 
@@ -157,57 +167,28 @@ def check_ring(padding: Pads, kernel: Pair, dilation: Pair) -> None:
         )
 
 
-def _output_size(
-    x: torch.Tensor, weight: torch.Tensor, stride: Pair, padding: Pads, dilation: Pair
-) -> Pair:
-    """(H', W') of a convolution."""
+def _everywhere(
+    size: Pair, kernel: Pair, padding: Pads, dilation: Pair, mode: str
+) -> tuple[Pads, Pair, Pair]:
+    """How a stride-1 convolution of (H, W) maps covers the whole ring, for grid="full".
+
+    Returns the padding that makes it do so, the size of the ring, and where on it the first output
+    that `padding` asks for lies.
+    """
     left, right, top, bottom = padding
-    padded = (x.shape[2] + top + bottom, x.shape[3] + left + right)
-    extent = tuple(d * (k - 1) + 1 for d, k in zip(dilation, weight.shape[2:], strict=True))
-    if extent[0] > padded[0] or extent[1] > padded[1]:
-        raise ValueError(f"the kernel covers {extent} pixels, more than the padded input {padded}")
-    return (padded[0] - extent[0]) // stride[0] + 1, (padded[1] - extent[1]) // stride[1] + 1
-
-
-def _convolve(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    stride: Pair,
-    padding: Pads,
-    dilation: Pair,
-    groups: int,
-    mode: str,
-) -> torch.Tensor:
-    """The plain convolution with any padding."""
-    left, right, top, bottom = padding
-    if mode == "zeros" and (left, top) == (right, bottom):  # needs no padded copy of the map
-        return F.conv2d(x, weight, None, stride, (top, left), dilation, groups)
-    x = F.pad(x, padding, "constant" if mode == "zeros" else mode)
-    return F.conv2d(x, weight, None, stride, 0, dilation, groups)
-
-
-def _convolve_everywhere(
-    x: torch.Tensor, weight: torch.Tensor, padding: Pads, dilation: Pair, groups: int, mode: str
-) -> tuple[torch.Tensor, Pair]:
-    """The stride-1 convolution on the whole ring, and where on it the first output lies."""
-    left, right, top, bottom = padding
-    reach = tuple(d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True))
+    reach = tuple(d * (k - 1) for d, k in zip(dilation, kernel, strict=True))
     if mode == "circular":  # the map is the ring: one turn of it, started where `padding` says
-        turn = (left, reach[1] - left, top, reach[0] - top)
-        return _convolve(x, weight, (1, 1), turn, dilation, groups, mode), (0, 0)
-    if mode != "zeros":  # the padded map is the layer's input
-        x = F.pad(x, padding, mode)
-        left = right = top = bottom = 0
-    margin = (max(reach[0], top, bottom), max(reach[1], left, right))
-    c = F.conv2d(x, weight, None, 1, margin, dilation, groups)
-    return c, (margin[0] - top, margin[1] - left)
+        return (left, reach[1] - left, top, reach[0] - top), size, (0, 0)
+    rows, columns = max(reach[0], top, bottom), max(reach[1], left, right)
+    ring = (size[0] + 2 * rows - reach[0], size[1] + 2 * columns - reach[1])
+    return (columns, columns, rows, rows), ring, (rows - top, columns - left)
 
 
 def conv_norm2d(
     x: torch.Tensor,
     weight: torch.Tensor,
     stride: Pair = (1, 1),
-    padding: Pads = (0, 0, 0, 0),
+    padding: Pads = NO_PADDING,
     dilation: Pair = (1, 1),
     groups: int = 1,
     padding_mode: str = "zeros",
@@ -227,23 +208,97 @@ def conv_norm2d(
         raise ValueError(f"grid must be one of {GRIDS}, not {grid!r}")
     if x.dim() != 4:
         raise ValueError(f"the input must be (N, I, H, W), not {tuple(x.shape)}")
+    kernel = tuple(weight.shape[2:])
     if grid == "full" and padding_mode == "circular":
-        check_ring(padding, tuple(weight.shape[2:]), dilation)
-    size = _output_size(x, weight, stride, padding, dilation)
-
-    def gain(ring: Pair, stride: Pair = (1, 1)) -> torch.Tensor:
-        function = spectral_gain if gradient_through_gain else _constant_gain
-        return computed_once(function, weight, ring, dilation, stride, eps)
-
-    if weight.shape[2:] == (1, 1):  # a flat spectrum: the filter is a factor of each channel
-        weight = (weight * gain((1, 1))[:, None]).to(weight.dtype)
-        return _convolve(x, weight, stride, padding, dilation, groups, padding_mode)
+        check_ring(padding, kernel, dilation)
+    if grid == "full" and padding_mode in ("reflect", "replicate"):
+        x, padding, padding_mode = pad(x, padding, padding_mode), NO_PADDING, "zeros"
+    size = output_size(tuple(x.shape[2:]), kernel, stride, padding, dilation)
+    gain = spectral_gain if gradient_through_gain else constant_gain
+    if kernel == (1, 1):
+        weight = _pointwise(weight, gain, eps)
+        return convolve(x, weight, stride, padding, dilation, groups, padding_mode)
     if grid == "native":
-        c = _convolve(x, weight, stride, padding, dilation, groups, padding_mode)
-        return circular_filter(c, gain(tuple(c.shape[2:]), stride))
-    c, first = _convolve_everywhere(x, weight, padding, dilation, groups, padding_mode)
+        c = convolve(x, weight, stride, padding, dilation, groups, padding_mode)
+        return circular_filter(c, _gain_of(weight, gain, size, dilation, stride, eps))
+    turn, ring, first = _everywhere(tuple(x.shape[2:]), kernel, padding, dilation, padding_mode)
+    rows, columns = _kept_outputs(first, stride, size)
+    if spectrum_is_faster(x, weight, groups, ring):
+        spectrum = computed_once_a_step(_normalized_kernel, weight, gain, ring, dilation, eps)
+        left, _, top, _ = turn  # how far the map lies behind the origin of the ring
+        return spectral_convolution(
+            x, spectrum, ring, [row - top for row in rows], [column - left for column in columns]
+        )
+    c = convolve(x, weight, (1, 1), turn, dilation, groups, padding_mode)
+    return circular_filter(c, _gain_of(weight, gain, ring, dilation, (1, 1), eps), rows, columns)
+
+
+def conv_norm2d_adjoint(
+    y: torch.Tensor,
+    weight: torch.Tensor,
+    size: Pair,
+    stride: Pair = (1, 1),
+    padding: Pads = NO_PADDING,
+    dilation: Pair = (1, 1),
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    *,
+    grid: str = "full",
+    eps: float = 1e-6,
+) -> torch.Tensor:
+    """The adjoint of conv_norm2d as a map of its input: <conv_norm2d(x), y> = <x, adjoint(y)>.
+
+    y: (N, O, H', W'), as conv_norm2d returns it for maps of `size`, (H, W). Returns (N, I, H, W).
+    """
+    kernel = tuple(weight.shape[2:])
+    if grid == "full" and padding_mode in ("reflect", "replicate"):
+        left, right, top, bottom = padding
+        padded = (size[0] + top + bottom, size[1] + left + right)
+        x = conv_norm2d_adjoint(y, weight, padded, stride, NO_PADDING, dilation, groups, eps=eps)
+        return pad_adjoint(x, padding, padding_mode)
+    if kernel == (1, 1) or grid == "native":
+        if kernel == (1, 1):
+            weight = _pointwise(weight, constant_gain, eps)
+        else:
+            gain = _gain_of(weight, constant_gain, tuple(y.shape[2:]), dilation, stride, eps)
+            y = circular_filter(y, gain)
+        return convolve_adjoint(y, weight, size, stride, padding, dilation, groups, padding_mode)
+    turn, ring, first = _everywhere(size, kernel, padding, dilation, padding_mode)
+    rows, columns = (
+        slice(places.start, places.stop, places.step)
+        for places in _kept_outputs(first, stride, tuple(y.shape[2:]))
+    )
+    c = y.new_zeros(*y.shape[:2], *ring)
+    c[:, :, rows, columns] = y
+    c = circular_filter(c, _gain_of(weight, constant_gain, ring, dilation, (1, 1), eps))
+    return convolve_adjoint(c, weight, size, (1, 1), turn, dilation, groups, padding_mode)
+
+
+def _gain_of(
+    weight: torch.Tensor, gain: GainFunction, ring: Pair, dilation: Pair, stride: Pair, eps: float
+) -> torch.Tensor:
+    constant = gain is constant_gain
+    return computed_once_a_step(gain, weight, ring, dilation, stride, eps, constant=constant)
+
+
+def _pointwise(weight: torch.Tensor, gain: GainFunction, eps: float) -> torch.Tensor:
+    """A normalized 1x1 kernel: its spectrum is flat, so the filter is a factor of each channel."""
+    factor = _gain_of(weight, gain, (1, 1), (1, 1), (1, 1), eps)
+    return (weight * factor[:, None]).to(weight.dtype)
+
+
+def _kept_outputs(first: Pair, stride: Pair, size: Pair) -> tuple[range, range]:
+    """Rows and columns of the ring at which a strided convolution has its outputs."""
     rows, columns = (
         range(start, start + step * (count - 1) + 1, step)
         for start, step, count in zip(first, stride, size, strict=True)
     )
-    return circular_filter(c, gain(tuple(c.shape[2:])), rows, columns)
+    return rows, columns
+
+
+def _normalized_kernel(
+    weight: torch.Tensor, gain: GainFunction, ring: Pair, dilation: Pair, eps: float
+) -> Complex:
+    """The convolution and its filter at every frequency of the ring, see `frequency_kernel`."""
+    transposed = gain(weight.transpose(2, 3), ring[::-1], dilation[::-1], (1, 1), eps)
+    return frequency_kernel(weight, transposed, ring, dilation)

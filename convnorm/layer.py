@@ -7,7 +7,14 @@ from typing import Literal
 import torch
 from torch import nn
 
-from convnorm.functional import GRIDS, check_ring, conv_norm2d, spectral_gain
+from convnorm.convolution import convolve, convolve_adjoint
+from convnorm.functional import (
+    GRIDS,
+    check_ring,
+    conv_norm2d,
+    conv_norm2d_adjoint,
+    spectral_gain,
+)
 
 AFFINE_INITS = ("default", "dirac")
 
@@ -144,21 +151,41 @@ class ConvNorm2d(nn.Conv2d):
         """(left, right, top, bottom); "same" puts an odd pixel right and below, as nn.Conv2d."""
         return tuple(self._reversed_padding_repeated_twice)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def _geometry(self) -> tuple:
+        return self.stride, self._pads(), self.dilation, self.groups, self.padding_mode
+
+    def _filtered(self, x: torch.Tensor) -> torch.Tensor:
+        """The convolution behind its filter, times `scale`."""
         y = conv_norm2d(
             x,
             self.weight,
-            self.stride,
-            self._pads(),
-            self.dilation,
-            self.groups,
-            self.padding_mode,
+            *self._geometry(),
             grid=self.grid,
             eps=self.eps,
             gradient_through_gain=self.gradient_through_gain,
         )
-        if self.scale != 1:
-            y = self.scale * y
+        return self.scale * y if self.scale != 1 else y
+
+    def linear(self, x: torch.Tensor) -> torch.Tensor:
+        """The layer less its offsets and BatchNorm, which is a linear map of x."""
+        y = self._filtered(x)
+        return y if self.affine is None else convolve(y, self.affine.weight, *self._affine_map())
+
+    def linear_adjoint(self, y: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """The adjoint of `linear` on maps of `size`, (H, W): <linear(x), y> = <x, adjoint(y)>."""
+        if self.affine is not None:
+            y = convolve_adjoint(y, self.affine.weight, tuple(y.shape[2:]), *self._affine_map())
+        geometry = self._geometry()
+        x = conv_norm2d_adjoint(y, self.weight, size, *geometry, grid=self.grid, eps=self.eps)
+        return self.scale * x if self.scale != 1 else x
+
+    def _affine_map(self) -> tuple:
+        """How the affine convolves: stride, padding, dilation, groups and mode of padding."""
+        pads = tuple(self.affine._reversed_padding_repeated_twice)
+        return (1, 1), pads, (1, 1), self.affine.groups, self.affine.padding_mode
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self._filtered(x)
         if self.bias is not None:
             y = y + self.bias.to(y.dtype)[:, None, None]
         if self.affine is not None:

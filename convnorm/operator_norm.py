@@ -4,11 +4,15 @@ That norm depends on the size of the map, so both forms are fitted to it (`fit_t
 they take 16 x 16.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from convnorm.fixed import computed_once
+from convnorm.convolution import convolve, convolve_adjoint
+from convnorm.fixed import computed_once, shared_weights
+from convnorm.layer import ConvNorm2d
 from convnorm.parametrizations import WARM_UP
 from convnorm.precision import convolutions_are_rounded, in_float64
 
@@ -28,9 +32,8 @@ class OperatorNorm(nn.Module):
     def __init__(self, conv: nn.Conv2d):
         super().__init__()
         self.in_channels = conv.in_channels
-        self.stride, self.dilation, self.groups = conv.stride, conv.dilation, conv.groups
-        self.pads = tuple(conv._reversed_padding_repeated_twice)
-        self.padding_mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+        pads = tuple(conv._reversed_padding_repeated_twice)
+        self.geometry = (conv.stride, pads, conv.dilation, conv.groups, conv.padding_mode)
         reach = [d * (k - 1) + 1 for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
         self.fit(conv.weight, torch.Size(max(UNFITTED, r) for r in reach))
 
@@ -43,24 +46,10 @@ class OperatorNorm(nn.Module):
             self._iterate(weight)
 
     def _convolution(self, u: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        padded = F.pad(u, self.pads, self.padding_mode)
-        return F.conv2d(padded, weight, None, self.stride, 0, self.dilation, self.groups)
+        return convolve(u, weight, *self.geometry)
 
     def _adjoint(self, y: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """<_convolution(u), y> = <u, _adjoint(y)> for all u and y."""
-        channels, height, width = self.u.shape[1:]
-        left, right, top, bottom = self.pads
-        padded = (1, channels, height + top + bottom, width + left + right)
-        geometry = (self.stride, 0, self.dilation, self.groups)
-        z = torch.nn.grad.conv2d_input(padded, weight, y, *geometry)
-        if self.padding_mode == "constant":
-            return z[:, :, top : top + height, left : left + width]
-        # Each number of the padded map goes back to the place that it was copied from.
-        places = torch.arange(height * width, dtype=torch.float64, device=z.device)
-        places = F.pad(places.view(1, 1, height, width), self.pads, self.padding_mode)
-        image = z.new_zeros(channels, height * width)
-        image.index_add_(1, places.flatten().long(), z[0].flatten(1))
-        return image.view_as(self.u)
+        return convolve_adjoint(y, weight, tuple(self.u.shape[2:]), *self.geometry)
 
     @torch.no_grad()
     def _iterate(self, weight: torch.Tensor) -> None:
@@ -77,6 +66,14 @@ class OperatorNorm(nn.Module):
         return weight / norm.clamp(min=1e-12)
 
 
+class _Function(nn.Module):
+    """A function of a layer as a module with the layer's parameters."""
+
+    def __init__(self, layer: nn.Module, function: Callable[[torch.Tensor], torch.Tensor]):
+        super().__init__()
+        self.layer, self.forward = layer, function
+
+
 class UnitOperatorNorm(nn.Module):
     """A layer divided by its operator norm, which a power iteration tracks.
 
@@ -87,7 +84,7 @@ class UnitOperatorNorm(nn.Module):
     scale: the norm that is left. `layer` has it as a factor before its own offset.
     """
 
-    def __init__(self, layer: nn.Conv2d, size: int = UNFITTED, scale: float = 1.0):
+    def __init__(self, layer: ConvNorm2d, size: int = UNFITTED, scale: float = 1.0):
         super().__init__()
         self.layer = layer
         self.scale = scale
@@ -101,35 +98,39 @@ class UnitOperatorNorm(nn.Module):
         for _ in range(WARM_UP):
             self.iterate()
 
-    def _linear(self, u: torch.Tensor) -> torch.Tensor:
-        """The layer without its offset, on u: (1, I, H, W)."""
-        if convolutions_are_rounded(u.device.type):
-            return in_float64(self.layer, u) - in_float64(self.layer, torch.zeros_like(u))
-        return self.layer(u) - self.layer(torch.zeros_like(u))
-
+    @torch.no_grad()
     def iterate(self) -> None:
         """Move `u` one step of the power iteration towards the first right singular vector."""
-        with torch.autocast(self.u.device.type, enabled=False), torch.enable_grad():
-            u = self.u.clone().requires_grad_()
-            half_square = self._linear(u).square().sum() / 2
-            (u,) = torch.autograd.grad(half_square, u)  # A^T A u
-        self.u.copy_(F.normalize(u.flatten(), dim=0).view_as(u))
+        z = self._computed(self._normal, self.u)
+        self.u.copy_(F.normalize(z.flatten(), dim=0).view_as(z))
 
     def operator_norm(self) -> torch.Tensor:
         """The largest singular value of the layer, a scalar with gradient."""
         if self.training:
             self.iterate()
-        with torch.autocast(self.u.device.type, enabled=False):
-            if self.training:
-                return self._norm(self.u)
-            return computed_once(self._norm, self.u, weights=self.layer.parameters())
+            return self._norm(self.u)
+        return computed_once(self._norm, self.u, weights=self.layer.parameters())
 
     def _norm(self, u: torch.Tensor) -> torch.Tensor:
-        return self._linear(u.clone()).norm()
+        return self._computed(self.layer.linear, u.clone()).norm()
+
+    def _normal(self, u: torch.Tensor) -> torch.Tensor:
+        """A^T A u of the linear map A that the layer is."""
+        return self.layer.linear_adjoint(self.layer.linear(u), tuple(u.shape[2:]))
+
+    def _computed(
+        self, function: Callable[[torch.Tensor], torch.Tensor], u: torch.Tensor
+    ) -> torch.Tensor:
+        """A function of the layer at u, in full precision."""
+        with torch.autocast(u.device.type, enabled=False):
+            if convolutions_are_rounded(u.device.type):
+                return in_float64(_Function(self.layer, function), u)
+            return function(u)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        norm = self.operator_norm().clamp(min=1e-12)
-        y = self.layer(x)
+        with shared_weights():
+            norm = self.operator_norm().clamp(min=1e-12)
+            y = self.layer(x)
         # The norm holds the factor that the layer has before its offset, and takes it away again.
         norm = norm if self.scale == 1 else norm / self.scale
         return y / norm.to(y.dtype)

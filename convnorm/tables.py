@@ -77,3 +77,68 @@ def circulant_index(
     dx = (torch.tensor(columns)[:, None] - torch.arange(m)) % m
     index = dy[:, None, :, None] * m + dx[None, :, None, :]
     return index.reshape(len(rows) * len(columns), n * m).to(device)
+
+
+def _turns(frequencies: torch.Tensor, places: torch.Tensor, n: int) -> torch.Tensor:
+    """Phases 2 pi w p / n, (frequencies, places), in float64; exact as in `cosine_table`."""
+    return 2 * math.pi * (frequencies[:, None] * places % n).double() / n
+
+
+def _complex_products(cosines: torch.Tensor, sines: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Rows of the real matrix that multiplies by cosines + i sines: for the real part, and for
+    the imaginary part. A column each for a real part and an imaginary part, on a new last axis.
+    """
+    return torch.stack([cosines, -sines], -1), torch.stack([sines, cosines], -1)
+
+
+@_kept
+def analysis_rows(n: int, height: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """exp(-i w p), (n // 2 + 1 frequencies x real and imaginary, places p = 0 .. height - 1)."""
+    turns = _turns(torch.arange(n // 2 + 1), torch.arange(height), n)
+    return torch.stack([turns.cos(), -turns.sin()], 1).flatten(0, 1).to(device, dtype)
+
+
+@_kept
+def analysis_columns(m: int, width: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """exp(-i w p) for complex numbers: (m x real and imaginary, real and imaginary x width)."""
+    turns = _turns(torch.arange(m), torch.arange(width), m)
+    real, imaginary = _complex_products(turns.cos(), -turns.sin())
+    both = torch.stack([real, imaginary], 1).transpose(2, 3)  # (m, 2, 2, width)
+    return both.reshape(2 * m, 2 * width).to(device, dtype)
+
+
+@_kept
+def kernel_waves(
+    kernel: Pair, ring: Pair, dilation: Pair, device: torch.device, dtype: torch.dtype
+) -> torch.Tensor:
+    """exp(i w . t) for the taps t of a dilated kernel: (real and imaginary x F, k_h * k_w).
+
+    F = (n // 2 + 1) * m frequencies, half of them along the rows.
+    """
+    n, m = ring
+    rows = _turns(torch.arange(n // 2 + 1), torch.arange(kernel[0]) * dilation[0], n)
+    columns = _turns(torch.arange(m), torch.arange(kernel[1]) * dilation[1], m)
+    turns = (rows[:, None, :, None] + columns[None, :, None, :]).reshape(-1, kernel[0] * kernel[1])
+    return torch.cat([turns.cos(), turns.sin()]).to(device, dtype)
+
+
+@_kept
+def synthesis_columns(
+    m: int, columns: tuple[int, ...], device: torch.device, dtype: torch.dtype
+) -> torch.Tensor:
+    """exp(i w p) / m for complex numbers: (real and imaginary x columns p, m x the same two)."""
+    turns = _turns(torch.tensor(columns), torch.arange(m), m)
+    both = torch.stack(_complex_products(turns.cos(), turns.sin()))  # (2, columns, m, 2)
+    return (both / m).reshape(2 * len(columns), 2 * m).to(device, dtype)
+
+
+@_kept
+def synthesis_rows(
+    n: int, rows: tuple[int, ...], device: torch.device, dtype: torch.dtype
+) -> torch.Tensor:
+    """The real part of exp(i w p) / n over both halves: (rows p, n // 2 + 1 x the two parts)."""
+    half = torch.arange(n // 2 + 1)
+    turns = _turns(torch.tensor(rows), half, n)
+    real, _ = _complex_products(turns.cos(), turns.sin())
+    times = torch.where((half == 0) | (2 * half == n), 1, 2)[:, None]  # the mirrored half
+    return (times * real / n).flatten(1).to(device, dtype)

@@ -55,23 +55,26 @@ def _config(kind: str, setup: Setup) -> ClassifierConfig:
 
 
 @torch.no_grad()
-def _undecided(network: nn.Module, x: Tensor) -> nn.Module:
-    """Let random weights tell the images x apart: else all would be of one class, and stay so."""
+def undecided(config: ClassifierConfig, images: Tensor) -> tuple[nn.Module, Tensor, Tensor]:
+    """Return a network whose random weights tell images apart, the images and its predictions.
+
+    Else all images would be of one class, and stay so. images: (N, C, H, W) uint8; they are
+    returned in [0, 1], the predictions are (N,).
+    """
+    x = images.float() / 255
+    network = build(config, NUM_CLASSES, (0.5,) * 3, (0.5,) * 3)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0  # one pass tells it the statistics of these images
     network.train()(x)
     network.eval().head.linear.bias -= network(x).mean(0)
-    return network
+    return network, x, network(x).argmax(1)
 
 
 def against_cpu(kind: str, attack: Attack, budget: float, order: float, setup: Setup) -> Finding:
     """Attack the same images on both, and count the fooled ones."""
     images = load_images(data(setup)).images[: 16 if setup.tiny else 128]
-    x = images.float() / 255
-    network = _undecided(build(_config(kind, setup), NUM_CLASSES, (0.5,) * 3, (0.5,) * 3), x)
-    with torch.no_grad():
-        labels = network(x).argmax(1)
+    network, x, labels = undecided(_config(kind, setup), images)
     failures, fooled = [], {}
     for where in dict.fromkeys((torch.device("cpu"), setup.device)):
         model, clean, y = copy.deepcopy(network).to(where), x.to(where), labels.to(where)

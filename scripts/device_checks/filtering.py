@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from convnorm import functional
-from device_checks.clock import median_milliseconds, replayed
 from device_checks.numerics import tf32
 from device_checks.part import Case, Finding, Setup
+from speed.clock import median_milliseconds, replayed
 
 CHANNELS = 64
 LARGEST_MATRIX = 18  # pixels: the matrices of 64 maps of 34 x 34 pixels take 342 MB
@@ -46,8 +46,8 @@ def both_ways(batch: int, size: int, setup: Setup) -> Finding:
     times = {}
     for name, by_matrix in ways.items():
         with mock.patch.object(functional, "matrix_is_faster", return_value=by_matrix):
-            run = replayed(partial(_filtered, x, gain), setup)
-            times[name] = median_milliseconds(run, setup)
+            run = replayed(partial(_filtered, x, gain), setup.device)
+            times[name] = median_milliseconds(run, setup.calls, setup.device)
     chosen = "matrix" if functional.matrix_is_faster(size**2, batch) else "fft"
     loss = times[chosen] / min(times.values())
     found = ", ".join(f"{name} {time:.3f} ms" for name, time in times.items())
@@ -64,7 +64,8 @@ def copies(setup: Setup) -> Finding:
     """Bytes read and written a second by a copy on the device."""
     source = torch.zeros(2**16 if setup.tiny else 2**30, dtype=torch.uint8, device=setup.device)
     target = torch.empty_like(source)
-    milliseconds = median_milliseconds(partial(target.copy_, source), setup)
+    copy = partial(target.copy_, source)
+    milliseconds = median_milliseconds(copy, setup.calls, setup.device)
     rate = 2 * source.numel() / milliseconds / 1e9
     return Finding(f"{rate:.3f} TB/s on {setup.card}", {"TB/s": rate})
 
@@ -75,6 +76,7 @@ def products(name: str, setup: Setup) -> Finding:
     size = 64 if setup.tiny else 8192 if setup.on_gpu else 1024
     matrix = torch.randn(size, size, device=setup.device).to(dtype)
     with tf32(rounded):
-        milliseconds = median_milliseconds(partial(torch.mm, matrix, matrix), setup)
+        product = partial(torch.mm, matrix, matrix)
+        milliseconds = median_milliseconds(product, setup.calls, setup.device)
     rate = 2 * size**3 / milliseconds / 1e9
     return Finding(f"{rate:.3f} TFLOP/s on {setup.card}", {"TFLOP/s": rate})

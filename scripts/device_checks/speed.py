@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from functools import partial
 
 from convnorm.experiment.run.loop import take_step
-from device_checks.clock import Timing, timed
 from device_checks.part import Case, Finding, Setup
 from device_checks.workloads import Config, comparisons, make_trainer
+from speed import clock
 
 
 def cases(setup: Setup) -> Iterator[tuple[str, Case]]:
@@ -24,15 +24,14 @@ def in_turn(configs: dict[str, Config], setup: Setup) -> Finding:
     """Medians of a step's time, and of its ratio to that of the first config."""
     warm_up, calls, rounds = (1, 1, 2) if setup.tiny else (4, 8, 5)
     trainers = {name: make_trainer(config, setup) for name, config in configs.items()}
-    for trainer in trainers.values():
-        for _ in range(warm_up):
-            take_step(trainer)
-    timings: dict[str, list[Timing]] = {name: [] for name in trainers}
-    for turn in range(rounds):
-        if turn > 0 and setup.seconds_left() < 0:
-            break
-        for name, trainer in trainers.items():
-            timings[name].append(timed(partial(take_step, trainer), calls, setup))
+    timings = clock.in_turn(
+        {name: partial(take_step, trainer) for name, trainer in trainers.items()},
+        setup.device,
+        rounds=rounds,
+        calls=calls,
+        warm_up=warm_up,
+        until=setup.deadline,
+    )
     reference, *others = configs
     numbers = {}
     for name, found in timings.items():

@@ -1,13 +1,12 @@
-"""Times of work that a device does while the process goes on."""
+"""Times of work that a device may do while the process goes on, taken in turn."""
 
+import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
-
-from device_checks.part import Setup
 
 Run = Callable[[], object]
 
@@ -19,9 +18,9 @@ class Timing(NamedTuple):
     host: float
 
 
-def timed(run: Run, calls: int, setup: Setup) -> Timing:
+def timed(run: Run, calls: int, device: torch.device) -> Timing:
     """The mean over `calls` calls in a row; on a CPU, which computes as it is asked, once."""
-    if not setup.on_gpu:
+    if device.type != "cuda":
         start = time.perf_counter()
         for _ in range(calls):
             run()
@@ -39,16 +38,42 @@ def timed(run: Run, calls: int, setup: Setup) -> Timing:
     return Timing(begin.elapsed_time(end) / calls, host)
 
 
-def median_milliseconds(run: Run, setup: Setup) -> float:
+def in_turn(
+    runs: Mapping[str, Run],
+    device: torch.device,
+    *,
+    rounds: int,
+    calls: int = 1,
+    warm_up: int = 1,
+    least: int = 1,
+    until: float = math.inf,
+) -> dict[str, list[Timing]]:
+    """Time all runs in every round, so that a disturbance of the machine meets all of them.
+
+    calls: in a row, of which a timing is the mean. warm_up: calls of each that are not timed.
+    After `least` rounds none begins later than the `time.monotonic()` of `until`.
+    """
+    for run in runs.values():
+        for _ in range(warm_up):
+            run()
+    found: dict[str, list[Timing]] = {name: [] for name in runs}
+    for turn in range(rounds):
+        if turn >= least and time.monotonic() > until:
+            break
+        for name, run in runs.items():
+            found[name].append(timed(run, calls, device))
+    return found
+
+
+def median_milliseconds(run: Run, calls: int, device: torch.device) -> float:
     """The median of three timings on the device, after one call that is not timed."""
-    run()
-    calls = 1 if setup.tiny else 10
-    return statistics.median(timed(run, calls, setup).device for _ in range(3))
+    found = in_turn({"run": run}, device, rounds=3, calls=calls)
+    return statistics.median(timing.device for timing in found["run"])
 
 
-def replayed(run: Run, setup: Setup) -> Run:
+def replayed(run: Run, device: torch.device) -> Run:
     """`run` as a CUDA graph, which leaves out what the process does; on a CPU `run` itself."""
-    if not setup.on_gpu:
+    if device.type != "cuda":
         return run
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())

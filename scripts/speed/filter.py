@@ -1,0 +1,62 @@
+"""Part `filter`: the circular filter by one matrix and by a pair of FFTs.
+
+What `functional.matrix_is_faster` rests on: forward and backward of maps of n x n, of which every
+`step`-th pixel is kept; 64 channels; three batch sizes.
+"""
+
+from functools import partial
+from itertools import cycle, product
+from typing import Any
+from unittest import mock
+
+import torch
+
+from convnorm import functional
+from convnorm.functional import circular_filter, spectral_gain
+from speed.bench import Bench, compared, inputs, tell
+from speed.clock import Run
+
+CHANNELS = 64
+MOST_KEPT = 16  # pixels a side: the matrix of a whole 34 x 34 map takes 342 MB
+
+
+def measure(bench: Bench) -> dict[str, Any]:
+    """Time the filter both ways at every size."""
+    batch = bench.batch_size
+    batches = (batch,) if bench.tiny else (max(1, batch // 8), batch, 4 * batch)
+    sizes = (6,) if bench.tiny else (6, 8, 10, 12, 18, 34)
+    measured = []
+    for batch_size, n, step in product(batches, sizes, (1, 2, 4)):
+        kept = range(0, n, step)
+        if len(kept) > MOST_KEPT:
+            continue
+        choice = functional.matrix_is_faster(len(kept) ** 2, batch_size)
+        record = {
+            "batch_size": batch_size,
+            "grid": n,
+            "outputs": len(kept) ** 2,
+            "chosen": "matrix" if choice else "fft",
+            **compared(bench.in_turn(both_ways(batch_size, n, kept, bench))),
+        }
+        what = f"{n} x {n}, {record['outputs']} outputs, {record['chosen']} chosen"
+        tell(f"batch {batch_size}, {what}", record)
+        measured.append(record)
+    return {"channels": CHANNELS, "filters": measured}
+
+
+def both_ways(batch_size: int, n: int, kept: range, bench: Bench) -> dict[str, Run]:
+    """The filter by FFT and by a matrix, a new map in each call."""
+    device = bench.device
+    gain = spectral_gain(torch.randn(CHANNELS, CHANNELS, 3, 3, device=device), (n, n))
+    size = (batch_size, CHANNELS, n, n)
+    maps = inputs(lambda: torch.randn(size, device=device).requires_grad_(), bench)
+    direction = torch.randn(batch_size, CHANNELS, len(kept), len(kept), device=device)
+    following = cycle(maps)
+
+    def run(matrix: bool) -> None:
+        x = next(following)
+        x.grad = None
+        with mock.patch.object(functional, "matrix_is_faster", return_value=matrix):
+            circular_filter(x, gain, kept, kept).backward(direction)
+
+    return {"fft": partial(run, False), "matrix": partial(run, True)}

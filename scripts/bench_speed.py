@@ -59,7 +59,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--batch_size",
         type=whole(1, 4096),
-        help=f"images at a time, of layer and filter ({BATCH_SIZE})",
+        help=f"images at a time, of layer and filter ({BATCH_SIZE}; tiny 2)",
     )
     parser.add_argument(
         "--goals",
@@ -118,7 +118,7 @@ def measured(args: argparse.Namespace) -> None:
             identity.hardware,
             args.tiny,
             bool(args.goals),
-            args.batch_size or BATCH_SIZE,
+            args.batch_size or (2 if args.tiny else BATCH_SIZE),
             args.repeats,
             args.seconds,
             Path(folder),

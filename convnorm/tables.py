@@ -64,6 +64,26 @@ def cosine_table(
 
 
 @_kept
+def folded_transform(size: int, device: torch.device) -> torch.Tensor:
+    """Cosines and sines on half a ring, which its mirror image x -> size - 1 - x completes.
+
+    Shape (2, h, h), h = (size + 1) // 2: w cos(2 pi k (x + 1/2) / size) and the sines of the same
+    phases, for k and x below h; w makes the transform of the whole ring orthogonal. The first sine
+    is that of k = size / 2, since sin(0) vanishes; in an odd ring, which has none, it is zero.
+    """
+    half = (size + 1) // 2
+    k = torch.arange(half)[:, None]
+    odd = 2 * torch.arange(half) + 1
+    weight = torch.where(k == 0, 1.0, 2.0).double().div(size).sqrt()
+    sine_k = torch.where(k == 0, size // 2, k)
+    cosines = weight * torch.cos(math.pi / size * (k * odd % (2 * size)).double())
+    sines = weight * torch.sin(math.pi / size * (sine_k * odd % (2 * size)).double())
+    if size % 2:
+        sines[0] = 0
+    return torch.stack([cosines, sines]).to(device, torch.float32)
+
+
+@_kept
 def circulant_index(
     grid: Pair, rows: tuple[int, ...], columns: tuple[int, ...], device: torch.device
 ) -> torch.Tensor:

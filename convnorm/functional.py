@@ -19,6 +19,7 @@ import torch
 
 from convnorm.convolution import Pads, convolve, convolve_adjoint, output_size, pad, pad_adjoint
 from convnorm.fixed import computed_once, computed_once_a_step
+from convnorm.fused_filter import fused_filter as filter_fused
 from convnorm.precision import widened
 from convnorm.spectral_convolution import (
     Complex,
@@ -128,18 +129,26 @@ def _filter_matrix(
 
 
 def circular_filter(
-    x: torch.Tensor, gain: torch.Tensor, rows: range | None = None, columns: range | None = None
+    x: torch.Tensor,
+    gain: torch.Tensor,
+    rows: range | None = None,
+    columns: range | None = None,
+    *,
+    fused: bool = False,
 ) -> torch.Tensor:
     """Filter each channel on the ring of its own map, and keep some of the outputs.
 
     x: (N, C, n, m) of any floating dtype, which the result has too, where N may be 0; gain:
     (C, n, m // 2 + 1), real and even, whose dtype is computed in. Returns (N, C, len(rows),
-    len(columns)); None keeps all.
+    len(columns)); None keeps all. fused: by convnorm.fused_filter, unless the gain takes a
+    gradient.
     """
     n, m = x.shape[-2:]
     rows = range(n) if rows is None else rows
     columns = range(m) if columns is None else columns
     with torch.autocast(x.device.type, enabled=False):
+        if fused and not gain.requires_grad:
+            return filter_fused(x, gain, rows, columns)
         maps = x.to(gain.dtype)
         if matrix_is_faster(len(rows) * len(columns), len(x)):
             matrix = computed_once(_filter_matrix, gain, (n, m), tuple(rows), tuple(columns))
@@ -196,13 +205,14 @@ def conv_norm2d(
     grid: str = "full",
     eps: float = 1e-6,
     gradient_through_gain: bool = False,
+    fused_filter: bool = False,
 ) -> torch.Tensor:
     """Convolve, then divide every output channel by its spectrum.
 
     x: (N, I, H, W); weight: (O, I / groups, k_h, k_w); the rest as torch.nn.functional.conv2d.
-    Returns what conv2d would, (N, O, H', W'), in the same dtype. `grid` and the padding modes:
-    see ConvNorm2d. Raises ValueError for a grid that does not exist, an input that is not 4D or
-    smaller than the kernel, and circular padding that `check_ring` refuses.
+    Returns what conv2d would, (N, O, H', W'), in the same dtype. The options and the padding
+    modes: see ConvNorm2d. Raises ValueError for a grid that does not exist, an input that is not
+    4D or smaller than the kernel, and circular padding that `check_ring` refuses.
     """
     if grid not in GRIDS:
         raise ValueError(f"grid must be one of {GRIDS}, not {grid!r}")
@@ -220,17 +230,19 @@ def conv_norm2d(
         return convolve(x, weight, stride, padding, dilation, groups, padding_mode)
     if grid == "native":
         c = convolve(x, weight, stride, padding, dilation, groups, padding_mode)
-        return circular_filter(c, _gain_of(weight, gain, size, dilation, stride, eps))
+        gain = _gain_of(weight, gain, size, dilation, stride, eps)
+        return circular_filter(c, gain, fused=fused_filter)
     turn, ring, first = _everywhere(tuple(x.shape[2:]), kernel, padding, dilation, padding_mode)
     rows, columns = _kept_outputs(first, stride, size)
-    if spectrum_is_faster(x, weight, groups, ring):
+    if not fused_filter and spectrum_is_faster(x, weight, groups, ring):
         spectrum = computed_once_a_step(_normalized_kernel, weight, gain, ring, dilation, eps)
         left, _, top, _ = turn  # how far the map lies behind the origin of the ring
         return spectral_convolution(
             x, spectrum, ring, [row - top for row in rows], [column - left for column in columns]
         )
     c = convolve(x, weight, (1, 1), turn, dilation, groups, padding_mode)
-    return circular_filter(c, _gain_of(weight, gain, ring, dilation, (1, 1), eps), rows, columns)
+    gain = _gain_of(weight, gain, ring, dilation, (1, 1), eps)
+    return circular_filter(c, gain, rows, columns, fused=fused_filter)
 
 
 def conv_norm2d_adjoint(

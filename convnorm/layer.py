@@ -45,6 +45,9 @@ class ConvNorm2d(nn.Conv2d):
     batch_norm: BatchNorm2d at the end.
     gradient_through_gain: let gradients flow through the gain (published: no).
     eps: added to the energy, relative to its mean over frequencies; bounds the gain.
+    fused_filter: filter in one Triton kernel on a GPU, with other rounding (convnorm.fused_filter);
+        it has not run on one yet. On a CPU it takes FFTs, on small maps too. With
+        gradient_through_gain nothing comes of it.
     scale: a factor on the filtered map; it sees neither the bias nor what comes behind.
     bias: added after the filter, where it is a plain offset of the channel.
 
@@ -80,6 +83,7 @@ class ConvNorm2d(nn.Conv2d):
         batch_norm: bool = True,
         gradient_through_gain: bool = False,
         eps: float = 1e-6,
+        fused_filter: bool = False,
         scale: float = 1.0,
     ):
         if grid not in GRIDS:
@@ -106,6 +110,7 @@ class ConvNorm2d(nn.Conv2d):
         self.grid = grid
         self.gradient_through_gain = gradient_through_gain
         self.eps = eps
+        self.fused_filter = fused_filter
         self.scale = scale
         if grid == "full" and padding_mode == "circular":
             check_ring(self._pads(), self.kernel_size, self.dilation)
@@ -163,6 +168,7 @@ class ConvNorm2d(nn.Conv2d):
             grid=self.grid,
             eps=self.eps,
             gradient_through_gain=self.gradient_through_gain,
+            fused_filter=self.fused_filter,
         )
         return self.scale * y if self.scale != 1 else y
 

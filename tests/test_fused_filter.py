@@ -8,6 +8,7 @@ import pytest
 import torch
 from runs import Child
 
+from convnorm import ConvNorm2d
 from convnorm import fused_filter as module
 from convnorm.functional import spectral_gain
 from convnorm.fused_filter import fused_filter
@@ -62,6 +63,16 @@ def assert_near(found, exact):
     assert found.shape == exact.shape
     error = (found.double() - exact).abs().max() / exact.abs().max()
     assert error < ROUNDING[found.dtype]
+
+
+def traced(graphs):
+    """A backend that runs what it is given, and keeps the names of the operations."""
+
+    def backend(graph, example):
+        graphs.append([str(node.target) for node in graph.graph.nodes])
+        return graph
+
+    return backend
 
 
 def derivatives(function, x):
@@ -196,14 +207,9 @@ def test_operator_keeps_what_torch_asks_of_one(batch_size, dtype):
 def test_operator_is_traced_as_one_and_not_into():
     x, gain = problem(RING)
     graphs = []
-
-    def keep(graph, example):
-        graphs.append([str(node.target) for node in graph.graph.nodes])
-        return graph
-
     torch.compiler.reset()
     compiled = torch.compile(
-        lambda x: fused_filter(x, gain, range(1, 9)), fullgraph=True, backend=keep
+        lambda x: fused_filter(x, gain, range(1, 9)), fullgraph=True, backend=traced(graphs)
     )
     torch.testing.assert_close(compiled(x), fused_filter(x, gain, range(1, 9)))
     assert len(graphs) == 1
@@ -226,3 +232,39 @@ def test_a_missing_triton_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "convnorm.fused_kernel", None)
     with pytest.raises(RuntimeError, match=r"the fused filter needs triton \(.*fused_kernel"):
         fused_filter(*problem(RING))
+
+
+# The layer's option
+
+
+@pytest.mark.parametrize("grid", ["full", "native"])
+def test_layer_with_the_option_is_the_same_layer(grid):
+    """Cropped and subsampled alike; in half precision too, and compiled."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8, 8, requires_grad=True)
+    fused = ConvNorm2d(3, 4, 3, stride=2, padding=1, grid=grid, fused_filter=True)
+    plain = ConvNorm2d(3, 4, 3, stride=2, padding=1, grid=grid)
+    plain.load_state_dict(fused.state_dict())
+    graphs = []
+    torch.compiler.reset()
+    compiled = torch.compile(fused, fullgraph=True, backend=traced(graphs))
+    for dtype, enabled in ((torch.float32, False), (torch.bfloat16, True)):
+        with torch.autocast("cpu", dtype, enabled=enabled):
+            found, expected = compiled(x), plain(x)
+        torch.testing.assert_close(found, expected)
+        direction = torch.randn_like(found)
+        gradients = (
+            torch.autograd.grad(y, [x, layer.weight], direction)
+            for y, layer in ((found, fused), (expected, plain))
+        )
+        torch.testing.assert_close(*map(list, gradients))
+    assert all(any("fused_filter" in target for target in graph) for graph in graphs)
+
+
+def test_a_gain_that_takes_a_gradient_gets_it():
+    layer = ConvNorm2d(3, 4, 3, batch_norm=False, gradient_through_gain=True, fused_filter=True)
+    plain = ConvNorm2d(3, 4, 3, batch_norm=False, gradient_through_gain=True)
+    plain.load_state_dict(layer.state_dict())
+    x = torch.randn(2, 3, 6, 6)
+    gradients = [torch.autograd.grad(each(x).sin().sum(), each.weight) for each in (layer, plain)]
+    torch.testing.assert_close(*gradients)

@@ -12,11 +12,12 @@ attacks  FGSM, PGD and SimBA against the same on the CPU: budgets, success, gain
 steps    what an update waits for (nothing), and the kernels that a step launches; GPU only
 speed    whole training steps of the normalizers in turn, as ratios to the plain network
 layers   the single layers of bench_speed.py, as replays of CUDA graphs
-filter   the circular filter by FFT and by a matrix, and the two ceilings of the card
+filter   the circular filter by FFT, by a matrix and fused, and the two ceilings of the card
 
-Only runs, layer, attacks and steps judge; the others measure. Numbers under --tiny or --device cpu
-are no benchmark. A part that has used its share of --seconds begins no further case, and is said to
-be skipped. check_device.json is written after every part, so a check that is cut keeps what it has.
+Only runs, layer, attacks, steps and the fused filter judge; the others measure. Numbers under
+--tiny or --device cpu are no benchmark. A part that has used its share of --seconds begins no
+further case, and is said to be skipped. check_device.json is written after every part, so a check
+that is cut keeps what it has.
 The exit code is 0 if everything that was checked is right, else 1.
 """
 
@@ -58,7 +59,7 @@ class Share:
 
 
 # In this order: children are forked before this process touches CUDA. The weights are about the
-# seconds that the parts take on an H100, of 400.
+# seconds that the parts take on an H100, of 460.
 PARTS = {
     "runs": Share(runs.cases, 150),
     "layer": Share(layer.cases, 45),
@@ -66,7 +67,7 @@ PARTS = {
     "steps": Share(steps.cases, 47),
     "speed": Share(speed.cases, 110),
     "layers": Share(layers.cases, 36),
-    "filter": Share(filtering.cases, 4),
+    "filter": Share(filtering.cases, 64),
 }
 
 
@@ -78,7 +79,7 @@ def parse_args() -> argparse.Namespace:
         "--parts", nargs="+", default=list(PARTS), choices=list(PARTS), help="which (all)"
     )
     parser.add_argument("--out", type=path, default=Path(), help=f"folder of {RECORD} (this one)")
-    parser.add_argument("--seconds", type=float, default=400.0, help="budget (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=460.0, help="budget (%(default)s)")
     args = parser.parse_args()
     require(0 < args.seconds <= 86400, "--seconds", args.seconds, "more than 0, and at most a day")
     try:

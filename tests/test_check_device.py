@@ -57,6 +57,12 @@ def wrong_gain(*argv: str) -> None:
     script(*argv)
 
 
+def wrong_fused_filter(*argv: str) -> None:
+    original = functional.filter_fused
+    functional.filter_fused = lambda *args: 1.01 * original(*args)
+    script(*argv)
+
+
 def forgetful_resume(*argv: str) -> None:
     """A GAN's goes on without what Adam has gathered; a classifier's begins anew.
 
@@ -106,6 +112,15 @@ def test_a_defect_fails_its_part_and_stops_no_other(defect, part, found, tmp_pat
         assert words in failed["cases"][case]["line"]
     assert f"{part + ':':9}FAILED, " in output
     assert record["parts"]["filter"]["status"] == "ok"
+
+
+def test_a_wrong_fused_filter_fails(tmp_path):
+    """By 1 %, and its gradient in the direction of the output by twice that."""
+    code, output, record = check(tmp_path, "--parts", "filter", function=wrong_fused_filter)
+    assert code == 1, output
+    cases = record["parts"]["filter"]["cases"]
+    assert "ieee: 2.0e-02, allowed is 1e-05" in cases["fused, 6 x 5, ieee"]["line"]
+    assert cases["batch 4, 6 x 6"]["status"] == "ok"
 
 
 def test_what_there_is_no_time_for_is_said_to_be_skipped(tmp_path):

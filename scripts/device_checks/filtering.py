@@ -1,7 +1,8 @@
-"""Part `filter`: the circular filter by FFT and by a matrix, and the two ceilings of the card.
+"""Part `filter`: the circular filter by FFT, by a matrix and fused; the two ceilings of the card.
 
-`functional.matrix_is_faster` chooses between the two by a rule that was measured on a CPU; the
-record says what it loses here. No kernel can copy or multiply faster than the ceilings.
+`functional.matrix_is_faster` chooses between the first two by a rule that was measured on a CPU;
+the record says what it loses here. The fused filter is chosen by an option alone, and must be the
+same function. No kernel can copy or multiply faster than the ceilings.
 """
 
 from collections.abc import Iterator
@@ -11,8 +12,8 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from convnorm import functional
-from device_checks.numerics import tf32
+from convnorm import functional, fused_filter
+from device_checks.numerics import relative_error, tf32
 from device_checks.part import Case, Finding, Setup
 from speed.clock import median_milliseconds, replayed
 
@@ -23,6 +24,12 @@ PRODUCTS = {
     "bfloat16": (torch.bfloat16, False),
     "tf32": (torch.float32, True),
     "float32": (torch.float32, False),
+}
+# How the fused filter rounds factors -> dtype of its maps and its largest relative error.
+FUSED = {
+    "ieee": (torch.float32, 1e-5),
+    "tf32x3": (torch.float32, 1e-5),
+    "tf32": (torch.bfloat16, 5e-3),
 }
 
 
@@ -35,6 +42,11 @@ def cases(setup: Setup) -> Iterator[tuple[str, Case]]:
     for batch in batches:
         for size in sizes:
             yield f"batch {batch}, {size} x {size}", partial(both_ways, batch, size, setup)
+    # Last, as the kernel is compiled anew for each. Blocks of 16 and of 32; an odd ring.
+    for ring in ((6, 5),) if setup.tiny else ((32, 32), (17, 10), (34, 34)):
+        for rounding in FUSED:
+            name = f"fused, {ring[0]} x {ring[1]}, {rounding}"
+            yield name, partial(fused_against_fft, ring, rounding, setup)
 
 
 def both_ways(batch: int, size: int, setup: Setup) -> Finding:
@@ -58,6 +70,44 @@ def both_ways(batch: int, size: int, setup: Setup) -> Finding:
 def _filtered(x: Tensor, gain: Tensor) -> None:
     y = functional.circular_filter(x, gain)
     torch.autograd.grad(y, x, torch.ones_like(y))
+
+
+def fused_against_fft(ring: tuple[int, int], rounding: str, setup: Setup) -> Finding:
+    """The relative errors of output and gradient to the FFT in float64, and the times of both.
+
+    Both times are of forward and backward passes that keep all outputs, the FFT's with its casts.
+    """
+    precision, limit = FUSED[rounding]
+    torch.manual_seed(0)
+    weight = torch.randn(CHANNELS, 8, 3, 3, dtype=torch.float64)
+    exact_gain = functional.spectral_gain(weight, ring)
+    x = torch.randn(2 if setup.tiny else 128, CHANNELS, *ring).to(precision)
+    exact = _filter_and_gradient(x.double(), exact_gain)
+    x, gain = x.to(setup.device), exact_gain.float().to(setup.device)
+    chosen = {**fused_filter.PRODUCTS, precision: rounding}
+    with (
+        mock.patch.object(fused_filter, "PRODUCTS", chosen),
+        mock.patch.object(functional, "matrix_is_faster", return_value=False),
+    ):
+        found = _filter_and_gradient(x, gain, fused=True)
+        errors = [relative_error(a, b) for a, b in zip(found, exact, strict=True)]
+        times = {}
+        for name in ("fft", "fused"):
+            run = partial(_filter_and_gradient, x, gain, fused=name == "fused")
+            times[name] = median_milliseconds(replayed(run, setup), setup)
+    right = all(error < limit for error in errors)  # a NaN is no less
+    wrong = () if right else (f"{rounding}: {max(errors):.1e}, allowed is {limit:.0e}",)
+    ratio = times["fft"] / times["fused"]
+    line = f"{ratio:.2f} times as fast as the FFT's {times['fft']:.3f} ms on {setup.card}"
+    numbers = {"errors": errors, "ms": times, "fft / fused": ratio}
+    return Finding(f"relative error {max(errors):.0e}, {line}", numbers, wrong)
+
+
+def _filter_and_gradient(x: Tensor, gain: Tensor, fused: bool = False) -> tuple[Tensor, Tensor]:
+    """Of a direction that is the output itself."""
+    x = x.detach().requires_grad_()
+    y = functional.circular_filter(x, gain, fused=fused)
+    return y, *torch.autograd.grad(y, x, y.detach())
 
 
 def copies(setup: Setup) -> Finding:

@@ -158,6 +158,7 @@ def _convnorm(conv: nn.Conv2d, options: "Normalizer") -> ConvNorm2d:
         batch_norm=False,
         gradient_through_gain=options.gradient_through_gain,
         eps=options.eps,
+        fused_filter=options.fused_filter,
         scale=options.scale,
     )
 
@@ -182,7 +183,16 @@ def _of_each_image(output: Callable[[int, "Normalizer"], nn.Module]) -> Kind:
     )
 
 
-CONVNORM = ("scale", "grid", "affine", "affine_init", "gradient_through_gain", "eps", "batch_norm")
+CONVNORM = (
+    "scale",
+    "grid",
+    "affine",
+    "affine_init",
+    "gradient_through_gain",
+    "fused_filter",
+    "eps",
+    "batch_norm",
+)
 NUM_GROUPS = 32  # of channels, by Wu & He (2018)
 RELU_GAIN = 2**0.5  # of orthogonal weights, by Huang et al. (2020); 1 in their GAN
 

@@ -73,6 +73,7 @@ class Normalizer:
         affine: ConvNorm's learned convolution of each channel, as in ConvNorm2d.
         affine_init: how it starts, as in ConvNorm2d.
         gradient_through_gain: of ConvNorm, as in ConvNorm2d.
+        fused_filter: of ConvNorm, as in ConvNorm2d.
         eps: what keeps ConvNorm's gain finite, as in ConvNorm2d.
         iterations: of Newton's method.
         groups: of rows of orthogonal weights.
@@ -93,6 +94,7 @@ class Normalizer:
     affine: bool = False
     affine_init: Literal["default", "dirac"] = "dirac"
     gradient_through_gain: bool = False
+    fused_filter: bool = False
     eps: float = _number(1e-6, 0, 1000)
     iterations: int = _number(5, 1, 100)
     groups: int = _number(1, 1, 65_536)

@@ -382,6 +382,7 @@ OTHER_VALUES = {
     "affine": True,
     "affine_init": "default",
     "gradient_through_gain": True,
+    "fused_filter": True,
     "eps": 0.1,
     "iterations": 2,
     "groups": 5,

@@ -21,7 +21,8 @@ import bench_speed
 from convnorm import ConvNorm2d
 from convnorm.experiment.data import Images
 from convnorm.experiment.errors import InputError
-from convnorm.functional import circular_filter, spectral_gain
+from convnorm.filtering import circular_filter
+from convnorm.functional import spectral_gain
 from gan.distances import FeatureSet, frechet_distance
 from speed import layer, record
 from speed.bench import Spread, ratio, spread

@@ -8,7 +8,7 @@ import pytest
 import torch
 from runs import Child, script
 
-from convnorm import functional
+from convnorm import filtering, functional
 from convnorm.experiment.run import loop
 from gan.trainer import Trainer as GanTrainer
 
@@ -58,8 +58,8 @@ def wrong_gain(*argv: str) -> None:
 
 
 def wrong_fused_filter(*argv: str) -> None:
-    original = functional.filter_fused
-    functional.filter_fused = lambda *args: 1.01 * original(*args)
+    original = filtering.fused_filter
+    filtering.fused_filter = lambda *args: 1.01 * original(*args)
     script(*argv)
 
 
@@ -83,7 +83,7 @@ def forgetful_resume(*argv: str) -> None:
 
 def repeated_gains(*argv: str) -> None:
     """In every forward pass of an attack."""
-    functional.computed_once = lambda function, tensor, *args: function(tensor, *args)
+    functional.computed_once_a_step = lambda function, tensor, *args, **_: function(tensor, *args)
     script(*argv)
 
 

@@ -1,6 +1,8 @@
 """The functions of ConvNorm against formulas written out, and their derivatives."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import reference
@@ -9,13 +11,12 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 from torch.autograd.graph import saved_tensors_hooks
 
-from convnorm import functional
+from convnorm import filtering, functional
+from convnorm.filtering import circular_filter, matrix_is_faster
 from convnorm.functional import (
     autocorrelation,
-    circular_filter,
     conv_norm2d,
     conv_norm2d_adjoint,
-    matrix_is_faster,
     spectral_energy,
     spectral_gain,
 )
@@ -40,7 +41,7 @@ every_grid = pytest.mark.parametrize("grid", ["full", "native"])
 @pytest.fixture
 def route(request, monkeypatch) -> str:
     """The way that a normalized convolution is computed, where the grid leaves a choice."""
-    monkeypatch.setattr(functional, "matrix_is_faster", lambda *_: request.param == "matrix")
+    monkeypatch.setattr(filtering, "matrix_is_faster", lambda *_: request.param == "matrix")
     monkeypatch.setattr(
         functional,
         "spectrum_is_faster",
@@ -317,5 +318,21 @@ def test_a_forward_under_a_fake_mode_leaves_real_ones_alone(grid, size, matrix):
         assert type(fake) is FakeTensor
         assert type(real) is torch.Tensor
         assert fake.shape == real.shape
-        assert matrix_is_faster(real[0, 0].numel(), len(x)) == matrix
+        assert matrix_is_faster(real[0, 0].numel(), len(x), "cpu") == matrix
         torch.testing.assert_close(real, reference.explicit(x, weight, grid=grid))
+
+
+def test_the_rule_for_a_gpu_takes_the_faster_one_where_it_was_measured():
+    """A rule of a CPU; 15 % slower at most is what the measurements' noise allows."""
+    record = Path(__file__).parents[1] / "results" / "check_device_h100.json"
+    cases = json.loads(record.read_text())["parts"]["filter"]["cases"]
+    judged = 0
+    for name, case in cases.items():
+        times = case["numbers"].get("ms", {})
+        if len(times) < 2:
+            continue
+        batch_size, size = int(name.split()[1].rstrip(",")), int(name.split()[-1])
+        chosen = "matrix" if matrix_is_faster(size**2, batch_size, "cuda") else "fft"
+        assert times[chosen] <= 1.15 * min(times.values()), name
+        judged += 1
+    assert judged == 18

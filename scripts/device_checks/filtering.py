@@ -1,6 +1,6 @@
 """Part `filter`: the circular filter by FFT, by a matrix and fused; the two ceilings of the card.
 
-`functional.matrix_is_faster` chooses between the first two by a rule that was measured on a CPU;
+`filtering.matrix_is_faster` chooses between the first two by a rule that was measured on a CPU;
 the record says what it loses here. The fused filter is chosen by an option alone, and must be the
 same function. No kernel can copy or multiply faster than the ceilings.
 """
@@ -12,7 +12,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from convnorm import functional, fused_filter
+from convnorm import filtering, functional, fused_filter
 from device_checks.numerics import relative_error, tf32
 from device_checks.part import Case, Finding, Setup
 from speed.clock import median_milliseconds, replayed
@@ -57,10 +57,10 @@ def both_ways(batch: int, size: int, setup: Setup) -> Finding:
     ways = {"fft": False, "matrix": True} if size <= LARGEST_MATRIX else {"fft": False}
     times = {}
     for name, by_matrix in ways.items():
-        with mock.patch.object(functional, "matrix_is_faster", return_value=by_matrix):
+        with mock.patch.object(filtering, "matrix_is_faster", return_value=by_matrix):
             run = replayed(partial(_filtered, x, gain), setup.device)
             times[name] = median_milliseconds(run, setup.calls, setup.device)
-    chosen = "matrix" if functional.matrix_is_faster(size**2, batch) else "fft"
+    chosen = "matrix" if filtering.matrix_is_faster(size**2, batch, setup.device.type) else "fft"
     loss = times[chosen] / min(times.values())
     found = ", ".join(f"{name} {time:.3f} ms" for name, time in times.items())
     line = f"{chosen} is chosen, {loss:.2f} times the faster one; {found} on {setup.card}"
@@ -87,14 +87,16 @@ def fused_against_fft(ring: tuple[int, int], rounding: str, setup: Setup) -> Fin
     chosen = {**fused_filter.PRODUCTS, precision: rounding}
     with (
         mock.patch.object(fused_filter, "PRODUCTS", chosen),
-        mock.patch.object(functional, "matrix_is_faster", return_value=False),
+        mock.patch.object(filtering, "matrix_is_faster", return_value=False),
     ):
         found = _filter_and_gradient(x, gain, fused=True)
         errors = [relative_error(a, b) for a, b in zip(found, exact, strict=True)]
         times = {}
         for name in ("fft", "fused"):
             run = partial(_filter_and_gradient, x, gain, fused=name == "fused")
-            times[name] = median_milliseconds(replayed(run, setup), setup)
+            times[name] = median_milliseconds(
+                replayed(run, setup.device), setup.calls, setup.device
+            )
     right = all(error < limit for error in errors)  # a NaN is no less
     wrong = () if right else (f"{rounding}: {max(errors):.1e}, allowed is {limit:.0e}",)
     ratio = times["fft"] / times["fused"]

@@ -1,6 +1,6 @@
 """Part `filter`: the circular filter by one matrix and by a pair of FFTs.
 
-What `functional.matrix_is_faster` rests on: forward and backward of maps of n x n, of which every
+What `filtering.matrix_is_faster` rests on: forward and backward of maps of n x n, of which every
 `step`-th pixel is kept; 64 channels; three batch sizes.
 """
 
@@ -11,8 +11,9 @@ from unittest import mock
 
 import torch
 
-from convnorm import functional
-from convnorm.functional import circular_filter, spectral_gain
+from convnorm import filtering
+from convnorm.filtering import circular_filter
+from convnorm.functional import spectral_gain
 from speed.bench import Bench, compared, inputs, tell
 from speed.clock import Run
 
@@ -30,7 +31,7 @@ def measure(bench: Bench) -> dict[str, Any]:
         kept = range(0, n, step)
         if len(kept) > MOST_KEPT:
             continue
-        choice = functional.matrix_is_faster(len(kept) ** 2, batch_size)
+        choice = filtering.matrix_is_faster(len(kept) ** 2, batch_size, bench.device.type)
         record = {
             "batch_size": batch_size,
             "grid": n,
@@ -56,7 +57,7 @@ def both_ways(batch_size: int, n: int, kept: range, bench: Bench) -> dict[str, R
     def run(matrix: bool) -> None:
         x = next(following)
         x.grad = None
-        with mock.patch.object(functional, "matrix_is_faster", return_value=matrix):
+        with mock.patch.object(filtering, "matrix_is_faster", return_value=matrix):
             circular_filter(x, gain, kept, kept).backward(direction)
 
     return {"fft": partial(run, False), "matrix": partial(run, True)}

@@ -11,6 +11,7 @@ pilot runs come first, and what they tell stays in matched.json.
 """
 
 import argparse
+import math
 import sys
 from functools import partial
 from pathlib import Path
@@ -23,23 +24,21 @@ import yaml
 from classification.benchmark import CLASSIFICATION
 from convnorm.experiment.benchmark import matching
 from convnorm.experiment.benchmark.cluster import Cluster
-from convnorm.experiment.benchmark.execute import (
-    Executor,
-    LocalExecutor,
-    divided_machine,
-    execute,
-)
+from convnorm.experiment.benchmark.deadline import Deadline
+from convnorm.experiment.benchmark.execute import Executor, execute
 from convnorm.experiment.benchmark.grid import FOLDER, Benchmark
 from convnorm.experiment.benchmark.loading import load
+from convnorm.experiment.benchmark.local import LocalExecutor, divided_machine
 from convnorm.experiment.benchmark.plan import check, describe
 from convnorm.experiment.benchmark.results import gather
 from convnorm.experiment.config import require, yaml_text
 from convnorm.experiment.config.arguments import Parser, path, whole
 from convnorm.experiment.config.files import list_of_configs
-from convnorm.experiment.errors import InputError, exit_code
+from convnorm.experiment.errors import InputError, exit_code, shortened
 from convnorm.experiment.report import page
 from gan.benchmark import GAN
 
+MOST_HOURS = 10_000
 PIPELINES = {pipeline.name: pipeline for pipeline in (GAN, CLASSIFICATION)}
 
 
@@ -68,6 +67,14 @@ def parse_args() -> argparse.Namespace:
         default=1,
         help="more than 1: torchrun (%(default)s)",
     )
+    parser.add_argument(
+        "--hours",
+        type=hours,
+        default=math.inf,
+        metavar="H",
+        help="begin no run that would not end within H hours from now, as far as finished runs "
+        "tell; what still goes on then saves and stops, and the same command again resumes it",
+    )
     parser.add_device("of the runs; auto takes CUDA devices where there are some")
     parser.add_argument(
         "--cluster",
@@ -89,9 +96,28 @@ def workers(given: str) -> int | None:
     return None if given == "auto" else whole(1, 1024)(given)
 
 
-def executor(args: argparse.Namespace, folder: Path) -> Executor:
+def hours(text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if not 0 < found <= MOST_HOURS:
+        expected = f"more than 0 and at most {MOST_HOURS}"
+        raise argparse.ArgumentTypeError(
+            f"{shortened(repr(text))} is not allowed; expected {expected}"
+        )
+    return found
+
+
+def executor(args: argparse.Namespace, deadline: Deadline, folder: Path) -> Executor:
     """Where the runs of a folder are carried out."""
     if args.cluster is not None:
+        require(
+            args.hours == math.inf,
+            "--hours",
+            args.hours,
+            "no --hours: jobs of a cluster have a timeout_min, see --submitit",
+        )
         require(
             args.workers == 1,
             "--workers",
@@ -101,7 +127,7 @@ def executor(args: argparse.Namespace, folder: Path) -> Executor:
         return Cluster(args.cluster, parameters(args.submitit), folder / "jobs")
     require(not args.submitit, "--submitit", args.submitit, "none without --cluster")
     machine = divided_machine(args.workers, args.processes_per_run, args.device, args.runs_per_gpu)
-    return LocalExecutor(machine)
+    return LocalExecutor(machine, deadline)
 
 
 def parameters(pairs: list[str]) -> dict[str, Any]:
@@ -116,9 +142,9 @@ def parameters(pairs: list[str]) -> dict[str, Any]:
         raise InputError(f"--submitit {' '.join(pairs)}: a value is not readable as YAML") from None
 
 
-def matched(args: argparse.Namespace, benchmark: Benchmark) -> Benchmark:
+def matched(args: argparse.Namespace, deadline: Deadline, benchmark: Benchmark) -> Benchmark:
     """Find and keep the factors that the grid gives by a gain, and return it with its runs."""
-    where = partial(executor, args)
+    where = partial(executor, args, deadline)
     for found in matching.match(benchmark, where, args.processes_per_run, args.device):
         matching.freeze(benchmark, found)
         print(f"matched: {matching.told(found)}", flush=True)
@@ -129,15 +155,16 @@ def matched(args: argparse.Namespace, benchmark: Benchmark) -> Benchmark:
 
 def main() -> int:
     args = parse_args()
+    deadline = Deadline(args.hours)
     benchmark = load(args.cfg, args.folder, PIPELINES)
     check(benchmark)
     if not args.report:
-        where = executor(args, benchmark.folder)
+        where = executor(args, deadline, benchmark.folder)
         if benchmark.wanted:
             print(matching.describe(benchmark, where.workers), flush=True)
             if args.print_plan:
                 return 0
-            benchmark = matched(args, benchmark)
+            benchmark = matched(args, deadline, benchmark)
         print(describe(benchmark, where.workers), flush=True)
         if args.print_plan:
             return 0

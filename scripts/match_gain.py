@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from convnorm.catalogue import CATALOGUE
 from convnorm.experiment import files
 from convnorm.experiment.benchmark import matching
-from convnorm.experiment.benchmark.execute import LocalExecutor, divided_machine
 from convnorm.experiment.benchmark.grid import Benchmark
+from convnorm.experiment.benchmark.local import LocalExecutor, divided_machine
 from convnorm.experiment.benchmark.targets import LARGEST, Target, target_of
 from convnorm.experiment.codec import to_json
 from convnorm.experiment.config import find_config, read

@@ -14,16 +14,12 @@ import pytest
 import yaml
 from toy import TOY, toy
 
-from convnorm.experiment.benchmark import execute as execution
+from convnorm.experiment.benchmark import local
 from convnorm.experiment.benchmark.attempt import CHILD, Command
 from convnorm.experiment.benchmark.cluster import Cluster
-from convnorm.experiment.benchmark.execute import (
-    Executor,
-    LocalExecutor,
-    divided_machine,
-    execute,
-)
+from convnorm.experiment.benchmark.execute import Executor, execute
 from convnorm.experiment.benchmark.grid import Benchmark
+from convnorm.experiment.benchmark.local import LocalExecutor, divided_machine
 from convnorm.experiment.benchmark.plan import attempts, check, describe, seconds_left, survey
 from convnorm.experiment.errors import InputError, Stopped
 from convnorm.experiment.run import checkpoint
@@ -249,8 +245,8 @@ def test_what_a_run_said_is_kept(tmp_path):
 
 
 def test_workers_divide_the_cores(monkeypatch):
-    monkeypatch.setattr(execution, "available_cores", lambda: 8)
-    monkeypatch.setattr(execution, "available_gpus", lambda: [])
+    monkeypatch.setattr(local, "available_cores", lambda: 8)
+    monkeypatch.setattr(local, "available_gpus", lambda: [])
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert divided_machine(3, 1, "auto") == [{"OMP_NUM_THREADS": "2"}] * 3
     assert divided_machine(2, 2, "auto") == [{"OMP_NUM_THREADS": "2"}] * 2
@@ -260,8 +256,8 @@ def test_workers_divide_the_cores(monkeypatch):
 
 
 def test_workers_divide_the_gpus(monkeypatch):
-    monkeypatch.setattr(execution, "available_cores", lambda: 8)
-    monkeypatch.setattr(execution, "available_gpus", lambda: ["4", "5", "6", "7"])
+    monkeypatch.setattr(local, "available_cores", lambda: 8)
+    monkeypatch.setattr(local, "available_gpus", lambda: ["4", "5", "6", "7"])
     found = [part["CUDA_VISIBLE_DEVICES"] for part in divided_machine(2, 2, "auto")]
     assert found == ["4,5", "6,7"]
     assert "CUDA_VISIBLE_DEVICES" not in divided_machine(1, 1, "cpu")[0]
@@ -269,8 +265,8 @@ def test_workers_divide_the_gpus(monkeypatch):
 
 def test_small_runs_share_gpus(monkeypatch):
     """Catches a GPU that gets all runs while another has none."""
-    monkeypatch.setattr(execution, "available_cores", lambda: 8)
-    monkeypatch.setattr(execution, "available_gpus", lambda: ["4", "5"])
+    monkeypatch.setattr(local, "available_cores", lambda: 8)
+    monkeypatch.setattr(local, "available_gpus", lambda: ["4", "5"])
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     found = divided_machine(None, 1, "auto", runs_per_gpu=3)
     assert [part["CUDA_VISIBLE_DEVICES"] for part in found] == ["4", "5", "4", "5", "4", "5"]
@@ -295,7 +291,7 @@ def test_small_runs_share_gpus(monkeypatch):
     ],
 )
 def test_a_machine_is_never_oversubscribed(monkeypatch, workers, processes, expected):
-    monkeypatch.setattr(execution, "available_cores", lambda: 2)
+    monkeypatch.setattr(local, "available_cores", lambda: 2)
     with pytest.raises(InputError, match=expected):
         divided_machine(workers, processes, "cpu")
 

@@ -21,7 +21,7 @@ from runs import (
     tiny,
 )
 
-from convnorm.experiment.benchmark import execute, matching
+from convnorm.experiment.benchmark import local, matching
 from convnorm.experiment.benchmark.attempt import AttemptRecord, Ended
 from convnorm.experiment.benchmark.loading import load
 from convnorm.experiment.config import RunOptions
@@ -40,14 +40,19 @@ SETTINGS = {**TINY, **SCORED, "steps": 20}
 class Here:
     """Trains in this process; `trained` are the folders, in their order."""
 
-    workers = 1
+    workers, seconds_left = 1, math.inf
 
     def __init__(self):
         self.trained: list[Path] = []
         self._waiting = []
 
+    def has_room(self) -> bool:
+        return True
+
     def submit(self, attempt) -> None:
         self._waiting.append(attempt)
+
+    def wait(self, seconds) -> None: ...
 
     def ended(self):
         while self._waiting:
@@ -64,7 +69,7 @@ class Here:
 def here(monkeypatch) -> Here:
     """What carries out the runs of a script that is run in this process."""
     executor = Here()
-    monkeypatch.setattr(execute, "LocalExecutor", lambda machine: executor)
+    monkeypatch.setattr(local, "LocalExecutor", lambda *args: executor)
     return executor
 
 

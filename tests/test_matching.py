@@ -83,15 +83,20 @@ class Instant:
     outcomes: kind -> how its runs end, and why.
     """
 
-    workers = 2
+    workers, seconds_left = 2, math.inf
 
     def __init__(self, most: int = 1000, outcomes: dict[str, tuple[str, str]] | None = None):
         self.begun: list[Path] = []
         self.most, self.outcomes = most, outcomes or {}
         self._waiting: list[Attempt] = []
 
+    def has_room(self) -> bool:
+        return True
+
     def submit(self, attempt: Attempt) -> None:
         self._waiting.append(attempt)
+
+    def wait(self, seconds: float) -> None: ...
 
     def ended(self):
         while self._waiting:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import shlex
 import shutil
@@ -21,7 +22,7 @@ from tqdm import tqdm
 from convnorm.experiment import files
 from convnorm.experiment.benchmark import slurm
 from convnorm.experiment.benchmark.attempt import Attempt, AttemptRecord, Ended, lost
-from convnorm.experiment.benchmark.execute import available_cores, threads
+from convnorm.experiment.benchmark.local import available_cores, threads
 from convnorm.experiment.codec import from_json
 from convnorm.experiment.config import ROOT, require
 from convnorm.experiment.errors import InputError
@@ -183,6 +184,16 @@ class Cluster:
     def workers(self) -> int:
         """The largest number of jobs that can go on at a time."""
         return max(1, len(self._going))
+
+    seconds_left = math.inf  # the jobs have an end of their own
+
+    def has_room(self) -> bool:
+        """Whether another job can be submitted: the cluster has a queue for them."""
+        return True
+
+    def wait(self, seconds: float) -> None:
+        """Wait so long."""
+        time.sleep(seconds)
 
     def submit(self, attempt: Attempt) -> None:
         """Submit a job for the attempt, unless one that was submitted before still goes on."""

@@ -1,30 +1,29 @@
 """Carries out the runs that are left of a benchmark and shows how far they are."""
 
 import json
+import math
 import os
 import sys
-import time
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
-import torch
 from tqdm import tqdm
 
 from convnorm.experiment import files
-from convnorm.experiment.benchmark.attempt import (
-    Attempt,
-    AttemptRecord,
-    Ended,
-    fraction_done,
-    lost,
-)
+from convnorm.experiment.benchmark.attempt import Attempt, AttemptRecord, Ended, fraction_done
+from convnorm.experiment.benchmark.deadline import may_begin
 from convnorm.experiment.benchmark.grid import Benchmark
-from convnorm.experiment.benchmark.plan import ATTEMPTS, GRID, about, seconds_left, survey
+from convnorm.experiment.benchmark.plan import (
+    ATTEMPTS,
+    GRID,
+    about,
+    expected_seconds,
+    seconds_left,
+    survey,
+)
 from convnorm.experiment.codec import to_json
-from convnorm.experiment.config import require, to_yaml
+from convnorm.experiment.config import to_yaml
 from convnorm.experiment.errors import InputError, Stopped
 from convnorm.experiment.run import checkpoint
 from convnorm.experiment.run.interrupts import Interrupts
@@ -36,8 +35,17 @@ class Executor(Protocol):
     """Where attempts are carried out, `workers` at a time: a `LocalExecutor` or a `Cluster`."""
 
     workers: int
+    seconds_left: float  # as long as it may be used
+
+    def has_room(self) -> bool:
+        """Whether another attempt can be submitted now."""
+        ...
 
     def submit(self, attempt: Attempt) -> None: ...
+
+    def wait(self, seconds: float) -> None:
+        """Wait for something to end, at most so long."""
+        ...
 
     def ended(self) -> Iterator[Ended]:
         """Yield what has ended since; it is noted by the time that the next one is asked for."""
@@ -50,11 +58,13 @@ def execute(benchmark: Benchmark, executor: Executor, processes: int, device: st
     """Carry out all runs that are not done, each by `processes` on a `device`.
 
     Adds a line to attempts.jsonl for each run that ends on its own. A run that fails does not stop
-    the others.
+    the others. A run that would not end in the time of the executor is not begun, and those that go
+    on at its end save and stop.
 
     Raises:
         InputError: Another process is carrying them out, or a cluster refuses them.
-        Stopped: After a Ctrl-C or SIGTERM, as soon as the runs that were going on have saved.
+        Stopped: After a Ctrl-C or SIGTERM, as soon as the runs that were going on have saved; or
+            where there was not enough time for all runs.
     """
     with checkpoint.locked(benchmark.folder, "folder"):
         for ended in executor.ended():  # on a cluster, while nobody waited for it
@@ -74,41 +84,92 @@ def _register(benchmark: Benchmark) -> None:
 
 
 def _execute(benchmark: Benchmark, executor: Executor, attempts: list[Attempt]) -> None:
-    total, stopping = len(attempts), False
-    left: dict[str, Attempt] = {}
-    with Interrupts() as interrupts, _bar(total) as bar:
+    stopping = False
+    with Interrupts() as interrupts, _bar(len(attempts)) as bar:
+        session = _Session(benchmark, executor, attempts, bar)
         try:
-            for attempt in attempts:
-                if interrupts.signal is None:
-                    executor.submit(attempt)
-                    left[attempt.run.name] = attempt
-            cut = len(left) < total
-            while left:
-                before = len(left)
-                for ended in executor.ended():
-                    left.pop(ended.record.run, None)  # none: of a run that the grid has no more
-                    told = _noted(benchmark, ended)
-                    if not (stopping and ended.record.outcome == "stopped"):
-                        bar.write(told, file=sys.stderr)
-                if left and len(left) < before and not stopping:
-                    seconds = seconds_left(benchmark, survey(benchmark), executor.workers)
-                    told = f"{len(left)} of {total} runs left: {about(seconds)}"
-                    bar.write(told, file=sys.stderr)
-                going = sum(fraction_done(a.run, benchmark.pipeline) for a in left.values())
-                bar.n = total - len(left) + going
-                bar.refresh()
-                if interrupts.signal is not None and not stopping:
+            session.begin(interrupts)
+            while session.going:
+                session.note_ended(stopping)
+                if not stopping and (why := _reason_to_stop(interrupts, executor)):
                     stopping = True
-                    bar.write("stopping: the runs save and end", file=sys.stderr)
+                    bar.write(f"{why}: the runs save and end", file=sys.stderr)
                     executor.stop()
-                if left:
-                    time.sleep(POLL)
+                if not stopping:
+                    session.begin(interrupts)
+                if session.going:
+                    executor.wait(POLL)
         except BaseException:  # a full disk, a second Ctrl-C: no run goes on without us
             executor.stop()
             raise
-    if stopping or cut:
-        code = 128 + (interrupts.signal or 15)
-        raise Stopped("stopped; the same command again goes on", code)
+    if interrupts.signal is not None:
+        raise Stopped("stopped; the same command again goes on", 128 + interrupts.signal)
+    if stopping:
+        raise Stopped("stopped, as the time is over; the same command again goes on", code=1)
+    if session.waiting:
+        runs = "run is" if len(session.waiting) == 1 else "runs are"
+        raise Stopped(
+            f"{len(session.waiting)} {runs} left, which would not have ended in the time given; "
+            "the same command again goes on",
+            code=1,
+        )
+
+
+def _reason_to_stop(interrupts: Interrupts, executor: Executor) -> str:
+    """Why the runs that go on have to stop now; "" as long as they need not."""
+    if interrupts.signal is not None:
+        return "stopping"
+    return "stopping, as the time is over" if executor.seconds_left <= 0 else ""
+
+
+class _Session:
+    """The attempts that wait for their turn, and those that go on, by their run's name."""
+
+    def __init__(
+        self, benchmark: Benchmark, executor: Executor, attempts: list[Attempt], bar: tqdm
+    ):
+        self.waiting = list(attempts)
+        self.going: dict[str, Attempt] = {}
+        self._benchmark, self._executor, self._bar = benchmark, executor, bar
+        self._expected = self._seconds_expected()
+
+    def _seconds_expected(self) -> dict[str, float | None]:
+        """Run's name -> the seconds until it is done, where they matter."""
+        if math.isinf(self._executor.seconds_left):
+            return {}
+        return expected_seconds(self._benchmark, survey(self._benchmark))
+
+    def begin(self, interrupts: Interrupts) -> None:
+        """Submit attempts, as many as there is room for, of those that would end in time."""
+        executor = self._executor
+        for attempt in list(self.waiting):
+            if interrupts.signal is not None or not executor.has_room():
+                return
+            if may_begin(self._expected.get(attempt.run.name), executor.seconds_left):
+                executor.submit(attempt)
+                self.waiting.remove(attempt)
+                self.going[attempt.run.name] = attempt
+
+    def note_ended(self, stopping: bool) -> None:
+        """Note what has ended since, and tell how far all are."""
+        before = len(self.going)
+        for ended in self._executor.ended():
+            self.going.pop(ended.record.run, None)  # none: of a run that the grid has no more
+            told = _noted(self._benchmark, ended)
+            if not (stopping and ended.record.outcome == "stopped"):
+                self._bar.write(told, file=sys.stderr)
+        left, total = len(self.going) + len(self.waiting), self._bar.total
+        if len(self.going) < before:
+            self._expected = self._seconds_expected()
+            if left and not stopping:
+                progress = survey(self._benchmark)
+                seconds = seconds_left(self._benchmark, progress, self._executor.workers)
+                self._bar.write(f"{left} of {total} runs left: {about(seconds)}", file=sys.stderr)
+        pipeline = self._benchmark.pipeline
+        self._bar.n = (
+            total - left + sum(fraction_done(a.run, pipeline) for a in self.going.values())
+        )
+        self._bar.refresh()
 
 
 def _bar(total: int) -> tqdm:
@@ -136,106 +197,3 @@ def _append(path: Path, record: AttemptRecord) -> None:
             file.write((b"\n" if cut else b"") + line + b"\n")
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from None
-
-
-# ------------------------------------------------------------------ on this machine
-
-
-def available_cores() -> int:
-    """Return how many cores this process may use; the machine can have more."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def available_gpus() -> list[str]:
-    """Return the GPUs that this process may use, named as in CUDA_VISIBLE_DEVICES."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    count = torch.cuda.device_count()
-    return (visible.split(",") if visible else [str(i) for i in range(count)])[:count]
-
-
-def threads(cores: int, processes: int) -> int:
-    """Return how many threads each process gets; no more than OMP_NUM_THREADS asks for."""
-    share = max(1, cores // processes)
-    set_before = os.environ.get("OMP_NUM_THREADS", "")
-    return min(share, max(1, int(set_before))) if set_before.isdecimal() else share
-
-
-def divided_machine(
-    workers: int | None, processes: int, device: str, runs_per_gpu: int = 1
-) -> list[dict[str, str]]:
-    """Divide the machine among workers, and return the environment that each gives to its runs.
-
-    Args:
-        workers: How many runs go on side by side; None for as many as there is room for. A process
-            of a run takes a GPU or, without GPUs, a core.
-        processes: How many processes train one run together.
-        runs_per_gpu: How many runs share a GPU; a small network leaves most of it idle.
-
-    Raises:
-        InputError: The machine has no room for so many workers or processes.
-    """
-    gpus = [] if device == "cpu" else available_gpus()
-    cores = available_cores()
-    if runs_per_gpu > 1:
-        require(bool(gpus), "runs_per_gpu", runs_per_gpu, "1, as no GPU is used")
-        require(processes == 1, "runs_per_gpu", runs_per_gpu, "1 with several processes a run")
-    seats = [gpu for _ in range(runs_per_gpu) for gpu in gpus]
-    most, units = (len(seats), "GPUs") if gpus else (cores, "cores")
-    if runs_per_gpu > 1:
-        units = f"places on {len(gpus)} GPUs"
-    fits = 1 <= processes <= most
-    require(fits, "processes_per_run", processes, f"1 to {most}, the {units} of this machine")
-    side_by_side = most // processes
-    workers = side_by_side if workers is None else workers
-    fits = 1 <= workers <= side_by_side
-    require(fits, "workers", workers, f"1 to {side_by_side}, as {most} {units} are divided")
-    found = []
-    for worker in range(workers):
-        found.append({"OMP_NUM_THREADS": str(threads(cores, workers * processes))})
-        if gpus:
-            own = seats[worker * processes : (worker + 1) * processes]
-            found[-1]["CUDA_VISIBLE_DEVICES"] = ",".join(own)
-    return found
-
-
-class LocalExecutor:
-    """Carries out an attempt on each part of the machine; the others wait.
-
-    machine: the environment of each part, see `divided_machine`.
-    """
-
-    def __init__(self, machine: list[dict[str, str]]):
-        self.workers = len(machine)
-        self._free = deque(machine)
-        self._pool = ThreadPoolExecutor(len(machine))
-        self._going: list[tuple[Attempt, Future]] = []
-
-    def submit(self, attempt: Attempt) -> None:
-        """Carry out the attempt as soon as a part is free."""
-        self._going.append((attempt, self._pool.submit(self._on_free_part, attempt)))
-
-    def ended(self) -> Iterator[Ended]:
-        """Yield what has ended since."""
-        for attempt, future in [pair for pair in self._going if pair[1].done()]:
-            self._going.remove((attempt, future))
-            yield Ended(_record(attempt, future), str(attempt.log))
-
-    def _on_free_part(self, attempt: Attempt) -> AttemptRecord:
-        part = self._free.popleft()
-        attempt.environment = {**attempt.environment, **part}
-        try:
-            return attempt()
-        finally:
-            self._free.append(part)
-
-    def stop(self) -> None:
-        """Let every attempt save and end."""
-        for attempt, _ in self._going:
-            attempt.stop()
-
-
-def _record(attempt: Attempt, future: Future) -> AttemptRecord:
-    try:
-        return future.result()
-    except Exception as error:  # a full disk, no process left: it stops no other run
-        return lost(attempt.run.name, "failed", " ".join(str(error).split()) or repr(error))

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -119,6 +120,33 @@ def seconds_left(benchmark: Benchmark, progress: list[Progress], workers: int) -
             evaluating = sum(a.evaluating for a in of_cell) / max(1, len(of_cell))
             left.append(training * (1 - item.fraction) + evaluating)
     return max(sum(left) / workers, max(left, default=0.0))
+
+
+def expected_seconds(benchmark: Benchmark, progress: list[Progress]) -> dict[str, float | None]:
+    """Return run's name -> the seconds until it is done; None where no attempt tells them.
+
+    A run is taken to be as slow as the finished runs of its cell or, where there are none, as those
+    of the slowest cell: time that was not enough is lost, and time that is left is not.
+    """
+    cells = {item.run.name: item.run.cell.name for item in progress}
+    of_cell: dict[str, list[AttemptRecord]] = defaultdict(list)
+    for attempt in attempts(benchmark):
+        if attempt.outcome == "done" and attempt.run in cells:
+            of_cell[cells[attempt.run]].append(attempt)
+    training = {
+        cell: _seconds_of_training(found)
+        for cell, found in of_cell.items()
+        if any(attempt.after > attempt.before for attempt in found)
+    }
+    evaluating = {cell: max(a.evaluating for a in found) for cell, found in of_cell.items()}
+    if not training:
+        return dict.fromkeys(cells)
+    slowest = max(training.values()), max(evaluating.values())
+    return {
+        item.run.name: training.get(item.run.cell.name, slowest[0]) * (1 - item.fraction)
+        + evaluating.get(item.run.cell.name, slowest[1])
+        for item in progress
+    }
 
 
 def _seconds_of_training(attempts: list[AttemptRecord]) -> float:

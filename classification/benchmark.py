@@ -10,6 +10,7 @@ import numpy as np
 from classification.config import ClassifierConfig
 from classification.evaluation_files import load
 from classification.evaluation_options import CORRUPTIONS
+from classification.models import FORMAT
 from classification.named_attacks import Budget, attack_named
 from classification.records import Evaluation
 from classification.trained_runs import Training, read_training
@@ -230,6 +231,7 @@ CLASSIFICATION = Pipeline(
     name="classification",
     config=ClassifierConfig,
     script="train_cls.py",
+    format=FORMAT,
     scores=scores_of,
     conditions=conditions,
     fraction_done=fraction_done,

@@ -27,6 +27,7 @@ from gan.config import GanConfig
 from gan.extractors import scores_with
 from gan.keys import REPORTED
 from gan.matching import SCALE
+from gan.models import FORMAT
 from gan.records import ScoreRecord
 from gan.score_config import ScoreConfig
 from gan.score_names import metrics
@@ -182,6 +183,7 @@ GAN = Pipeline(
     name="gan",
     config=GanConfig,
     script="train_gan.py",
+    format=FORMAT,
     fraction_done=fraction_done,
     scores=scores_of,
     conditions=conditions,

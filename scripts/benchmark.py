@@ -3,6 +3,7 @@
     python scripts/benchmark.py --cfg digits_gan
     python scripts/benchmark.py --cfg cifar10_sngan --print_plan
     python scripts/benchmark.py --cfg cifar10_free --cluster slurm --submitit gpus_per_node=1
+    python scripts/benchmark.py --cfg cifar10_sngan --merge /mnt/other/runs/benchmark/cifar10_sngan
 
 Writes report.html, report.md, results.json and results.csv into runs/benchmark/NAME, beside the
 runs. The same command again goes on: runs that are done are not repeated, those that were cut
@@ -22,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import yaml
 
 from classification.benchmark import CLASSIFICATION
-from convnorm.experiment.benchmark import matching
+from convnorm.experiment.benchmark import matching, merge
 from convnorm.experiment.benchmark.cluster import Cluster
 from convnorm.experiment.benchmark.deadline import Deadline
 from convnorm.experiment.benchmark.execute import Executor, execute
@@ -49,6 +50,14 @@ def parse_args() -> argparse.Namespace:
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--print_plan", action="store_true", help="show what is done and left")
     action.add_argument("--report", action="store_true", help="report on what is done")
+    action.add_argument(
+        "--merge",
+        type=path,
+        nargs="+",
+        metavar="FOLDER",
+        help="take over finished runs of the same config, data and protocol from these folders, of "
+        "this grid or others, then report; runs that are here stay as they are",
+    )
     parser.add_argument(
         "--workers",
         type=workers,
@@ -89,7 +98,26 @@ def parse_args() -> argparse.Namespace:
         parser.print_help()
         print(f"\n{list_of_configs(FOLDER)}", flush=True)
         raise InputError("--cfg: nothing given; expected a path or one of the names above")
+    check_combinations(args)
     return args
+
+
+def check_combinations(args: argparse.Namespace) -> None:
+    """Refuse options that would have no effect beside each other."""
+    unbounded = args.hours == math.inf
+    for name in ("report", "merge", "print_plan"):
+        if getattr(args, name):
+            require(unbounded, "--hours", args.hours, f"none with --{name}, which starts no run")
+            if name != "print_plan":
+                what = f"none with --{name}, which starts no run"
+                require(args.cluster is None, "--cluster", args.cluster, what)
+    if args.cluster is not None:
+        one = args.workers == 1
+        require(one, "--workers", args.workers, "no --workers: a cluster has a queue of its own")
+        timed = "none with --cluster: --submitit timeout_min ends its jobs, which are resumed"
+        require(unbounded, "--hours", args.hours, timed)
+    else:
+        require(not args.submitit, "--submitit", args.submitit, "none without --cluster")
 
 
 def workers(given: str) -> int | None:
@@ -112,20 +140,7 @@ def hours(text: str) -> float:
 def executor(args: argparse.Namespace, deadline: Deadline, folder: Path) -> Executor:
     """Where the runs of a folder are carried out."""
     if args.cluster is not None:
-        require(
-            args.hours == math.inf,
-            "--hours",
-            args.hours,
-            "no --hours: jobs of a cluster have a timeout_min, see --submitit",
-        )
-        require(
-            args.workers == 1,
-            "--workers",
-            args.workers,
-            "no --workers: a cluster has a queue of its own",
-        )
         return Cluster(args.cluster, parameters(args.submitit), folder / "jobs")
-    require(not args.submitit, "--submitit", args.submitit, "none without --cluster")
     machine = divided_machine(args.workers, args.processes_per_run, args.device, args.runs_per_gpu)
     return LocalExecutor(machine, deadline)
 
@@ -153,12 +168,28 @@ def matched(args: argparse.Namespace, deadline: Deadline, benchmark: Benchmark) 
     return benchmark
 
 
+def merged(args: argparse.Namespace, benchmark: Benchmark) -> tuple[Benchmark, bool]:
+    """Take over what other folders have; return the benchmark, and whether any run was refused."""
+    for found in merge.take_gains(benchmark, args.merge):
+        print(f"matched: taken over: {matching.told(found)}", flush=True)
+    benchmark = load(args.cfg, args.folder, PIPELINES)
+    check(benchmark)
+    refused = False
+    for run in merge.take_runs(benchmark, args.merge):
+        print(run, file=sys.stderr if run.outcome == "refused" else sys.stdout, flush=True)
+        refused |= run.outcome == "refused"
+    return benchmark, refused
+
+
 def main() -> int:
     args = parse_args()
     deadline = Deadline(args.hours)
     benchmark = load(args.cfg, args.folder, PIPELINES)
     check(benchmark)
-    if not args.report:
+    refused = False
+    if args.merge:
+        benchmark, refused = merged(args, benchmark)
+    elif not args.report:
         where = executor(args, deadline, benchmark.folder)
         if benchmark.wanted:
             print(matching.describe(benchmark, where.workers), flush=True)
@@ -171,8 +202,9 @@ def main() -> int:
         execute(benchmark, where, args.processes_per_run, args.device)
     report = gather(benchmark)
     print(f"report: {page.write(report, benchmark.folder)}")
-    done = all(run.state == "done" for run in report.runs)
-    return int(bool(report.failed) if args.report else not done)
+    if args.report or args.merge:
+        return int(bool(report.failed) or refused)
+    return int(any(run.state != "done" for run in report.runs))
 
 
 if __name__ == "__main__":

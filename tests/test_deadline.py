@@ -9,10 +9,11 @@ import pytest
 from toy import toy
 
 from convnorm.experiment.benchmark.attempt import Attempt, AttemptRecord, Ended
+from convnorm.experiment.benchmark.attempt_records import attempts
 from convnorm.experiment.benchmark.deadline import Deadline, may_begin
 from convnorm.experiment.benchmark.execute import execute
 from convnorm.experiment.benchmark.grid import Benchmark, Run
-from convnorm.experiment.benchmark.plan import attempts, expected_seconds, survey
+from convnorm.experiment.benchmark.plan import expected_seconds, survey
 from convnorm.experiment.errors import Stopped
 
 HOUR = 3600.0
@@ -158,7 +159,7 @@ def test_what_goes_on_at_the_deadline_stops_and_is_no_failure(tmp_path, capsys):
     )
     # The second of the quick ones ends in time to the minute.
     assert executor.begun == ["good, seed 0", "better, seed 0", "good, seed 1"]
-    assert {attempt.outcome for attempt in attempts(benchmark)} == {"done"}
+    assert {attempt.outcome for attempt in attempts(benchmark.folder)} == {"done"}
     assert "stopping, as the time is over: the runs save and end" in capsys.readouterr().err
 
 

@@ -16,11 +16,12 @@ from toy import TOY, toy
 
 from convnorm.experiment.benchmark import local
 from convnorm.experiment.benchmark.attempt import CHILD, Command
+from convnorm.experiment.benchmark.attempt_records import attempts
 from convnorm.experiment.benchmark.cluster import Cluster
 from convnorm.experiment.benchmark.execute import Executor, execute
 from convnorm.experiment.benchmark.grid import Benchmark
 from convnorm.experiment.benchmark.local import LocalExecutor, divided_machine
-from convnorm.experiment.benchmark.plan import attempts, check, describe, seconds_left, survey
+from convnorm.experiment.benchmark.plan import check, describe, seconds_left, survey
 from convnorm.experiment.errors import InputError, Stopped
 from convnorm.experiment.run import checkpoint
 
@@ -218,7 +219,7 @@ def test_a_damaged_line_of_attempts_is_told_and_hides_no_other(tmp_path, capsys,
     (told,) = capsys.readouterr().err.splitlines()
     assert told.startswith(f"{file}, line 2: {expected}")
     assert told.endswith("; the line is left out")
-    assert len(attempts(benchmark)) == 2
+    assert len(attempts(benchmark.folder)) == 2
     assert survey(benchmark)[0].reason == "why"
 
 

@@ -21,9 +21,10 @@ from toy import toy
 from convnorm.experiment.benchmark import cluster, slurm
 from convnorm.experiment.benchmark import execute as execution
 from convnorm.experiment.benchmark.attempt import Attempt, AttemptRecord
+from convnorm.experiment.benchmark.attempt_records import attempts
 from convnorm.experiment.benchmark.cluster import PYTHON, Cluster
 from convnorm.experiment.benchmark.grid import Benchmark
-from convnorm.experiment.benchmark.plan import attempts, survey
+from convnorm.experiment.benchmark.plan import survey
 from convnorm.experiment.errors import InputError, Stopped
 
 COMMANDS = {
@@ -183,7 +184,7 @@ def test_a_job_that_the_cluster_ended_is_stopped(tmp_path, fake, capsys, state):
     told = f"good, seed 0: stopped: job 1 ended without a result ({state}); the next start goes on"
     assert told in capsys.readouterr().err
     assert states(benchmark) == ["not begun"]
-    assert attempts(benchmark) == []
+    assert attempts(benchmark.folder) == []
 
 
 @pytest.mark.parametrize("state", sorted(slurm.OVER - cluster.INTERRUPTED))
@@ -299,7 +300,7 @@ def test_the_result_of_an_earlier_job_with_the_same_id_does_not_count(tmp_path, 
     fake.ends(jobs, "1", "", ("success", record(benchmark, "failed", "old")))
     fake.write("state", "TIMEOUT\n")
     carry_out(benchmark, on_slurm(benchmark))
-    assert attempts(benchmark) == []
+    assert attempts(benchmark.folder) == []
 
 
 def test_ctrl_c_cancels_all_jobs_adopted_ones_too(tmp_path, fake):
@@ -313,7 +314,7 @@ def test_ctrl_c_cancels_all_jobs_adopted_ones_too(tmp_path, fake):
     gone.join()
     assert fake.read("cancelled") == ["1 2"]
     assert states(benchmark) == ["not begun"] * 2
-    assert attempts(benchmark) == []
+    assert attempts(benchmark.folder) == []
 
 
 # --------------------------------------------------------------- after a killed controller
@@ -341,7 +342,7 @@ def test_jobs_that_go_on_are_adopted_and_nothing_is_queued_twice(tmp_path, fake,
         "toy:good-seed0",
         "toy:better-seed0",
     ]
-    assert attempts(benchmark) == [record(benchmark)]
+    assert attempts(benchmark.folder) == [record(benchmark)]
     assert not list((benchmark.folder / "jobs").glob("*.json"))
 
 
@@ -353,7 +354,7 @@ def test_a_job_that_ended_unwatched_is_noted_and_its_run_tried_again(tmp_path, f
     fake.write("state", "CANCELLED\n")
     carry_out(benchmark, on_slurm(benchmark))
     assert "good, seed 0: FAILED: the loss is NaN (job 1: " in capsys.readouterr().err
-    assert attempts(benchmark) == [failed]
+    assert attempts(benchmark.folder) == [failed]
     assert len(fake.read("queue")) == 2
 
 
@@ -499,7 +500,7 @@ def test_a_real_slurm_is_adopted_stopped_and_goes_on(tmp_path, monkeypatch, caps
         carry_out(benchmark, on_slurm(benchmark, timeout_min=5, cpus_per_task=1))
     thread.join()
     assert states(benchmark)[0] == "cut"
-    assert [attempt for attempt in attempts(benchmark) if attempt.outcome == "failed"] == []
+    assert [attempt for attempt in attempts(benchmark.folder) if attempt.outcome == "failed"] == []
     carry_out(benchmark, on_slurm(benchmark, timeout_min=5, cpus_per_task=1))
     assert states(benchmark) == ["done", "done"]
     assert begun(benchmark)[0] == [0, 2]

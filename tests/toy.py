@@ -87,6 +87,7 @@ TOY = Pipeline(
     name="gan",
     config=Config,
     script="toy_script.py",
+    format="toy/1",
     scores=_scores,
     conditions=lambda config, attacks: {},
     fraction_done=_fraction_done,

@@ -1,30 +1,26 @@
 """Carries out the runs that are left of a benchmark and shows how far they are."""
 
-import json
 import math
-import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Protocol
 
 from tqdm import tqdm
 
 from convnorm.experiment import files
-from convnorm.experiment.benchmark.attempt import Attempt, AttemptRecord, Ended, fraction_done
+from convnorm.experiment.benchmark.attempt import Attempt, Ended, fraction_done
+from convnorm.experiment.benchmark.attempt_records import append
 from convnorm.experiment.benchmark.deadline import may_begin
 from convnorm.experiment.benchmark.grid import Benchmark
 from convnorm.experiment.benchmark.plan import (
-    ATTEMPTS,
     GRID,
     about,
     expected_seconds,
     seconds_left,
     survey,
 )
-from convnorm.experiment.codec import to_json
 from convnorm.experiment.config import to_yaml
-from convnorm.experiment.errors import InputError, Stopped
+from convnorm.experiment.errors import Stopped
 from convnorm.experiment.run import checkpoint
 from convnorm.experiment.run.interrupts import Interrupts
 
@@ -182,18 +178,7 @@ def _noted(benchmark: Benchmark, ended: Ended) -> str:
     record = ended.record
     if record.outcome == "stopped":
         return f"{record.run}: stopped: {record.reason}; the next start goes on"
-    _append(benchmark.folder / ATTEMPTS, record)
+    append(benchmark.folder, record)
     if record.outcome == "failed":
         return f"{record.run}: FAILED: {record.reason} ({ended.where})"
     return f"{record.run}: done in {record.seconds:.0f} s"
-
-
-def _append(path: Path, record: AttemptRecord) -> None:
-    line = json.dumps(to_json(record)).encode()
-    try:
-        with path.open("a+b") as file:
-            file.seek(-min(1, file.tell()), os.SEEK_END)
-            cut = file.read() not in (b"", b"\n")  # by a kill
-            file.write((b"\n" if cut else b"") + line + b"\n")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from None

@@ -105,7 +105,12 @@ class Cell:
     @property
     def slug(self) -> str:
         """The name of the cell's folder."""
-        return re.sub(r"[^\w.=+-]+", "-", self.name).strip("-.")
+        return slug_of(self.name)
+
+
+def slug_of(name: str) -> str:
+    """Return the name of a cell as that of its folder."""
+    return re.sub(r"[^\w.=+-]+", "-", name).strip("-.")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from convnorm.experiment.benchmark import targets
+from convnorm.experiment.benchmark.attempt_records import ATTEMPTS, ELSEWHERE
 from convnorm.experiment.benchmark.grid import (
     FOLDER,
     Benchmark,
@@ -34,8 +35,8 @@ from convnorm.experiment.config import (
 from convnorm.experiment.errors import InputError
 
 # The other names in a benchmark's folder.
-RESERVED = {"figures", "jobs", "logs", "grid.yaml", "attempts.jsonl", "results.json", "results.csv"}
-RESERVED |= {"report.md", "report.html", targets.MATCHED, targets.PILOTS}
+RESERVED = {"figures", "jobs", "logs", "grid.yaml", "results.json", "results.csv", "report.md"}
+RESERVED |= {"report.html", ATTEMPTS, ELSEWHERE, targets.MATCHED, targets.PILOTS}
 LONGEST_SLUG = 100  # bytes: the folder's name is part of others
 Settings = dict[str, Any]  # field -> value
 Resolve = Callable[[Settings], tuple[Any, tuple[str, ...]]]  # see `resolver`

@@ -92,6 +92,7 @@ class Pipeline:
     """One of the suite's pipelines.
 
     name: its folder under configs/. config: the dataclass of a run. script: what trains one.
+    format: of its checkpoints.
     scores: (config, attacks) -> when -> name -> metric, of the scores that such a run will have.
         Raises an InputError for an attack that does not exist.
     conditions: (config, attacks) -> the part of a config that decides how its runs are evaluated.
@@ -106,6 +107,7 @@ class Pipeline:
     name: str
     config: type
     script: str
+    format: str
     scores: Callable[[Any, Sequence[str]], dict[When, dict[str, Metric]]]
     conditions: Callable[[Any, Sequence[str]], dict[str, Any]]
     fraction_done: Callable[[Any, dict[str, Any]], float]

@@ -1,19 +1,17 @@
 """Which runs of a benchmark are done, which are left, and about how long these take."""
 
-import json
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 
+from convnorm.experiment.benchmark import attempt_records
 from convnorm.experiment.benchmark.attempt import AttemptRecord, fraction_done, is_trained
+from convnorm.experiment.benchmark.attempt_records import attempts
 from convnorm.experiment.benchmark.grid import Benchmark, Run
-from convnorm.experiment.codec import from_json
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.records import State
 from convnorm.experiment.run import checkpoint
 
-ATTEMPTS = "attempts.jsonl"
 GRID = "grid.yaml"  # as it was at the first start
 
 
@@ -38,9 +36,8 @@ def check(benchmark: Benchmark) -> None:
     """
     for run in benchmark.runs:
         check_folder(run)
-    for found in _attempts(benchmark):
-        if isinstance(found, str):
-            print(f"{found}; the line is left out", file=sys.stderr)
+    for found in attempt_records.damaged(benchmark.folder):
+        print(f"{found}; the line is left out", file=sys.stderr)
 
 
 def check_folder(run: Run) -> None:
@@ -52,40 +49,10 @@ def check_folder(run: Run) -> None:
         )
 
 
-def attempts(benchmark: Benchmark) -> list[AttemptRecord]:
-    """Return all attempts so far, the oldest first; damaged lines are left out."""
-    return [found for found in _attempts(benchmark) if isinstance(found, AttemptRecord)]
-
-
-def _attempts(benchmark: Benchmark) -> Iterator[AttemptRecord | str]:
-    """Yield the record of each line of attempts.jsonl, or what is wrong with it.
-
-    A kill can tear a line in the middle of the file, as the next start goes on below it.
-    """
-    file = benchmark.folder / ATTEMPTS
-    if not file.exists():
-        return
-    if not file.is_file():
-        raise InputError(f"{file}: is no file; expected one with a line of JSON for each attempt")
-    try:
-        lines = file.read_bytes().split(b"\n")
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror})") from None
-    for number, line in enumerate(lines, start=1):
-        where = f"{file}, line {number}"
-        if line.strip():
-            try:
-                yield from_json(AttemptRecord, json.loads(line.decode()), where)
-            except InputError as error:
-                yield str(error)
-            except (ValueError, RecursionError):  # no UTF-8, no JSON, or nested without end
-                yield f"{where}: not readable as JSON; expected the record of an attempt"
-
-
 def survey(benchmark: Benchmark) -> list[Progress]:
     """Look at the folder of every run; a run that failed counts as failed until it is done."""
     pipeline, attacks = benchmark.pipeline, benchmark.grid.attacks
-    last = {attempt.run: attempt for attempt in attempts(benchmark)}
+    last = {attempt.run: attempt for attempt in attempts(benchmark.folder)}
     found = []
     for run in benchmark.runs:
         fraction, attempt = fraction_done(run, pipeline), last.get(run.name)
@@ -106,7 +73,7 @@ def seconds_left(benchmark: Benchmark, progress: list[Progress], workers: int) -
     where there are none, for all runs.
     """
     cells = {item.run.name: item.run.cell.name for item in progress}
-    found = [attempt for attempt in attempts(benchmark) if attempt.run in cells]
+    found = [attempt for attempt in attempts(benchmark.folder) if attempt.run in cells]
     trained = [attempt for attempt in found if attempt.after > attempt.before]
     if not trained:
         return None
@@ -130,7 +97,7 @@ def expected_seconds(benchmark: Benchmark, progress: list[Progress]) -> dict[str
     """
     cells = {item.run.name: item.run.cell.name for item in progress}
     of_cell: dict[str, list[AttemptRecord]] = defaultdict(list)
-    for attempt in attempts(benchmark):
+    for attempt in attempts(benchmark.folder):
         if attempt.outcome == "done" and attempt.run in cells:
             of_cell[cells[attempt.run]].append(attempt)
     training = {

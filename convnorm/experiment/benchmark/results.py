@@ -12,10 +12,11 @@ from typing import Any
 import yaml
 
 from convnorm.experiment.benchmark.attempt import Command
+from convnorm.experiment.benchmark.attempt_records import ATTEMPTS, ELSEWHERE, attempts
 from convnorm.experiment.benchmark.comparisons import mcnemar_tests, paired_tests
 from convnorm.experiment.benchmark.grid import Benchmark, Cell, Grid, cells, named
 from convnorm.experiment.benchmark.pipeline import Pipeline, Result
-from convnorm.experiment.benchmark.plan import GRID, Progress, attempts, survey
+from convnorm.experiment.benchmark.plan import GRID, Progress, survey
 from convnorm.experiment.benchmark.soundness import agree, finite, with_sound_picture
 from convnorm.experiment.config import differences, to_yaml, yaml_text
 from convnorm.experiment.errors import InputError
@@ -137,7 +138,8 @@ def _read(
 def _runs(
     benchmark: Benchmark, progress: list[Progress], results: dict[str, Result], curve: Metric
 ) -> list[RunRecord]:
-    started = Counter(attempt.run for attempt in attempts(benchmark))
+    places = (ATTEMPTS, ELSEWHERE)
+    started = Counter(it.run for name in places for it in attempts(benchmark.folder, name))
     found = []
     for item in progress:
         run, result = item.run, results.get(item.run.name)

@@ -161,16 +161,16 @@ def _check_kinds(run_dir: Path) -> None:
 
 def _claim(run_dir: Path, config: Config) -> None:
     """Write config.yaml; where training has begun, check that it is of the same run before."""
-    saved, there = run_dir / "config.yaml", _config_of(run_dir)
+    saved, there = run_dir / "config.yaml", config_of(run_dir)
     if there is not None:
-        if differing := other_keys(there, config, config.extends(there)):
+        if differing := other_keys(there, plain(config), config.extends(there)):
             raise InputError(
                 f"run_dir: {run_dir} holds a run of another config ({'; '.join(differing)}); "
                 "expected another --run_dir, or --overwrite to delete it"
             )
         if config.extends(there):
             (run_dir / "summary.json").unlink(missing_ok=True)  # it is not finished any more
-    if there != _plain(config):
+    if there != plain(config):
         write(saved, lambda file: file.write(to_yaml(config).encode()))
     for name in OWN_FILES:  # what a kill in the middle of `files.write` has left
         for temporary in run_dir.glob(f".{name}.*"):
@@ -186,27 +186,30 @@ def in_the_way(run_dir: Path, config: object) -> list[str]:
 
     Raises InputError if its config.yaml, or another file of it, cannot be one.
     """
-    there = _config_of(run_dir)
-    return [] if there is None else other_keys(there, config)
+    there = config_of(run_dir)
+    return [] if there is None else other_keys(there, plain(config))
 
 
-def other_keys(there: dict[str, Any], config: object, free: str | None = None) -> list[str]:
-    """Return the keys in which `config` is another run than that of the config `there`.
+def other_keys(there: dict[str, Any], here: dict[str, Any], free: str | None = None) -> list[str]:
+    """Return the keys in which two configs, as `plain` returns them, are those of other runs.
 
     Where the data are is no part of a run: their hash, which its checkpoint has, tells if they are
     the same. free: a key that may differ too.
     """
-    found = differences(there, _plain(config))
+    found = differences(there, here)
     return [line for line in found if line.partition(": ")[0] not in ("data.root", free)]
 
 
-def _plain(config: object) -> dict[str, Any]:
-    """A config as it comes back from its file."""
+def plain(config: object) -> dict[str, Any]:
+    """Return a config as it comes back from its file."""
     return yaml.safe_load(to_yaml(config))
 
 
-def _config_of(run_dir: Path) -> dict[str, Any] | None:
-    """Read config.yaml of a run; None where no training has begun."""
+def config_of(run_dir: Path) -> dict[str, Any] | None:
+    """Read config.yaml of a run; None where no training has begun.
+
+    Raises InputError if it, or another file of the run, cannot be one.
+    """
     _check_kinds(run_dir)
     if not _has_begun(run_dir):
         return None

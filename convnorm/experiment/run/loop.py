@@ -118,7 +118,8 @@ def _check_identity(state: dict[str, Any], trainer: Trainer, last: Path) -> None
         there = None
     if not isinstance(there, dict):
         raise InputError(f"{last}: holds no config; expected that of its run folder")
-    if differing := checkpoint.other_keys(there, trainer.config, trainer.config.extends(there)):
+    here, longer = checkpoint.plain(trainer.config), trainer.config.extends(there)
+    if differing := checkpoint.other_keys(there, here, longer):
         raise InputError(
             f"{last}: holds another config than its run folder ({'; '.join(differing)}); "
             "expected the same"

@@ -1,0 +1,222 @@
+"""Takes over finished runs from other folders: those of other machines, or of other grids.
+
+A run is known by its config, whatever its folder is called there. What was trained on other data or
+measured in another way is refused.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from convnorm.experiment import files
+from convnorm.experiment.benchmark import attempt_records, targets
+from convnorm.experiment.benchmark.attempt import is_trained
+from convnorm.experiment.benchmark.attempt_records import ELSEWHERE
+from convnorm.experiment.benchmark.copying import copy_folder, is_used
+from convnorm.experiment.benchmark.grid import Benchmark, Run, slug_of
+from convnorm.experiment.benchmark.pipeline import Result
+from convnorm.experiment.benchmark.plan import GRID, survey
+from convnorm.experiment.benchmark.soundness import agree, finite
+from convnorm.experiment.errors import InputError
+from convnorm.experiment.records import Match
+from convnorm.experiment.run import checkpoint
+
+Outcome = Literal["taken over", "here already", "not finished", "no run of this grid", "refused"]
+MOST_KEYS = 3  # in which a run differs, that are told
+
+
+@dataclass(frozen=True)
+class Found:
+    """A run that was found in another folder, and what became of it. why: in a sentence, or ""."""
+
+    source: Path
+    outcome: Outcome
+    why: str
+
+    def __str__(self) -> str:
+        why = " ".join(self.why.removeprefix(f"{self.source}: ").split())
+        return f"{self.source}: {self.outcome}" + (f": {why}" if why else "")
+
+
+def below(folders: Sequence[Path], name: str, but: Path) -> list[Path]:
+    """Return the folders at or below `folders` that hold a file of this name.
+
+    but: a folder that is passed over with all that is below, as hidden ones and pilot runs are.
+    """
+    found: dict[Path, Path] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f"--merge: {folder}: no such folder; expected one with runs")
+        for file in sorted(folder.rglob(name)):
+            parts, place = file.relative_to(folder).parts, file.parent.resolve()
+            passed_over = any(part.startswith(".") or part == targets.PILOTS for part in parts)
+            if not passed_over and but.resolve() not in (place, *place.parents):
+                found.setdefault(place, file.parent)
+    return list(found.values())
+
+
+def take_gains(benchmark: Benchmark, folders: Sequence[Path]) -> list[Match]:
+    """Keep the factors that were found elsewhere for gains that are still wanted, and return them.
+
+    Raises:
+        InputError: A gain was matched to two factors, here and there, or is matched nowhere.
+    """
+    frozen = [(match, benchmark.folder) for match in targets.read(benchmark.folder)]
+    taken: list[tuple[Match, Path]] = []
+    for place in below(folders, targets.MATCHED, but=benchmark.folder):
+        for match in targets.read(place):
+            for before, its_place in frozen + taken:
+                if _is_same_gain(before, match) and before.scale != match.scale:
+                    raise InputError(
+                        f"{place / targets.MATCHED}: {match.cell!r} was matched at "
+                        f"{match.scale!r}, and in {its_place / targets.MATCHED} at "
+                        f"{before.scale!r}; expected one factor, as runs of two are of two grids"
+                    )
+            taken += [
+                (replace(match, cell=goal.cell), place)
+                for goal in benchmark.wanted
+                if not goal.differences(match)
+            ]
+    found = {match.cell: match for match, _ in taken}
+    if missing := [goal.cell for goal in benchmark.wanted if goal.cell not in found]:
+        raise InputError(
+            f"--merge: {missing[0]!r} is matched neither here nor there; expected a "
+            f"{targets.MATCHED} that has it, or this benchmark without --merge, which matches it"
+        )
+    with checkpoint.locked(benchmark.folder, "folder"):
+        for match in found.values():
+            targets.add(benchmark.folder, match)
+    return list(found.values())
+
+
+def _is_same_gain(one: Match, other: Match) -> bool:
+    return all(getattr(one, key) == getattr(other, key) for key in ("how", "target", "config"))
+
+
+def take_runs(benchmark: Benchmark, folders: Sequence[Path]) -> Iterator[Found]:
+    """Copy every finished run of the benchmark that is at or below `folders` into its own folder.
+
+    Runs that are here stay as they are. Yields what became of each run that was found.
+
+    Raises:
+        InputError: There is no run, or another process carries out the benchmark.
+    """
+    sources = below(folders, "config.yaml", but=benchmark.folder)
+    if not sources:
+        told = ", ".join(map(str, folders))
+        raise InputError(f"--merge: {told}: no run; expected runs other than those of this grid")
+    with checkpoint.locked(benchmark.folder, "folder"):
+        here = _Here(benchmark)
+        for source in sources:
+            try:
+                yield here.take(source)
+            except InputError as error:
+                yield Found(source, "refused", str(error))
+
+
+class _Here:
+    """The runs of a benchmark, those that are done and those that can be taken over."""
+
+    def __init__(self, benchmark: Benchmark):
+        self._benchmark = benchmark
+        self._configs = [(run, checkpoint.plain(run.config)) for run in benchmark.runs]
+        self._done = {item.run.name for item in survey(benchmark) if item.state == "done"}
+        # What all others must agree with: the name of a run, its result and the hash of its data.
+        self._first: tuple[str, Result, str] | None = None
+
+    def take(self, source: Path) -> Found:
+        """Take one run over, or say why not; InputError where it cannot be trusted."""
+        if checkpoint.is_held(source):
+            raise InputError("in use by another process; expected a finished run")
+        there = checkpoint.config_of(source)
+        if there is None:
+            return Found(source, "not finished", "not begun")
+        run, differing = self._nearest(there)
+        if differing:
+            more = len(differing) - MOST_KEYS
+            told = "; ".join(differing[:MOST_KEYS]) + (f"; and {more} more" if more > 0 else "")
+            return Found(source, "no run of this grid", f"the nearest, ({run.name}), has {told}")
+        if run.name in self._done:
+            return Found(source, "here already", f"({run.name}) in {run.folder}")
+        pipeline, attacks = self._benchmark.pipeline, self._benchmark.grid.attacks
+        other = replace(run, folder=source)
+        if not is_trained(other):
+            return Found(source, "not finished", f"as ({run.name})")
+        if pipeline.remaining_evaluations(source, attacks):
+            return Found(source, "not finished", f"trained as ({run.name}), and not evaluated")
+        if is_used(run.folder):
+            raise InputError(
+                f"({run.name}) is begun here in {run.folder}, and is left as it is; expected "
+                "that folder moved away, or the benchmark to go on with it"
+            )
+        self._check(other)
+        copy_folder(source, run.folder)
+        self._done.add(run.name)
+        self._take_records(source, run)
+        return Found(source, "taken over", f"as ({run.name})")
+
+    def _nearest(self, there: dict[str, Any]) -> tuple[Run, list[str]]:
+        """The run that a config differs least from, and in what."""
+        same_seed = [pair for pair in self._configs if pair[0].seed == there.get("seed")]
+        pairs = (
+            (run, checkpoint.other_keys(there, here)) for run, here in same_seed or self._configs
+        )
+        return min(pairs, key=lambda pair: len(pair[1]))
+
+    def _check(self, run: Run) -> None:
+        """Raise an InputError for a run whose numbers do not belong beside those here."""
+        result, data = self._read(run)
+        self._first = self._first or self._first_of_done()
+        if self._first is None:
+            self._first = (run.name, result, data)
+            return
+        name, first, its_data = self._first
+        if data != its_data:
+            raise InputError(
+                f"was trained on other data than ({name}): SHA-256 {data[:12]} there, "
+                f"{its_data[:12]} here; expected the same images"
+            )
+        agree({str(run.folder): result, name: first})
+
+    def _first_of_done(self) -> tuple[str, Result, str] | None:
+        """What the first run says that is done and whole."""
+        fault = None
+        for run in self._benchmark.runs:
+            if run.name in self._done:
+                try:
+                    return (run.name, *self._read(run))
+                except InputError as error:
+                    fault = fault or error
+        if fault is not None:
+            raise InputError(f"cannot be compared with the runs here: {fault}")
+        return None
+
+    def _read(self, run: Run) -> tuple[Result, str]:
+        """The result of a run, and the SHA-256 of its training data."""
+        pipeline, last = self._benchmark.pipeline, run.folder / checkpoint.CHECKPOINT
+        state = checkpoint.load(last, pipeline.format)
+        config, data = state.get("config"), state.get("data_sha256")
+        if not isinstance(config, dict) or not isinstance(data, str):
+            raise InputError(f"{last}: lacks config or data_sha256; expected those of its run")
+        there = json.loads(json.dumps(config))  # tuples are lists, as in config.yaml
+        if differing := checkpoint.other_keys(there, checkpoint.plain(run.config)):
+            raise InputError(
+                f"{last}: holds another config than its run folder ({'; '.join(differing)}); "
+                "expected the same"
+            )
+        return finite(pipeline.read(run.folder, self._benchmark.grid.attacks)), data
+
+    def _take_records(self, source: Path, run: Run) -> None:
+        """Keep the attempts at a run, and the grid as it was at its first start where none is."""
+        place, name = source.parent.parent, source.parent.name
+        for record in attempt_records.attempts(place):
+            cell, _, seed = record.run.rpartition(", seed ")
+            if (slug_of(cell), f"seed{seed}") == (name, source.name):
+                taken = replace(record, run=run.name)
+                attempt_records.append(self._benchmark.folder, taken, ELSEWHERE)
+        grid = self._benchmark.folder / GRID
+        if not grid.exists() and (place / GRID).is_file():
+            content = files.read(place / GRID)
+            files.write(grid, lambda file: file.write(content))

@@ -10,6 +10,7 @@ import numpy as np
 from classification.config import ClassifierConfig
 from classification.evaluation_files import load
 from classification.evaluation_options import CORRUPTIONS
+from classification.memory import estimate
 from classification.models import FORMAT
 from classification.named_attacks import Budget, attack_named
 from classification.records import Evaluation
@@ -232,6 +233,7 @@ CLASSIFICATION = Pipeline(
     config=ClassifierConfig,
     script="train_cls.py",
     format=FORMAT,
+    memory=estimate,
     scores=scores_of,
     conditions=conditions,
     fraction_done=fraction_done,

@@ -25,7 +25,7 @@ from convnorm.experiment.config import RunOptions, to_yaml
 from convnorm.experiment.data import Images, load_images
 from convnorm.experiment.records import Segment
 from convnorm.experiment.run import checkpoint, loop
-from convnorm.experiment.run.cost import macs, num_parameters
+from convnorm.experiment.run.cost import device_memory, macs, num_parameters
 from convnorm.experiment.run.distributed import Process
 from convnorm.experiment.run.hardware import segment
 from convnorm.experiment.run.loop import is_due
@@ -212,6 +212,7 @@ def _summary(
         "train_images": len(data.train.labels),
         "validation_images": len(data.validation_positions),
         "noise": noise_report(data, trainer.config),
+        "device_memory": device_memory(device) or None,
         "segments": [to_json(each) for each in segments],
         "best": state.best,
         "log": log[-1] if log else None,

@@ -27,6 +27,7 @@ from gan.config import GanConfig
 from gan.extractors import scores_with
 from gan.keys import REPORTED
 from gan.matching import SCALE
+from gan.memory import estimate
 from gan.models import FORMAT
 from gan.records import ScoreRecord
 from gan.score_config import ScoreConfig
@@ -184,6 +185,7 @@ GAN = Pipeline(
     config=GanConfig,
     script="train_gan.py",
     format=FORMAT,
+    memory=estimate,
     fraction_done=fraction_done,
     scores=scores_of,
     conditions=conditions,

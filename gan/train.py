@@ -16,7 +16,7 @@ from convnorm.experiment.config import RunOptions, to_yaml
 from convnorm.experiment.data import DataConfig, Images, load_images
 from convnorm.experiment.records import Segment
 from convnorm.experiment.run import checkpoint, loop
-from convnorm.experiment.run.cost import macs, num_parameters
+from convnorm.experiment.run.cost import device_memory, macs, num_parameters
 from convnorm.experiment.run.distributed import Process
 from convnorm.experiment.run.hardware import segment
 from convnorm.experiment.run.loop import is_due
@@ -207,6 +207,7 @@ def _summary(trainer: Trainer, run_dir: Path, segments: tuple[Segment, ...]) -> 
             "discriminator": num_parameters(discriminator),
         },
         "macs": {"generator": macs(generator, z), "discriminator": macs(discriminator, images)},
+        "device_memory": device_memory(device) or None,
         "segments": [to_json(each) for each in segments],
         "best": None if best is None else {"step": best.step, **best.record},
         "log": log[-1] if log else None,

@@ -16,7 +16,7 @@ import math
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -29,7 +29,7 @@ from convnorm.experiment.benchmark.deadline import Deadline
 from convnorm.experiment.benchmark.execute import Executor, execute
 from convnorm.experiment.benchmark.grid import FOLDER, Benchmark
 from convnorm.experiment.benchmark.loading import load
-from convnorm.experiment.benchmark.local import LocalExecutor, divided_machine
+from convnorm.experiment.benchmark.local import local_executor
 from convnorm.experiment.benchmark.plan import check, describe
 from convnorm.experiment.benchmark.results import gather
 from convnorm.experiment.config import require, yaml_text
@@ -60,15 +60,16 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         "--workers",
-        type=workers,
-        default=1,
-        help="runs side by side (%(default)s); auto: one a GPU or, without GPUs, one a core",
+        type=number_or_auto,
+        help="runs side by side (1, or with --runs_per_gpu as many as it makes room for); auto: "
+        "one a GPU or, without GPUs, one a core",
     )
     parser.add_argument(
         "--runs_per_gpu",
-        type=whole(1, 1024),
+        type=number_or_auto,
         default=1,
-        help="how many runs may share a GPU (%(default)s), then --workers auto takes them all",
+        help="how many runs share a GPU (%(default)s); auto: one until it has been scored, then as "
+        "many as stay within 80 %% of the memory by what runs say they take",
     )
     parser.add_argument(
         "--processes_per_run",
@@ -112,16 +113,18 @@ def check_combinations(args: argparse.Namespace) -> None:
                 what = f"none with --{name}, which starts no run"
                 require(args.cluster is None, "--cluster", args.cluster, what)
     if args.cluster is not None:
-        one = args.workers == 1
+        one = args.workers in (None, 1)
         require(one, "--workers", args.workers, "no --workers: a cluster has a queue of its own")
+        alone = "1 with --cluster, whose jobs have GPUs of their own"
+        require(args.runs_per_gpu == 1, "--runs_per_gpu", args.runs_per_gpu, alone)
         timed = "none with --cluster: --submitit timeout_min ends its jobs, which are resumed"
         require(unbounded, "--hours", args.hours, timed)
     else:
         require(not args.submitit, "--submitit", args.submitit, "none without --cluster")
 
 
-def workers(given: str) -> int | None:
-    return None if given == "auto" else whole(1, 1024)(given)
+def number_or_auto(given: str) -> int | Literal["auto"]:
+    return "auto" if given == "auto" else whole(1, 1024)(given)
 
 
 def hours(text: str) -> float:
@@ -141,8 +144,9 @@ def executor(args: argparse.Namespace, deadline: Deadline, folder: Path) -> Exec
     """Where the runs of a folder are carried out."""
     if args.cluster is not None:
         return Cluster(args.cluster, parameters(args.submitit), folder / "jobs")
-    machine = divided_machine(args.workers, args.processes_per_run, args.device, args.runs_per_gpu)
-    return LocalExecutor(machine, deadline)
+    workers = args.workers or (1 if args.runs_per_gpu == 1 else "auto")
+    numbers = (None if it == "auto" else it for it in (workers, args.runs_per_gpu))
+    return local_executor(*numbers, args.processes_per_run, args.device, deadline)
 
 
 def parameters(pairs: list[str]) -> dict[str, Any]:

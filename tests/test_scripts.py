@@ -65,6 +65,17 @@ def test_the_help_of_kinds_says_what_each_reads(monkeypatch):
         ("benchmark.py", "--cfg", "--cfg: expected one argument"),
         ("benchmark.py", "--cfg ~no_such_user", "--cfg: ~no_such_user: there is no user"),
         ("benchmark.py", "--report --print_plan", "--print_plan: not allowed with argument"),
+        ("benchmark.py", "--runs_per_gpu all", "--runs_per_gpu: 'all' is not allowed; expected 1"),
+        (
+            "benchmark.py",
+            "--cfg digits_gan --device cpu --runs_per_gpu auto",
+            "runs_per_gpu: 'auto' ",
+        ),
+        (
+            "benchmark.py",
+            "--cfg digits_gan --runs_per_gpu 2 --cluster local",
+            "--runs_per_gpu: 2 i",
+        ),
         ("benchmark.py", "--hours 0", "--hours: '0' is not allowed; expected more than 0 and at"),
         ("benchmark.py", "--hours nan", "--hours: 'nan' is not allowed; expected more than 0"),
         ("benchmark.py", "--hours inf", "--hours: 'inf' is not allowed; expected more than 0"),

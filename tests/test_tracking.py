@@ -199,9 +199,10 @@ def test_a_cost_that_is_no_number_is_named(key, value, tmp_path):
 @pytest.fixture
 def surroundings(monkeypatch):
     """A clock and a memory of the test's own."""
-    now = SimpleNamespace(time=0.0, memory=0)
+    now = SimpleNamespace(time=0.0, memory=0, of_device=0)
     monkeypatch.setattr(tracking, "time", SimpleNamespace(perf_counter=lambda: now.time))
     monkeypatch.setattr(tracking, "peak_memory", lambda device: now.memory)
+    monkeypatch.setattr(tracking, "device_memory", lambda device: now.of_device)
     return now
 
 
@@ -240,10 +241,23 @@ def test_seconds_go_on_over_a_resumption(tmp_path, surroundings):
 def test_a_resumed_run_keeps_the_larger_peak(tmp_path, surroundings):
     for start, step, memory in ((0, 2, 500), (2, 4, 300), (4, 6, 700)):
         surroundings.memory, surroundings.time = memory, float(step)
+        surroundings.of_device = 10 * memory
         with closing(Tracker(tmp_path, start, 10, "", CPU)) as tracker:
             surroundings.time += 1.0
             tracker.log(step, {})
-    assert costs(tmp_path, "peak_memory") == [(500,), (500,), (700,)]
+    assert costs(tmp_path, "peak_memory", "device_memory") == [
+        (500, 5000),
+        (500, 5000),
+        (700, 7000),
+    ]
+
+
+def test_the_memory_of_a_gpu_is_not_told_of_a_cpu(tmp_path):
+    with closing(Tracker(tmp_path, 0, 10, "", CPU)) as tracker:
+        tracker.log(1, {})
+    (line,) = read_lines(tmp_path / "log.jsonl")
+    assert line["peak_memory"] > 0
+    assert "device_memory" not in line
 
 
 def test_a_run_of_an_older_version_is_resumed(tmp_path, surroundings):

@@ -11,6 +11,7 @@ from convnorm.experiment.benchmark.grid import Benchmark
 from convnorm.experiment.benchmark.loading import load
 from convnorm.experiment.benchmark.pipeline import Pipeline, Result
 from convnorm.experiment.records import Cost, CurvePoint, Metric, Segment, When
+from convnorm.experiment.run.memory import Estimate
 
 # "Trains" `steps` steps; the kind decides how: `fails`, `waits` for a signal at half of them.
 SCRIPT = """
@@ -88,6 +89,7 @@ TOY = Pipeline(
     config=Config,
     script="toy_script.py",
     format="toy/1",
+    memory=lambda config: Estimate(weights=config.steps * 2**20, batch=2**20),
     scores=_scores,
     conditions=lambda config, attacks: {},
     fraction_done=_fraction_done,

@@ -17,6 +17,7 @@ from convnorm.experiment.records import (
     Segment,
     When,
 )
+from convnorm.experiment.run.memory import Estimate
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Pipeline:
     """One of the suite's pipelines.
 
     name: its folder under configs/. config: the dataclass of a run. script: what trains one.
-    format: of its checkpoints.
+    format: of its checkpoints. memory: config -> what a run needs of it at least.
     scores: (config, attacks) -> when -> name -> metric, of the scores that such a run will have.
         Raises an InputError for an attack that does not exist.
     conditions: (config, attacks) -> the part of a config that decides how its runs are evaluated.
@@ -108,6 +109,7 @@ class Pipeline:
     config: type
     script: str
     format: str
+    memory: Callable[[Any], Estimate]
     scores: Callable[[Any, Sequence[str]], dict[When, dict[str, Metric]]]
     conditions: Callable[[Any, Sequence[str]], dict[str, Any]]
     fraction_done: Callable[[Any, dict[str, Any]], float]

@@ -99,6 +99,14 @@ def peak_memory(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def device_memory(device: torch.device) -> int:
+    """Return the most bytes of a GPU that this process has held for tensors so far; 0 on a CPU.
+
+    PyTorch keeps what was in use once, scores included, so it is what other processes cannot have.
+    """
+    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else 0
+
+
 def forget_peak_memory(device: torch.device) -> None:
     """Let `peak_memory` of a GPU begin anew; that of a process cannot."""
     if device.type == "cuda":

@@ -18,12 +18,18 @@ from convnorm.experiment import files
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.pictures import picture_of, save_png
 from convnorm.experiment.run.board import Board
-from convnorm.experiment.run.cost import forget_peak_memory, peak_memory
+from convnorm.experiment.run.cost import device_memory, forget_peak_memory, peak_memory
 
 # What a record has to have; without it, it is of another program or damaged.
 KEYS = {"log.jsonl": {"step": int}, "metrics.jsonl": {"step": int, "scores": dict}}
 # What a log line would say before the first step.
-BEGINNING = {"step": 0, "steps_per_second": math.inf, "seconds": 0.0, "peak_memory": 0}
+BEGINNING = {
+    "step": 0,
+    "steps_per_second": math.inf,
+    "seconds": 0.0,
+    "peak_memory": 0,
+    "device_memory": 0,
+}
 TAIL = 2**16  # bytes: a few lines fit into them
 
 
@@ -110,21 +116,22 @@ def _rewind(path: Path, step: int) -> list[dict[str, Any]]:
     return kept
 
 
-def _costs(path: Path, line: dict[str, Any]) -> tuple[float, float, int]:
-    """The seconds, steps a second and peak memory at a log line; older ones lack some."""
+def _costs(path: Path, line: dict[str, Any]) -> tuple[float, float, int, int]:
+    """The seconds, steps a second and both memories at a log line; older ones lack some."""
     found = {key: line.get(key, value) for key, value in BEGINNING.items()}
     for key, value in found.items():
         if type(value) not in (int, float) or not value >= 0:
             raise InputError(f"{path}: step {line['step']}: {key} is {value!r}; expected a number")
-    return found["seconds"], found["steps_per_second"] or math.inf, found["peak_memory"]
+    memories = found["peak_memory"], found["device_memory"]
+    return found["seconds"], found["steps_per_second"] or math.inf, *memories
 
 
 class Tracker:
     """The log of one run, from `step` on: lines that a killed run wrote after it are dropped.
 
     Every line has the values of its step, `steps_per_second` since the last line if there were any,
-    and `seconds` of training and `peak_memory` in bytes (see `convnorm.experiment.run.cost`) of the
-    whole run so far, over all its resumptions.
+    and `seconds` of training and `peak_memory` in bytes, on a GPU also `device_memory` (see
+    `convnorm.experiment.run.cost`), of the whole run so far, over all its resumptions.
     """
 
     def __init__(self, run_dir: Path, step: int, steps: int, config: str, device: torch.device):
@@ -133,7 +140,8 @@ class Tracker:
         log = _rewind(run_dir / "log.jsonl", step)
         self.has_lines = bool(log)  # of a run that was begun before
         last = log[-1] if log else BEGINNING
-        seconds, speed, self._peak_memory = _costs(run_dir / "log.jsonl", last)
+        costs = _costs(run_dir / "log.jsonl", last)
+        seconds, speed, self._peak_memory, self._device_memory = costs
         (run_dir / "samples").mkdir(exist_ok=True)
         self._board = Board(run_dir, step, config)
         self._bar = tqdm(
@@ -186,6 +194,9 @@ class Tracker:
         if step > then:
             cost["steps_per_second"] = (step - then) / max(now - since, 1e-9)
         cost |= {"seconds": self._seconds, "peak_memory": self._peak_memory}
+        self._device_memory = max(self._device_memory, device_memory(self._device))
+        if self._device_memory > 0:  # on a GPU
+            cost["device_memory"] = self._device_memory
         self._append("log.jsonl", {"step": step, **values, **cost})
         self._board.log(step, {**values, **cost})
         shown = {name: f"{value:.3g}" for name, value in values.items() if "/" not in name}

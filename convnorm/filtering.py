@@ -1,4 +1,4 @@
-"""The circular filter of maps by a real, even gain, by whichever way is the faster."""
+"""The circular filter of maps by its spectrum, by whichever way is the faster."""
 
 import torch
 
@@ -10,8 +10,8 @@ from convnorm.tables import Pair, circulant_index
 class _FilterFFT(torch.autograd.Function):
     """irfft2(gain * rfft2(x)) for a gain that takes no gradient.
 
-    The filter is self-adjoint, so its gradient is the same filter: only the gain is saved, and
-    the backward pass avoids the full complex transforms that autograd takes through rfft2.
+    The adjoint is the filter by the conjugate gain, a real one by itself: only the gain is saved,
+    and the backward pass avoids the full complex transforms that autograd takes through rfft2.
     """
 
     @staticmethod
@@ -21,7 +21,8 @@ class _FilterFFT(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor):
-        return _FilterFFT.apply(grad.contiguous(), *ctx.saved_tensors), None
+        (gain,) = ctx.saved_tensors
+        return _FilterFFT.apply(grad.contiguous(), gain.conj()), None
 
 
 def matrix_is_faster(num_outputs: int, batch_size: int, device_type: str) -> bool:
@@ -58,24 +59,24 @@ def circular_filter(
     """Filter each channel on the ring of its own map, and keep some of the outputs.
 
     x: (N, C, n, m) of any floating dtype, which the result has too, where N may be 0; gain:
-    (C, n, m // 2 + 1), real and even, whose dtype is computed in. Returns (N, C, len(rows),
-    len(columns)); None keeps all. fused: by convnorm.fused_filter, unless the gain takes a
-    gradient.
+    (C, n, m // 2 + 1), real and even or the half spectrum of a real kernel, in whose precision is
+    computed. Returns (N, C, len(rows), len(columns)); None keeps all. fused: by
+    convnorm.fused_filter, where the gain is real and takes no gradient.
     """
     n, m = x.shape[-2:]
     rows = range(n) if rows is None else rows
     columns = range(m) if columns is None else columns
     with torch.autocast(x.device.type, enabled=False):
-        if fused and not gain.requires_grad:
+        if fused and not gain.requires_grad and not gain.is_complex():
             return fused_filter(x, gain, rows, columns)
-        maps = x.to(gain.dtype)
+        maps = x.to(gain.real.dtype)
         if matrix_is_faster(len(rows) * len(columns), len(x), x.device.type):
             matrix = computed_once(_filter_matrix, gain, (n, m), tuple(rows), tuple(columns))
             y = torch.bmm(maps.flatten(2).transpose(0, 1), matrix.transpose(1, 2))
             return y.transpose(0, 1).unflatten(2, (len(rows), len(columns))).to(x.dtype)
         maps = maps.contiguous()  # channels_last input has failed in compiled FFTs
         if not maps.numel():  # an FFT refuses a batch of none, which nn.Conv2d takes
-            y = maps * gain.sum()  # so that gradients are zero and not missing
+            y = maps * gain.real.sum()  # so that gradients are zero and not missing
         elif gain.requires_grad:
             y = torch.fft.irfft2(gain * torch.fft.rfft2(maps), s=(n, m))
         else:

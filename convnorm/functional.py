@@ -23,11 +23,12 @@ from convnorm.fixed import computed_once_a_step
 from convnorm.precision import widened
 from convnorm.spectral_convolution import (
     Complex,
+    behind,
     frequency_kernel,
     spectral_convolution,
     spectrum_is_faster,
 )
-from convnorm.tables import Pair, cosine_table, offset_indicator
+from convnorm.tables import Pair, cosine_table, kernel_waves, offset_indicator
 
 NO_PADDING = (0, 0, 0, 0)
 GainFunction = Callable[..., torch.Tensor]
@@ -132,10 +133,12 @@ def conv_norm2d(
     eps: float = 1e-6,
     gradient_through_gain: bool = False,
     fused_filter: bool = False,
+    affine: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Convolve, then divide every output channel by its spectrum.
 
     x: (N, I, H, W); weight: (O, I / groups, k_h, k_w); the rest as torch.nn.functional.conv2d.
+    affine: (O, 1, a, b) of odd sizes, a kernel that is convolved with each channel on its ring.
     Returns what conv2d would, (N, O, H', W'), in the same dtype. The options and the padding
     modes: see ConvNorm2d. Raises ValueError for a grid that does not exist, an input that is not
     4D or smaller than the kernel, and circular padding that `check_ring` refuses.
@@ -152,23 +155,25 @@ def conv_norm2d(
     size = output_size(tuple(x.shape[2:]), kernel, stride, padding, dilation)
     gain = spectral_gain if gradient_through_gain else constant_gain
     if kernel == (1, 1):
-        weight = _pointwise(weight, gain, eps)
+        weight = _pointwise(weight, gain, eps, affine)
         return convolve(x, weight, stride, padding, dilation, groups, padding_mode)
     if grid == "native":
         c = convolve(x, weight, stride, padding, dilation, groups, padding_mode)
-        gain = _gain_of(weight, gain, size, dilation, stride, eps)
-        return circular_filter(c, gain, fused=fused_filter)
+        symbol = _symbol(weight, gain, size, dilation, stride, eps, affine)
+        return circular_filter(c, symbol, fused=fused_filter)
     turn, ring, first = _everywhere(tuple(x.shape[2:]), kernel, padding, dilation, padding_mode)
     rows, columns = _kept_outputs(first, stride, size)
     if not fused_filter and spectrum_is_faster(x, weight, groups, ring):
         spectrum = computed_once_a_step(_normalized_kernel, weight, gain, ring, dilation, eps)
+        if affine is not None:
+            spectrum = behind(spectrum, _affine_waves(affine, ring))
         left, _, top, _ = turn  # how far the map lies behind the origin of the ring
         return spectral_convolution(
             x, spectrum, ring, [row - top for row in rows], [column - left for column in columns]
         )
     c = convolve(x, weight, (1, 1), turn, dilation, groups, padding_mode)
-    gain = _gain_of(weight, gain, ring, dilation, (1, 1), eps)
-    return circular_filter(c, gain, rows, columns, fused=fused_filter)
+    symbol = _symbol(weight, gain, ring, dilation, (1, 1), eps, affine)
+    return circular_filter(c, symbol, rows, columns, fused=fused_filter)
 
 
 def conv_norm2d_adjoint(
@@ -183,6 +188,7 @@ def conv_norm2d_adjoint(
     *,
     grid: str = "full",
     eps: float = 1e-6,
+    affine: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The adjoint of conv_norm2d as a map of its input: <conv_norm2d(x), y> = <x, adjoint(y)>.
 
@@ -192,14 +198,16 @@ def conv_norm2d_adjoint(
     if grid == "full" and padding_mode in ("reflect", "replicate"):
         left, right, top, bottom = padding
         padded = (size[0] + top + bottom, size[1] + left + right)
-        x = conv_norm2d_adjoint(y, weight, padded, stride, NO_PADDING, dilation, groups, eps=eps)
+        geometry = (padded, stride, NO_PADDING, dilation, groups)
+        x = conv_norm2d_adjoint(y, weight, *geometry, eps=eps, affine=affine)
         return pad_adjoint(x, padding, padding_mode)
     if kernel == (1, 1) or grid == "native":
         if kernel == (1, 1):
-            weight = _pointwise(weight, constant_gain, eps)
+            weight = _pointwise(weight, constant_gain, eps, affine)
         else:
-            gain = _gain_of(weight, constant_gain, tuple(y.shape[2:]), dilation, stride, eps)
-            y = circular_filter(y, gain)
+            ring = tuple(y.shape[2:])
+            symbol = _symbol(weight, constant_gain, ring, dilation, stride, eps, affine)
+            y = circular_filter(y, symbol.conj())
         return convolve_adjoint(y, weight, size, stride, padding, dilation, groups, padding_mode)
     turn, ring, first = _everywhere(size, kernel, padding, dilation, padding_mode)
     rows, columns = (
@@ -208,7 +216,8 @@ def conv_norm2d_adjoint(
     )
     c = y.new_zeros(*y.shape[:2], *ring)
     c[:, :, rows, columns] = y
-    c = circular_filter(c, _gain_of(weight, constant_gain, ring, dilation, (1, 1), eps))
+    symbol = _symbol(weight, constant_gain, ring, dilation, (1, 1), eps, affine)
+    c = circular_filter(c, symbol.conj())
     return convolve_adjoint(c, weight, size, (1, 1), turn, dilation, groups, padding_mode)
 
 
@@ -219,10 +228,43 @@ def _gain_of(
     return computed_once_a_step(gain, weight, ring, dilation, stride, eps, constant=constant)
 
 
-def _pointwise(weight: torch.Tensor, gain: GainFunction, eps: float) -> torch.Tensor:
+def _symbol(
+    weight: torch.Tensor,
+    gain: GainFunction,
+    ring: Pair,
+    dilation: Pair,
+    stride: Pair,
+    eps: float,
+    affine: torch.Tensor | None,
+) -> torch.Tensor:
+    """The gain, real, or the gain times the spectrum of `affine`: (O, n, m // 2 + 1)."""
+    factor = _gain_of(weight, gain, ring, dilation, stride, eps)
+    if affine is None:
+        return factor
+    waves = torch.complex(*_affine_waves(affine.mT, ring[::-1]))
+    return factor * waves.unflatten(0, (-1, ring[0])).permute(2, 1, 0)
+
+
+def _affine_waves(affine: torch.Tensor, ring: Pair) -> Complex:
+    """The kernel of an affine at the frequencies of a ring, (F, O), half along the rows."""
+    kernel = tuple(affine.shape[2:])
+    centre = (kernel[0] // 2, kernel[1] // 2)
+    affine = affine if affine.dtype == torch.float64 else affine.float()
+    like = (affine.device, affine.dtype)
+    waves = kernel_waves(kernel, ring, (1, 1), centre, *like)
+    with torch.autocast(affine.device.type, enabled=False):
+        real, imaginary = (waves @ affine.flatten(1).t()).chunk(2)
+    return real, imaginary
+
+
+def _pointwise(
+    weight: torch.Tensor, gain: GainFunction, eps: float, affine: torch.Tensor | None
+) -> torch.Tensor:
     """A normalized 1x1 kernel: its spectrum is flat, so the filter is a factor of each channel."""
-    factor = _gain_of(weight, gain, (1, 1), (1, 1), (1, 1), eps)
-    return (weight * factor[:, None]).to(weight.dtype)
+    factor = _gain_of(weight, gain, (1, 1), (1, 1), (1, 1), eps)[:, None]
+    if affine is not None:
+        factor = factor * affine
+    return (weight * factor).to(weight.dtype)
 
 
 def _kept_outputs(first: Pair, stride: Pair, size: Pair) -> tuple[range, range]:

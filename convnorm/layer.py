@@ -17,6 +17,7 @@ from convnorm.functional import (
 )
 
 AFFINE_INITS = ("default", "dirac")
+AFFINE_MODES = ("same", "circular")
 
 
 class ConvNorm2d(nn.Conv2d):
@@ -42,6 +43,9 @@ class ConvNorm2d(nn.Conv2d):
     affine: a learned depthwise convolution with bias after the filter, of the kernel's size
         rounded down to odd ("same" padding, so a 4x4 kernel does not shrink the map).
     affine_init: "default" as nn.Conv2d (published), or "dirac", which starts as the identity.
+    affine_mode: "same" is published: the affine sees the layer's outputs, padded as the input is.
+        "circular" is another function: the affine convolves on the ring of the filter, before crop
+        and stride, and so is a factor of the filter's spectrum, which costs next to nothing.
     batch_norm: BatchNorm2d at the end.
     gradient_through_gain: let gradients flow through the gain (published: no).
     eps: added to the energy, relative to its mean over frequencies; bounds the gain.
@@ -80,6 +84,7 @@ class ConvNorm2d(nn.Conv2d):
         grid: Literal["full", "native"] = "full",
         affine: bool = True,
         affine_init: Literal["default", "dirac"] = "default",
+        affine_mode: Literal["same", "circular"] = "same",
         batch_norm: bool = True,
         gradient_through_gain: bool = False,
         eps: float = 1e-6,
@@ -90,6 +95,8 @@ class ConvNorm2d(nn.Conv2d):
             raise ValueError(f"grid must be one of {GRIDS}, not {grid!r}")
         if affine_init not in AFFINE_INITS:
             raise ValueError(f"affine_init must be one of {AFFINE_INITS}, not {affine_init!r}")
+        if affine_mode not in AFFINE_MODES:
+            raise ValueError(f"affine_mode must be one of {AFFINE_MODES}, not {affine_mode!r}")
         if eps < 0:
             raise ValueError(f"eps must be 0 or more, not {eps}")
         if not 0 < scale < math.inf:
@@ -114,6 +121,7 @@ class ConvNorm2d(nn.Conv2d):
         self.scale = scale
         if grid == "full" and padding_mode == "circular":
             check_ring(self._pads(), self.kernel_size, self.dilation)
+        self.affine_mode = affine_mode
         self.affine = self._depthwise_affine(affine_init, factory) if affine else None
         self.batch_norm = nn.BatchNorm2d(out_channels, **factory) if batch_norm else None
 
@@ -160,7 +168,7 @@ class ConvNorm2d(nn.Conv2d):
         return self.stride, self._pads(), self.dilation, self.groups, self.padding_mode
 
     def _filtered(self, x: torch.Tensor) -> torch.Tensor:
-        """The convolution behind its filter, times `scale`."""
+        """The convolution behind its filter and an affine on its ring, times `scale`."""
         y = conv_norm2d(
             x,
             self.weight,
@@ -169,21 +177,35 @@ class ConvNorm2d(nn.Conv2d):
             eps=self.eps,
             gradient_through_gain=self.gradient_through_gain,
             fused_filter=self.fused_filter,
+            affine=self._affine_on_ring(),
         )
         return self.scale * y if self.scale != 1 else y
 
     def linear(self, x: torch.Tensor) -> torch.Tensor:
         """The layer less its offsets and BatchNorm, which is a linear map of x."""
         y = self._filtered(x)
-        return y if self.affine is None else convolve(y, self.affine.weight, *self._affine_map())
+        if self.affine is not None and self.affine_mode == "same":
+            y = convolve(y, self.affine.weight, *self._affine_map())
+        return y
 
     def linear_adjoint(self, y: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """The adjoint of `linear` on maps of `size`, (H, W): <linear(x), y> = <x, adjoint(y)>."""
-        if self.affine is not None:
+        if self.affine is not None and self.affine_mode == "same":
             y = convolve_adjoint(y, self.affine.weight, tuple(y.shape[2:]), *self._affine_map())
-        geometry = self._geometry()
-        x = conv_norm2d_adjoint(y, self.weight, size, *geometry, grid=self.grid, eps=self.eps)
+        x = conv_norm2d_adjoint(
+            y,
+            self.weight,
+            size,
+            *self._geometry(),
+            grid=self.grid,
+            eps=self.eps,
+            affine=self._affine_on_ring(),
+        )
         return self.scale * x if self.scale != 1 else x
+
+    def _affine_on_ring(self) -> torch.Tensor | None:
+        circular = self.affine is not None and self.affine_mode == "circular"
+        return self.affine.weight if circular else None
 
     def _affine_map(self) -> tuple:
         """How the affine convolves: stride, padding, dilation, groups and mode of padding."""
@@ -192,10 +214,16 @@ class ConvNorm2d(nn.Conv2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self._filtered(x)
-        if self.bias is not None:
-            y = y + self.bias.to(y.dtype)[:, None, None]
-        if self.affine is not None:
-            y = self.affine(y)
+        if self._affine_on_ring() is not None:
+            offset = self.affine.bias
+            if self.bias is not None:  # a constant map is filtered by the sum of a kernel
+                offset = offset + self.bias * self.affine.weight.sum((1, 2, 3))
+            y = y + offset.to(y.dtype)[:, None, None]
+        else:
+            if self.bias is not None:
+                y = y + self.bias.to(y.dtype)[:, None, None]
+            if self.affine is not None:
+                y = self.affine(y)
         if self.batch_norm is not None:
             y = self.batch_norm(y)
         return y

@@ -72,6 +72,7 @@ class Normalizer:
         grid: on which ConvNorm filters, as in ConvNorm2d.
         affine: ConvNorm's learned convolution of each channel, as in ConvNorm2d.
         affine_init: how it starts, as in ConvNorm2d.
+        affine_mode: what it convolves, as in ConvNorm2d.
         gradient_through_gain: of ConvNorm, as in ConvNorm2d.
         fused_filter: of ConvNorm, as in ConvNorm2d.
         eps: what keeps ConvNorm's gain finite, as in ConvNorm2d.
@@ -93,6 +94,7 @@ class Normalizer:
     grid: Literal["full", "native"] = "full"
     affine: bool = False
     affine_init: Literal["default", "dirac"] = "dirac"
+    affine_mode: Literal["same", "circular"] = "same"
     gradient_through_gain: bool = False
     fused_filter: bool = False
     eps: float = _number(1e-6, 0, 1000)

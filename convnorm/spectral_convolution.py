@@ -65,11 +65,18 @@ def frequency_kernel(
     the transposed ring.
     """
     outputs, inputs, *kernel = weight.shape
-    waves = kernel_waves(tuple(kernel), ring, dilation, weight.device, weight.dtype).chunk(2)
+    like = (weight.device, weight.dtype)
+    waves = kernel_waves(tuple(kernel), ring, dilation, (0, 0), *like).chunk(2)
     taps = weight.flatten(2).flatten(0, 1).t().contiguous()
     gain = gain.permute(2, 1, 0).reshape(-1, outputs, 1)
     # Part by part, so that no gradient is copied to be put together.
     return tuple((part @ taps).view(-1, outputs, inputs) * gain for part in waves)
+
+
+def behind(kernel: Complex, symbol: Complex) -> Complex:
+    """The kernel at all frequencies times that of a filter behind it, parts (F, O) each."""
+    (real, imaginary), (c, s) = kernel, (part[:, :, None] for part in symbol)
+    return c * real - s * imaginary, c * imaginary + s * real
 
 
 def spectrum_is_faster(x: torch.Tensor, weight: torch.Tensor, groups: int, ring: Pair) -> bool:

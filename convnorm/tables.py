@@ -16,7 +16,8 @@ def _kept(build: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     Nothing is kept, and nothing kept is used, while a compiler traces (it fuses what it sees
     built) and under a mode such as FakeTensorMode, whose tensors do not mix with others.
     """
-    cached = lru_cache(maxsize=256)(torch.inference_mode(False)(build))
+    # Never dropped: a captured CUDA graph goes on reading them.
+    cached = lru_cache(maxsize=None)(torch.inference_mode(False)(build))
 
     @wraps(build)
     def table(*key) -> torch.Tensor:
@@ -129,15 +130,23 @@ def analysis_columns(m: int, width: int, device: torch.device, dtype: torch.dtyp
 
 @_kept
 def kernel_waves(
-    kernel: Pair, ring: Pair, dilation: Pair, device: torch.device, dtype: torch.dtype
+    kernel: Pair,
+    ring: Pair,
+    dilation: Pair,
+    centre: Pair,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> torch.Tensor:
     """exp(i w . t) for the taps t of a dilated kernel: (real and imaginary x F, k_h * k_w).
 
-    F = (n // 2 + 1) * m frequencies, half of them along the rows.
+    F = (n // 2 + 1) * m frequencies, half of them along the rows. centre: the tap t = 0.
     """
     n, m = ring
-    rows = _turns(torch.arange(n // 2 + 1), torch.arange(kernel[0]) * dilation[0], n)
-    columns = _turns(torch.arange(m), torch.arange(kernel[1]) * dilation[1], m)
+    along_rows, along_columns = (
+        (torch.arange(k) - c) * d for k, c, d in zip(kernel, centre, dilation, strict=True)
+    )
+    rows = _turns(torch.arange(n // 2 + 1), along_rows, n)
+    columns = _turns(torch.arange(m), along_columns, m)
     turns = (rows[:, None, :, None] + columns[None, :, None, :]).reshape(-1, kernel[0] * kernel[1])
     return torch.cat([turns.cos(), turns.sin()]).to(device, dtype)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import reference
 import torch
+import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 from torch.autograd.graph import saved_tensors_hooks
@@ -292,16 +293,65 @@ def test_gain_of_a_white_kernel_is_flat():
     torch.testing.assert_close(spectral_gain(weight, (5, 6)), expected)
 
 
+def kernel_of_an_affine(kernel, requires_grad=False):
+    """Neither even nor odd, so that its spectrum is not real and its adjoint another."""
+    torch.manual_seed(1)
+    affine = torch.randn(4, 1, *(k - 1 + k % 2 for k in kernel), dtype=torch.float64)
+    return affine.requires_grad_(requires_grad)
+
+
+def on_the_ring(y, affine):
+    """The affine by a circular convolution of each channel."""
+    rows, columns = (k // 2 for k in affine.shape[2:])
+    y = F.pad(y, (columns, columns, rows, rows), "circular")
+    return F.conv2d(y, affine, groups=len(affine))
+
+
+@every_route
 @every_grid
+@pytest.mark.parametrize("padding_mode", ["zeros", "circular"])
+@pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
+def test_a_circular_affine_convolves_on_the_ring_of_the_filter(route, geometry, padding_mode, grid):
+    """Values and gradients: a kernel that is turned around, or a ring that is not the filter's."""
+    kernel, stride, padding, dilation, groups = geometry
+    x, weight = problem(kernel, groups, requires_grad=True)
+    affine = kernel_of_an_affine(kernel, requires_grad=True)
+    geometry = (stride, padding, dilation, groups, padding_mode)
+    y = conv_norm2d(x, weight, *geometry, grid=grid, affine=affine)
+    if grid == "native" or kernel == (1, 1):
+        expected = on_the_ring(conv_norm2d(x, weight, *geometry, grid=grid), affine)
+    else:
+        whole = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        if padding_mode == "circular":  # a turn, begun where the first output is
+            turn = (padding[0], whole[1] - padding[0], padding[2], whole[0] - padding[2])
+        else:
+            turn = (whole[1], whole[1], whole[0], whole[0])
+        ring = conv_norm2d(x, weight, (1, 1), turn, dilation, groups, padding_mode)
+        first = (turn[2] - padding[2], turn[0] - padding[0])
+        ring = on_the_ring(ring, affine)[..., first[0] :: stride[0], first[1] :: stride[1]]
+        expected = ring[..., : y.shape[2], : y.shape[3]]
+    torch.testing.assert_close(y, expected)
+    direction = torch.randn_like(y)
+    for ours, theirs in zip(
+        torch.autograd.grad(y, (x, weight, affine), direction),
+        torch.autograd.grad(expected, (x, weight, affine), direction),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+@every_grid
+@pytest.mark.parametrize("with_affine", [False, True])
 @pytest.mark.parametrize("padding_mode", ["zeros", "circular", "reflect", "replicate"])
 @pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
-def test_the_adjoint_is_the_adjoint(geometry, padding_mode, grid):
+def test_the_adjoint_is_the_adjoint(geometry, padding_mode, with_affine, grid):
     """Against products of random maps."""
     kernel, *rest = geometry
     x, weight = problem(kernel, rest[-1])
-    image = conv_norm2d(x, weight, *rest, padding_mode, grid=grid)
+    options = {"grid": grid, "affine": kernel_of_an_affine(kernel) if with_affine else None}
+    image = conv_norm2d(x, weight, *rest, padding_mode, **options)
     y = torch.randn_like(image)
-    back = conv_norm2d_adjoint(y, weight, (8, 7), *rest, padding_mode, grid=grid)
+    back = conv_norm2d_adjoint(y, weight, (8, 7), *rest, padding_mode, **options)
     assert back.shape == x.shape
     torch.testing.assert_close((image * y).sum(), (x * back).sum())
 

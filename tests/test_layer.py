@@ -89,6 +89,7 @@ def test_takes_the_options_of_a_convolution_and_returns_its_shape(grid, padding_
     [
         ({"grid": "half"}, "grid must be one of .*'half'"),
         ({"affine_init": "eye"}, "affine_init must be one of .*'eye'"),
+        ({"affine_mode": "ring"}, "affine_mode must be one of .*'ring'"),
         ({"eps": -1.0}, "eps must be 0 or more, not -1"),
         ({"padding": 2, "padding_mode": "circular"}, "one turn of the ring"),
         ({"padding_mode": "mirror"}, "padding_mode must be one of"),
@@ -128,6 +129,22 @@ def test_affine_keeps_the_map_and_starts_as_the_identity_when_dirac(kernel, padd
     without.weight = layer.weight
     torch.testing.assert_close(layer(x), without(x))
     assert ConvNorm2d(3, 4, kernel, **options)(x).shape == without(x).shape
+
+
+@every_grid
+def test_on_circular_maps_an_affine_is_the_same_in_both_modes(grid):
+    """With a bias before it, whose map the affine filters too."""
+    torch.manual_seed(0)
+    layers = [
+        ConvNorm2d(
+            3, 4, 3, padding=1, bias=True, padding_mode="circular", grid=grid, affine_mode=mode
+        ).double()
+        for mode in ("same", "circular")
+    ]
+    layers[1].load_state_dict(layers[0].state_dict())
+    x = torch.randn(2, 3, 6, 5, dtype=torch.float64)
+    torch.testing.assert_close(layers[0](x), layers[1](x))
+    torch.testing.assert_close(layers[0].linear(x), layers[1].linear(x))
 
 
 @every_grid

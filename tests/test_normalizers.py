@@ -381,6 +381,7 @@ OTHER_VALUES = {
     "grid": "native",
     "affine": True,
     "affine_init": "default",
+    "affine_mode": "circular",
     "gradient_through_gain": True,
     "fused_filter": True,
     "eps": 0.1,

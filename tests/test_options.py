@@ -53,6 +53,10 @@ GAN = {
     "normalizer.grid": ({}, "native"),
     "normalizer.affine": ({}, True),
     "normalizer.affine_init": ({"normalizer.affine": True}, "default"),
+    "normalizer.affine_mode": (
+        {"normalizer.affine": True, "normalizer.affine_init": "default"},
+        "circular",
+    ),
     "normalizer.batch_norm": ({}, True),
     "normalizer.gradient_through_gain": ({}, True),
     "normalizer.fused_filter": ({}, True),
@@ -130,6 +134,7 @@ CLASSIFIER = {
     "normalizer.grid": ({}, "native"),
     "normalizer.affine": ({}, False),
     "normalizer.affine_init": ({}, "dirac"),
+    "normalizer.affine_mode": ({}, "circular"),
     "normalizer.batch_norm": ({}, False),
     "normalizer.gradient_through_gain": ({}, True),
     "normalizer.fused_filter": ({}, True),

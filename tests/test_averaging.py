@@ -73,6 +73,18 @@ def test_weights_and_running_statistics_are_averaged_and_counts_copied(norm):
     ]
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.1, 0.5, 0.999, 0.9999])
+def test_all_weights_move_at_once_as_each_would_alone(decay):
+    """One kernel for many tensors must round as one for each does."""
+    torch.manual_seed(0)
+    network = nn.Sequential(*(nn.Conv2d(n, n + 1, 3) for n in range(1, 5)))
+    average = averaged(network, 0.9)
+    live = moved(network)
+    expected = in_between(average, live, 1 - decay)
+    follow(average, live, decay)
+    assert all(torch.equal(value, expected[name]) for name, value in average.state_dict().items())
+
+
 def test_constants_stand_still():
     """Standardization by numbers between those of two datasets."""
     network = nn.Sequential(Standardize([0.4], [0.2]), nn.Conv2d(1, 2, 3))

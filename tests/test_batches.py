@@ -6,7 +6,7 @@ from runs import ALONE
 
 from convnorm.experiment.data import Images
 from convnorm.experiment.errors import InputError
-from convnorm.experiment.run.batches import Batches, shifted
+from convnorm.experiment.run.batches import Batches, sent_ahead, shifted
 from convnorm.experiment.run.distributed import Process
 
 
@@ -117,3 +117,15 @@ def test_batches_have_the_shape_and_type_of_the_data():
 def test_a_batch_size_that_does_not_fit_is_refused_by_its_key(batch_size, world_size, message):
     with pytest.raises(InputError, match=rf"train\.batch_size: {message}"):
         Batches(numbered(8), batch_size, 0, Process(torch.device("cpu"), 0, world_size))
+
+
+@pytest.mark.parametrize(("device", "pinned"), [("cuda", 1), ("cpu", 0)])
+def test_a_gpu_is_sent_pinned_memory(device, pinned, monkeypatch):
+    """From other memory the copy waits for the device, whatever it is asked for."""
+    sent, pins = [], []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pins.append(self) or self)
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, *to, **how: sent.append((to, how)) or self)
+    order = torch.arange(3)
+    assert sent_ahead(order, torch.device(device)) is order
+    assert sent == [((torch.device(device),), {"non_blocking": True})]
+    assert len(pins) == pinned

@@ -54,11 +54,12 @@ def follow(average: nn.Module | None, network: nn.Module, decay: float) -> None:
         return
     own = [*average.parameters(), *_statistics(average)]
     live = [*network.parameters(), *_statistics(network)]
-    for value, target in zip(own, live, strict=True):
-        if value.is_floating_point():
-            value.lerp_(target, 1 - decay)
-        else:
-            value.copy_(target)
+    pairs = list(zip(own, live, strict=True))
+    moved = [pair for pair in pairs if pair[0].is_floating_point()]
+    torch._foreach_lerp_(*map(list, zip(*moved, strict=True)), 1 - decay)
+    for count, target in pairs:
+        if not count.is_floating_point():
+            count.copy_(target)
     for _, layer, normalizer in normalized_layers(average):
         if normalizer.definition.advance is not None:
             modes = {module: module.training for module in layer.modules()}

@@ -89,8 +89,14 @@ class Batches:
         if self._order is None or self._order[0] != epoch:
             random = streams.generator("cpu", *self.key, "order", epoch)
             order = torch.randperm(len(self.data.images), generator=random)
-            self._order = epoch, order.to(self.data.images.device, non_blocking=True)
+            self._order = epoch, sent_ahead(order, self.data.images.device)
         return self._order[1]
+
+
+def sent_ahead(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of the CPU on `device`, without waiting for it."""
+    # From other than pinned memory the copy waits, whatever it is asked for.
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def shifted(images: Tensor, corners: Tensor, padding: int) -> Tensor:

@@ -22,10 +22,10 @@ class Meter:
 
     def note(self, **values: torch.Tensor) -> None:
         """Add scalars to the sums of their terms."""
-        for name, value in values.items():
-            index = self.terms.index(name)
-            self.sums[index] += value.detach()
-            self.counts[index] += 1
+        places = [self.terms.index(name) for name in values]
+        sums, counts = self.sums.unbind(), self.counts.unbind()
+        torch._foreach_add_([sums[i] for i in places], [v.detach() for v in values.values()])
+        torch._foreach_add_([counts[i] for i in places], 1)
 
     def end_step(self, process: Process, statistics: list[torch.Tensor]) -> None:
         """Average the sums and the networks' running statistics over the processes."""

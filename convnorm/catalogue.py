@@ -291,6 +291,7 @@ CATALOGUE: dict[str, Kind] = {
         conv=_own,
         linear=_own,
         reads=("scale", "multiplier", "batch_norm", "groups"),
+        waits=True,  # for whether its eigenvalues were found
         relu_gain=RELU_GAIN,
         ignores_scale=_without_multiplier,
     ),

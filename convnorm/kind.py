@@ -47,6 +47,7 @@ class Kind:
     conv_has_shift, output_has_shift: what `conv` returns, and `output`, adds a learned offset to
         each channel at its end, so that a bias just before it would be one too many.
     mixes_batch: in training, what becomes of an image depends on the others in its batch.
+    waits: a pass in training waits for what the device computes, so that no CUDA graph can hold it.
     ignores_scale: in training, a factor on all parameters of a convolution and its `output` but
         the biases changes nothing, so that a bound on them bounds nothing.
 
@@ -76,6 +77,7 @@ class Kind:
     conv_has_shift: Callable[["Normalizer"], bool] = _never
     output_has_shift: Callable[["Normalizer"], bool] = _never
     mixes_batch: bool = False
+    waits: bool = False
     ignores_scale: Callable[["Normalizer"], bool] = _never
     relu_gain: float = 1.0
     penalty: Callable[[nn.Module, "Normalizer"], torch.Tensor] | None = None

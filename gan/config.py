@@ -9,10 +9,10 @@ from convnorm.experiment.config.fields import LARGEST_SEED, bounded, check_range
 from convnorm.experiment.data import DataConfig
 from convnorm.experiment.errors import InputError
 from convnorm.normalizers import Normalizer
-from gan.augmentation import AUGMENTATIONS
 from gan.losses import LOSSES, Penalty, gradient_penalty, r1, r2
 from gan.networks import ARCHITECTURES
 from gan.score_config import ScoreConfig
+from gan.train_config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -134,57 +134,6 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """What happens in one step: n_dis updates of the discriminator, then one of the generator.
-
-    Args:
-        batch_size: real images, and as many generated ones, in an update of the discriminator,
-            over all processes together.
-        generator_batch_size: generated images in an update of the generator, over all processes
-            together.
-        n_dis: updates of the discriminator in a step.
-        dequantize: uniform noise of one grey level on real images.
-        flip: mirror half of the real images.
-        fraction: of the training images of each class that train, drawn by the run's seed; scores
-            have all images.
-        diffaugment: what happens to real and generated images before the discriminator sees them
-            in training (Zhao et al., 2020): names of color, translation and cutout in the order of
-            application, separated by commas; empty for none.
-        ema_decay: of the average over the generator's weights and buffers, per step; 0 keeps none.
-            At step t it is at most (1 + t) / (10 + t), so that the average forgets the first
-            weights.
-        precision: bfloat16 runs the networks under autocast; float32 is PyTorch's, which on recent
-            GPUs means TF32 in convolutions.
-    """
-
-    batch_size: int = bounded(64, least=2, most=65_536)  # 2 for BatchNorm
-    generator_batch_size: int = bounded(128, least=2, most=65_536)
-    n_dis: int = bounded(5, least=1, most=1000)
-    dequantize: bool = True
-    flip: bool = False
-    fraction: float = bounded(1.0, above=0, most=1)
-    diffaugment: str = ""
-    ema_decay: float = bounded(0.0, least=0, below=1)
-    precision: Literal["float32", "bfloat16"] = "float32"
-
-    def __post_init__(self):
-        check_ranges(self, "train")
-        names = self.augmentations
-        require(
-            set(names) <= set(AUGMENTATIONS) and len(set(names)) == len(names),
-            "train.diffaugment",
-            self.diffaugment,
-            f"{', '.join(AUGMENTATIONS)}, each at most once, with commas and without spaces "
-            "between them, or nothing",
-        )
-
-    @property
-    def augmentations(self) -> tuple[str, ...]:
-        """The names in `diffaugment`, in the order of application."""
-        return tuple(self.diffaugment.split(",")) if self.diffaugment else ()
-
-
-@dataclass(frozen=True)
 class LogConfig:
     """What is written how often; always after the last step too.
 
@@ -292,6 +241,9 @@ class GanConfig:
                 f"false, or loss.{name} of 0"
             )
 
+        if self.train.capture == "graph":
+            _check_capture(self)
+
     def extends(self, there: dict[str, Any]) -> str | None:
         """Return the key of the length where this run is a longer one of the config `there`.
 
@@ -301,3 +253,23 @@ class GanConfig:
         is_fixed = optim.decay == "none" or optim.decay_steps is not None
         fits = is_fixed and type(steps) is int and steps < self.steps
         return "steps" if fits else None
+
+
+def _check_capture(config: GanConfig) -> None:
+    """Raise InputError where steps are not all alike, or cannot be computed ahead."""
+    kind, optim, start = config.normalizer.kind, config.optim, config.loss.lecam_start
+    if config.normalizer.definition.waits:
+        raise InputError(
+            f"train.capture: 'graph' is not allowed, as normalizer.kind {kind!r} waits for the "
+            "device in an update; expected none, or another kind"
+        )
+    if optim.decay != "none" and optim.final_beta2 not in (None, optim.beta2):
+        raise InputError(
+            f"train.capture: 'graph' is not allowed, as optim.final_beta2 {optim.final_beta2} "
+            "changes what is fixed in it; expected none, or optim.final_beta2 of null"
+        )
+    if config.loss.lecam > 0 and start > 0:
+        raise InputError(
+            f"train.capture: 'graph' is not allowed, as steps from loss.lecam_start {start} on are "
+            "others than those before; expected none, or loss.lecam_start of 0"
+        )

@@ -2,7 +2,8 @@
 
 What is drawn is a function of the seed, of what it is for and of the step: the normalizer, the
 number of processes and whether the run was resumed do not enter. So an update, which takes the
-draws, has nothing to draw, to hash or to count.
+draws, has nothing to draw, to hash or to count. A number that changes from step to step is a float
+or a tensor: `Captured` makes tensors of the floats.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,7 +32,7 @@ class DiscriminatorDraws:
     mix: (N, 1, 1, 1) uniform in [0, 1), for a penalty between the two batches; None without one.
     penalty_factor: (), on the weights of the penalties that decay.
     fake_augmentation: of the generated images, as `Batch.augmentation` is of the real ones.
-    lecam: the term's weight at this step. lecam_decay: of its anchors in this update.
+    lecam: whether that term has begun. lecam_decay: of its anchors in this update.
     """
 
     real: Batch
@@ -39,7 +40,7 @@ class DiscriminatorDraws:
     mix: Tensor | None
     penalty_factor: Tensor
     fake_augmentation: Mapping[str, Tensor]
-    lecam: float
+    lecam: bool
     lecam_decay: float
 
 
@@ -120,7 +121,7 @@ class Drawing:
                 (), penalty_factor(self.config, step), device=self.process.device
             ),
             fake_augmentation=self._augmentation(size, "fake", step, repeat),
-            lecam=loss.lecam if has_begun else 0.0,
+            lecam=loss.lecam > 0 and has_begun,
             # Until then, and in a first update, the anchors are the means of the update itself.
             lecam_decay=DECAY if has_begun and index > 0 else 0.0,
         )

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from convnorm.experiment.run.averaging import share
 from convnorm.experiment.run.distributed import Process
 
 DECAY = 0.9  # of the anchors, in an update of the discriminator; as published for CIFAR
@@ -23,8 +24,10 @@ def lecam(real: Tensor, fake: Tensor, anchors: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def move(anchors: Tensor, real: Tensor, fake: Tensor, decay: float, process: Process) -> None:
+def move(
+    anchors: Tensor, real: Tensor, fake: Tensor, decay: float | Tensor, process: Process
+) -> None:
     """Move the anchors (2,) to the means of the logits over all processes, by 1 - `decay`."""
     means = torch.stack([real.mean(), fake.mean()])
     process.average_([means])
-    anchors.lerp_(means, 1 - decay)
+    anchors.lerp_(means, share(decay))

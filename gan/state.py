@@ -45,8 +45,7 @@ class State:
         self.channels, self.num_classes = images.images.shape[1], len(images.classes)
         self.data_sha256 = sha256_of(images)  # other data behind the same name are noticed
         self.ema = averaged(generator, config.train.ema_decay)
-        self.optim_g = torch.optim.Adam(generator.parameters())
-        self.optim_d = torch.optim.Adam(discriminator.parameters())
+        self.optim_g, self.optim_d = self._adam(generator), self._adam(discriminator)
         self.set_rates(rates(config, step=0))
         # Of D(real) and D(fake), see gan.lecam.
         self.anchors = torch.zeros(2, device=process.device)
@@ -59,13 +58,24 @@ class State:
         """The generator that is shown and scored: the averaged one, if there is one."""
         return self.generator if self.ema is None else self.ema
 
+    def _adam(self, network: nn.Module) -> torch.optim.Adam:
+        is_captured = self.config.train.capture == "graph"
+        return torch.optim.Adam(network.parameters(), capturable=is_captured)
+
     def set_rates(self, rates: Rates) -> None:
-        """Let the next updates of both networks have these rates."""
+        """Let the next updates of both networks have these rates.
+
+        Learning rates that are tensors are read in every replay of a captured update. Its betas
+        are those of the first step.
+        """
         betas = (self.config.optim.beta1, rates.beta2)
         pairs = (self.optim_g, rates.generator), (self.optim_d, rates.discriminator)
         for optimizer, lr in pairs:
             for group in optimizer.param_groups:
-                group.update(lr=lr, betas=betas)
+                if isinstance(lr, Tensor):
+                    group["lr"] = lr.float()
+                else:
+                    group.update(lr=lr, betas=betas)
 
     def running_statistics(self) -> list[Tensor]:
         """What both networks have seen of their data, which processes average."""
@@ -76,9 +86,10 @@ class State:
 
         `lr_d` is the discriminator's, where it has one of its own.
         """
-        lr, lr_d = (each.param_groups[0]["lr"] for each in (self.optim_g, self.optim_d))
+        last = rates(self.config, max(0, self.step - 1))
         has_own = self.config.optim.lr_d not in (None, self.config.optim.lr)
-        return {**self.meter.means(), "lr": lr, **({"lr_d": lr_d} if has_own else {})}
+        own = {"lr_d": last.discriminator} if has_own else {}
+        return {**self.meter.means(), "lr": last.generator, **own}
 
     def check_finite(self, run_dir: Path) -> None:
         """Raise Stopped where a loss or a weight is no number; the last checkpoint was good."""
@@ -142,8 +153,13 @@ class State:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a checkpoint of the same config."""
-        for name in ("generator", "discriminator", "optim_g", "optim_d"):
+        for name in ("generator", "discriminator"):
             getattr(self, name).load_state_dict(state[name])
+        for name in ("optim_g", "optim_d"):
+            optimizer = getattr(self, name)
+            # What Adam has gathered is the checkpoint's, and how it computes the config's.
+            options = {"param_groups": optimizer.state_dict()["param_groups"]}
+            optimizer.load_state_dict({**state[name], **options})
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         self.anchors.copy_(state["anchors"])

@@ -15,7 +15,7 @@ from convnorm.experiment.codec import to_json
 from convnorm.experiment.config import RunOptions, to_yaml
 from convnorm.experiment.data import DataConfig, Images, load_images
 from convnorm.experiment.records import Segment
-from convnorm.experiment.run import checkpoint, loop
+from convnorm.experiment.run import capture, checkpoint, loop
 from convnorm.experiment.run.cost import device_memory, macs, num_parameters
 from convnorm.experiment.run.distributed import Process
 from convnorm.experiment.run.hardware import segment
@@ -48,6 +48,8 @@ def train(config: GanConfig, options: RunOptions, process: Process) -> dict[str,
     """
     run_dir, now = Path(options.run_dir), segment(process)  # the clone may change meanwhile
     data = loop.located(config.data, options)
+    if config.train.capture == "graph":
+        capture.check(process)
     needed = memory.estimate(config, process.world_size)
     check_memory(needed, process.device, memory.KEYS)
     opened = checkpoint.open_run(run_dir, config, options.overwrite)

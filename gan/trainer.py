@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from convnorm.experiment import streams
 from convnorm.experiment.data import Images
 from convnorm.experiment.run.averaging import follow
+from convnorm.experiment.run.capture import Captured
 from convnorm.experiment.run.distributed import Process
 from convnorm.fixed import shared_weights
 from gan.augmentation import augmented
@@ -26,7 +27,7 @@ class Trainer:
 
     `draw(step)` gives everything random in a step; `update(draws)` is a function of the draws and
     of `state`, tensors both. An update draws nothing, counts nothing and never waits for the
-    device.
+    device. With train.capture it becomes a CUDA graph; whatever the state loads is loaded before.
     """
 
     def __init__(self, config: GanConfig, images: Images, process: Process):
@@ -44,6 +45,8 @@ class Trainer:
         if config.loss.lecam > 0:
             terms += ("lecam",)
         self.state = State(config, images, process, self.generator, self.discriminator, terms)
+        if config.train.capture == "graph":
+            self.update = Captured(self.update, process)
 
     def update(self, draws: Draws) -> None:
         """Train by one step."""
@@ -80,9 +83,9 @@ class Trainer:
                 terms[penalty.name] = term
             if self.config.loss.lecam > 0:
                 move(self.state.anchors, d_real, d_fake, draw.lecam_decay, self.process)
-            if draw.lecam > 0:
+            if draw.lecam:
                 terms["lecam"] = lecam(d_real, d_fake, self.state.anchors)
-                loss = loss + draw.lecam * terms["lecam"]
+                loss = loss + self.config.loss.lecam * terms["lecam"]
         return loss, terms, d_real.detach()
 
     def generator_loss(self, draw: GeneratorDraws) -> tuple[Tensor, Terms]:
@@ -128,6 +131,10 @@ class Trainer:
             self.config.normalizer.observe(self.discriminator, self.process.gather(d_real))
 
     def autocast(self) -> torch.autocast:
-        """The precision in which the networks run."""
+        """The precision in which the networks run.
+
+        Casts of weights are kept until it is left, which is within an update: a captured one makes
+        its own.
+        """
         enabled = self.config.train.precision == "bfloat16"
         return torch.autocast(self.process.device.type, torch.bfloat16, enabled=enabled)

@@ -20,7 +20,6 @@ from device_checks.workloads import Config, comparisons, make_trainer
 
 CLONE = Path(__file__).parents[2]
 WARM_UP = 2  # steps: the first copies tables to the device and waits for that
-WAITS = ("own",)
 TOP = 12  # kernels that take longest, in the record
 
 
@@ -41,7 +40,7 @@ def watched(config: Config, setup: Setup) -> Finding:
     waits = _waits(trainer)
     launched, milliseconds = _launched(trainer)
     failures = []
-    if waits and config.normalizer.kind not in WAITS:
+    if waits and not config.normalizer.definition.waits:
         failures.append(f"an update waits for the device in {', '.join(waits)}")
     numbers = {
         "waits": waits,

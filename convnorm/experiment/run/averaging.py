@@ -42,13 +42,22 @@ def decay_at(decay: float, step: int) -> float:
     return min(decay, (1 + step) / (10 + step))
 
 
+def share(decay: float | torch.Tensor) -> float | torch.Tensor:
+    """How much a new value counts in an average, 1 - decay.
+
+    Of a tensor (), float64, as in a captured update, it is float32: rounded after the difference,
+    which is where a kernel rounds a number.
+    """
+    return (1 - decay).float() if isinstance(decay, torch.Tensor) else 1 - decay
+
+
 @torch.no_grad()
-def follow(average: nn.Module | None, network: nn.Module, decay: float) -> None:
+def follow(average: nn.Module | None, network: nn.Module, decay: float | torch.Tensor) -> None:
     """Move the average of weights and running statistics by one step; None stays None.
 
     average = decay * average + (1 - decay) * network; counts are copied. The vectors of power
     iterations are not averaged: they would lose their length, and they belong to the averaged
-    weights, on which they get an iteration of their own.
+    weights, on which they get an iteration of their own. decay: see `share`.
     """
     if average is None:
         return
@@ -56,7 +65,9 @@ def follow(average: nn.Module | None, network: nn.Module, decay: float) -> None:
     live = [*network.parameters(), *_statistics(network)]
     pairs = list(zip(own, live, strict=True))
     moved = [pair for pair in pairs if pair[0].is_floating_point()]
-    torch._foreach_lerp_(*map(list, zip(*moved, strict=True)), 1 - decay)
+    weight = share(decay)
+    weights = [weight] * len(moved) if isinstance(weight, torch.Tensor) else weight
+    torch._foreach_lerp_(*map(list, zip(*moved, strict=True)), weights)
     for count, target in pairs:
         if not count.is_floating_point():
             count.copy_(target)

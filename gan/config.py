@@ -111,6 +111,8 @@ class OptimConfig:
             run with it can be made longer, and its first steps are those of a shorter one.
         final_lr_factor: what lr and lr_d are multiplied by at the end.
         final_beta2: what beta2 goes to, on the same way; null keeps it.
+        fused: one kernel for a step of Adam on all weights. Its rounding is its own: steps differ
+            by about 1e-7 of the weights.
     """
 
     lr: float = bounded(2e-4, above=0, most=1e30)  # a run that diverges says so itself
@@ -128,6 +130,7 @@ class OptimConfig:
     decay_steps: int | None = bounded(None, least=1, most=10**9)
     final_lr_factor: float = bounded(0.0, least=0, most=1)
     final_beta2: float | None = bounded(None, least=0, below=1)
+    fused: bool = False
 
     def __post_init__(self):
         check_ranges(self, "optim")
@@ -241,6 +244,11 @@ class GanConfig:
                 f"false, or loss.{name} of 0"
             )
 
+        if self.train.one_pass and normalizer.mixes_batch:
+            raise InputError(
+                f"train.one_pass: true is not allowed, as normalizer.kind {normalizer.kind!r} "
+                "mixes the images of a batch; expected false, or another kind"
+            )
         if self.train.capture == "graph":
             _check_capture(self)
 

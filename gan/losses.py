@@ -21,6 +21,18 @@ class Batch:
     augmentation: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+def joined(one: Batch, other: Batch) -> Batch:
+    """The images of two batches, of the same policy of augmentation, one after another."""
+    return Batch(
+        torch.cat([one.images, other.images]),
+        torch.cat([one.labels, other.labels]),
+        {
+            name: torch.cat([one.augmentation[name], other.augmentation[name]])
+            for name in one.augmentation
+        },
+    )
+
+
 # The discriminator's logits (N,) of a batch, see `gan.trainer.Trainer.discriminate`.
 Discriminate = Callable[[Batch], Tensor]
 

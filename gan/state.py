@@ -59,8 +59,9 @@ class State:
         return self.generator if self.ema is None else self.ema
 
     def _adam(self, network: nn.Module) -> torch.optim.Adam:
+        fused = self.config.optim.fused or None  # None: what PyTorch takes by default
         is_captured = self.config.train.capture == "graph"
-        return torch.optim.Adam(network.parameters(), capturable=is_captured)
+        return torch.optim.Adam(network.parameters(), fused=fused, capturable=is_captured)
 
     def set_rates(self, rates: Rates) -> None:
         """Let the next updates of both networks have these rates.

@@ -30,6 +30,9 @@ class TrainConfig:
             weights.
         precision: bfloat16 runs the networks under autocast; float32 is PyTorch's, which on recent
             GPUs means TF32 in convolutions.
+        one_pass: the discriminator sees real and generated images, where a loss takes both, as one
+            batch. Its power iterations then take one step there and not two; all else is the same
+            but for rounding. Not with kinds that mix a batch.
         capture: graph makes a CUDA graph of a step after three, so that a GPU gets it in one
             launch. Adam then takes its rate and its corrections in float32 on the device, which
             changes a step by about 1e-7 of itself; the rest is the same to the last bit. Of one
@@ -46,6 +49,7 @@ class TrainConfig:
     diffaugment: str = ""
     ema_decay: float = bounded(0.0, least=0, below=1)
     precision: Literal["float32", "bfloat16"] = "float32"
+    one_pass: bool = False
     capture: Literal["none", "graph"] = "none"
 
     def __post_init__(self):

@@ -15,7 +15,7 @@ from gan.augmentation import augmented
 from gan.config import GanConfig
 from gan.draws import DiscriminatorDraws, Drawing, Draws, GeneratorDraws
 from gan.lecam import lecam, move
-from gan.losses import LOSSES, Batch, Penalty
+from gan.losses import LOSSES, Batch, Penalty, joined
 from gan.models import Latents, build
 from gan.state import State
 
@@ -73,7 +73,7 @@ class Trainer:
         with self.autocast():
             with torch.no_grad():
                 fake = self.generate(draw.latents, draw.fake_augmentation)
-            d_real, d_fake = self.discriminate(real), self.discriminate(fake)
+            d_real, d_fake = self.discriminate_both(real, fake)
             loss = self.loss.discriminator(d_real, d_fake)
             terms = {"loss_d": loss, "d_real": d_real.mean(), "d_fake": d_fake.mean()}
             for penalty in self.penalties:
@@ -91,8 +91,11 @@ class Trainer:
     def generator_loss(self, draw: GeneratorDraws) -> tuple[Tensor, Terms]:
         """Low where D(G(z)) is high; with what is logged of it."""
         with self.autocast():
-            d_fake = self.discriminate(self.generate(draw.latents, draw.fake_augmentation))
-            d_real = None if draw.real is None else self.discriminate(draw.real)
+            fake = self.generate(draw.latents, draw.fake_augmentation)
+            if draw.real is None:
+                d_fake, d_real = self.discriminate(fake), None
+            else:
+                d_fake, d_real = self.discriminate_both(fake, draw.real)
             loss = self.loss.generator(d_fake, d_real)
         return loss, {"loss_g": loss}
 
@@ -105,6 +108,13 @@ class Trainer:
         """D's logits (N,) in float32: every image, real or fake, meets D here and nowhere else."""
         images = augmented(batch.images, batch.augmentation)
         return self.discriminator(images, batch.labels).float()
+
+    def discriminate_both(self, one: Batch, other: Batch) -> tuple[Tensor, Tensor]:
+        """D's logits of two batches, which it sees as one with train.one_pass."""
+        if not self.config.train.one_pass:
+            return self.discriminate(one), self.discriminate(other)
+        sizes = len(one.images), len(other.images)
+        return self.discriminate(joined(one, other)).split(sizes)
 
     def _weight_penalty(self, *_: object) -> Tensor:
         """What the normalizer asks for, of D's weights or of the maps in its two passes."""

@@ -3,10 +3,14 @@
 from dataclasses import replace
 from itertools import combinations
 
+import pytest
 import torch
-from runs import ALONE, tiny
+from runs import ALONE, differing, tiny
 
+from convnorm import CATALOGUE
 from convnorm.experiment.data import load_images
+from convnorm.experiment.errors import InputError
+from convnorm.experiment.run.loop import take_step
 from gan.losses import LOSSES
 from gan.trainer import Trainer
 
@@ -81,3 +85,91 @@ def test_a_generators_loss_may_see_the_discriminator_on_real_images(monkeypatch)
     trainer.discriminator.requires_grad_(False)
     assert fake.shape == real.shape == (6,)
     assert trainer.state.step == 0  # counting is the loop's
+
+
+ONE_PASS = {
+    "convnorm": {"normalizer.kind": "convnorm", "train.diffaugment": "color,translation,cutout"},
+    "relativistic": {
+        "normalizer.kind": "layer",
+        "loss.name": "relativistic",
+        "train.generator_batch_size": 6,
+        "loss.r1": 1.0,
+    },
+    "bfloat16": {"normalizer.kind": "none", "train.precision": "bfloat16"},
+}
+
+
+@pytest.mark.parametrize("changes", ONE_PASS.values(), ids=ONE_PASS)
+def test_one_pass_learns_what_two_do(changes):
+    """Logits that are split at another place, or images with another's augmentation, would not."""
+    two, one = (make_trainer({**changes, "train.one_pass": one}) for one in (False, True))
+    draws = two.draw(0)
+    near = {"rtol": 2e-2, "atol": 2e-2} if "train.precision" in changes else {}
+    for trainer in (two, one):
+        (trainer.passes, network) = [], trainer.discriminator
+        network.register_forward_hook(lambda *_, passes=trainer.passes: passes.append(1))
+    found = [
+        (
+            trainer.discriminator_loss(draws.discriminator[0]),
+            trainer.generator_loss(draws.generator),
+        )
+        for trainer in (two, one)
+    ]
+    torch.testing.assert_close(found[1], found[0], **near)
+    saved = len(two.passes) - len(one.passes)
+    assert saved == 1 + (draws.generator.real is not None)
+    for trainer, ((loss, _, _), _) in zip((two, one), found, strict=True):
+        loss.backward()
+        trainer.gradients = [p.grad for p in trainer.discriminator.parameters()]
+    torch.testing.assert_close(one.gradients, two.gradients, **near)
+
+
+def test_in_one_pass_a_power_iteration_takes_one_step():
+    two, one = (
+        make_trainer({"normalizer.kind": "spectral", "train.one_pass": one})
+        for one in (False, True)
+    )
+    draw = two.draw(0).discriminator[0]
+    one.discriminator_loss(draw)
+    one.discriminate(draw.real)
+    two.discriminator_loss(draw)
+    buffers = [dict(trainer.discriminator.named_buffers()) for trainer in (two, one)]
+    assert len(buffers[0]) > 0
+    assert differing(*buffers) == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"kind": kind} for kind, known in CATALOGUE.items() if known.mixes_batch),
+        {"kind": "convnorm", "batch_norm": True},
+    ],
+    ids=lambda changes: "-".join(map(str, changes.values())),
+)
+def test_kinds_that_mix_a_batch_need_two_passes(changes):
+    """Statistics of real and generated images together would be of neither."""
+    with pytest.raises(InputError, match=r"^train\.one_pass: .* expected false, or another kind$"):
+        tiny(
+            {f"normalizer.{key}": value for key, value in changes.items()}
+            | {"train.one_pass": True}
+        )
+
+
+def test_a_fused_adam_differs_by_its_rounding():
+    """By 1e-7 of the weights in a step; a wrong option would be a factor of its own."""
+    plain, fused = (
+        make_trainer({"normalizer.kind": "none", "optim.fused": fused, "optim.beta1": 0.5})
+        for fused in (False, True)
+    )
+    for step in range(5):
+        gradients = [torch.randn_like(p) for p in plain.discriminator.parameters()]
+        for trainer in (plain, fused):
+            trainer.state.set_rates(trainer.draw(step).rates)
+            for p, gradient in zip(trainer.discriminator.parameters(), gradients, strict=True):
+                p.grad = gradient.clone()
+            trainer.state.optim_d.step()
+    pairs = zip(plain.discriminator.parameters(), fused.discriminator.parameters(), strict=True)
+    for one, other in pairs:
+        assert (one - other).abs().max() <= 5 * 1.2e-7 * one.abs().max()
+    assert fused.state.optim_d.param_groups[0]["fused"]
+    take_step(fused)

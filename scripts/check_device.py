@@ -9,7 +9,8 @@ It needs no network and no data. Parts, in the order in which they run:
 runs     short trainings of both pipelines, killed in the middle and resumed: equal to the last bit
 layer    ConvNorm2d, forward and backward, against float64 on the CPU, in every precision
 attacks  FGSM, PGD and SimBA against the same on the CPU: budgets, success, gains computed once
-steps    what an update waits for (nothing), and the kernels that a step launches; GPU only
+steps    what an update waits for (nothing), the kernels that a step launches, and the same step as
+         a CUDA graph: equal in bits, and its time; GPU only
 speed    whole training steps of the normalizers in turn, as ratios to the plain network
 layers   the single layers of bench_speed.py, as replays of CUDA graphs
 filter   the circular filter by FFT, by a matrix and fused, and the two ceilings of the card

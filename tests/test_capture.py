@@ -309,9 +309,13 @@ def test_a_log_has_the_rates_of_the_schedule(on_cpu):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a GPU")
+@pytest.mark.filterwarnings("ignore")  # of what has no deterministic algorithm
 @each_variant
-def test_a_graph_trains_as_its_update_does(changes):
+def test_a_graph_trains_as_its_update_does(changes, request, monkeypatch):
     """To the last bit; and as an update without Adam's tensors does, but for the rounding."""
+    request.addfinalizer(lambda: torch.use_deterministic_algorithms(False))
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     gpu = Process(torch.device("cuda", 0))
     graph, eager = (make_trainer({"train.capture": "graph", **changes}, gpu) for _ in range(2))
     plain = make_trainer(changes, gpu)

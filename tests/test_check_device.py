@@ -41,7 +41,7 @@ def test_all_is_right_here(tmp_path):
     speed = record["parts"]["speed"]["cases"]["GAN"]["numbers"]
     assert speed["none"]["ratio"] == 1 < speed["convnorm"]["ratio"]
     *_, skipped, _, _, _, written = output.splitlines()
-    assert skipped.startswith("steps:   skipped, 4 of 4 cases skipped")
+    assert skipped.startswith("steps:   skipped, 6 of 6 cases skipped")
     assert written.startswith("written: ")
 
 

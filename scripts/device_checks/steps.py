@@ -1,4 +1,4 @@
-"""Part `steps`: what an update waits for, and how many kernels a whole step launches.
+"""Part `steps`: what an update waits for, how many kernels a step launches, and steps as graphs.
 
 The process should run ahead of the GPU, so an update must never ask for what the GPU has not
 computed yet. `own` does: its eigenvalues are computed in part by the process.
@@ -15,6 +15,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from convnorm.experiment.run.loop import Trainer, take_step
+from device_checks import captured
 from device_checks.part import Case, Finding, Setup, Skip
 from device_checks.workloads import Config, comparisons, make_trainer
 
@@ -24,7 +25,9 @@ TOP = 12  # kernels that take longest, in the record
 
 
 def cases(setup: Setup) -> Iterator[tuple[str, Case]]:
-    """Every config of `comparisons`."""
+    """Every config of `comparisons`, and some as CUDA graphs."""
+    for name, config in captured.configs(setup).items():
+        yield f"graph: {name}", partial(captured.compared, config, setup)
     for group, configs in comparisons(setup).items():
         for name, config in configs.items():
             yield f"{group}: {name}", partial(watched, config, setup)

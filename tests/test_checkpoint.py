@@ -5,6 +5,7 @@ import os
 import random
 import socket
 import zipfile
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -315,6 +316,22 @@ def test_another_config_is_refused_with_the_keys_that_differ(tmp_path):
     assert "optim.lr: 0.0002 there, 0.001 here" in message
     assert "steps" not in message
     assert content(tmp_path) == before
+
+
+def test_a_run_of_before_an_option_has_its_default(tmp_path):
+    """Else no run could go on after the suite has got an option more."""
+    config = asdict(tiny())
+    del config["train"]["capture"], config["optim"]["fused"]
+
+    def found(changes):
+        here = tiny(changes)
+        return checkpoint.other_keys(checkpoint.completed(config, here), checkpoint.plain(here))
+
+    assert found({}) == []
+    changed = found({"optim.fused": True, "seed": 3})
+    assert changed == ["optim.fused: False there, True here", "seed: 0 there, 3 here"]
+    del config["optim"]
+    assert found({}) == []
 
 
 def test_a_config_that_never_trained_can_be_corrected(tmp_path):

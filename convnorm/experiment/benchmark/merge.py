@@ -133,6 +133,7 @@ class _Here:
         there = checkpoint.config_of(source)
         if there is None:
             return Found(source, "not finished", "not begun")
+        there = checkpoint.completed(there, self._benchmark.runs[0].config)
         run, differing = self._nearest(there)
         if differing:
             more = len(differing) - MOST_KEYS
@@ -201,6 +202,7 @@ class _Here:
         if not isinstance(config, dict) or not isinstance(data, str):
             raise InputError(f"{last}: lacks config or data_sha256; expected those of its run")
         there = json.loads(json.dumps(config))  # tuples are lists, as in config.yaml
+        there = checkpoint.completed(there, run.config)
         if differing := checkpoint.other_keys(there, checkpoint.plain(run.config)):
             raise InputError(
                 f"{last}: holds another config than its run folder ({'; '.join(differing)}); "

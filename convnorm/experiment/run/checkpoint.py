@@ -163,6 +163,7 @@ def _claim(run_dir: Path, config: Config) -> None:
     """Write config.yaml; where training has begun, check that it is of the same run before."""
     saved, there = run_dir / "config.yaml", config_of(run_dir)
     if there is not None:
+        there = completed(there, config)
         if differing := other_keys(there, plain(config), config.extends(there)):
             raise InputError(
                 f"run_dir: {run_dir} holds a run of another config ({'; '.join(differing)}); "
@@ -187,7 +188,7 @@ def in_the_way(run_dir: Path, config: object) -> list[str]:
     Raises InputError if its config.yaml, or another file of it, cannot be one.
     """
     there = config_of(run_dir)
-    return [] if there is None else other_keys(there, plain(config))
+    return [] if there is None else other_keys(completed(there, config), plain(config))
 
 
 def other_keys(there: dict[str, Any], here: dict[str, Any], free: str | None = None) -> list[str]:
@@ -198,6 +199,22 @@ def other_keys(there: dict[str, Any], here: dict[str, Any], free: str | None = N
     """
     found = differences(there, here)
     return [line for line in found if line.partition(": ")[0] not in ("data.root", free)]
+
+
+def completed(there: dict[str, Any], config: object) -> dict[str, Any]:
+    """Return a saved config with the defaults of options that are newer, which change nothing.
+
+    config: any of the same kind.
+    """
+    return _with_defaults(there, plain(type(config)()))
+
+
+def _with_defaults(there: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    found = {**defaults, **there}
+    for key, value in defaults.items():
+        if isinstance(value, dict) and isinstance(there.get(key), dict):
+            found[key] = _with_defaults(there[key], value)
+    return found
 
 
 def plain(config: object) -> dict[str, Any]:

@@ -118,6 +118,7 @@ def _check_identity(state: dict[str, Any], trainer: Trainer, last: Path) -> None
         there = None
     if not isinstance(there, dict):
         raise InputError(f"{last}: holds no config; expected that of its run folder")
+    there = checkpoint.completed(there, trainer.config)
     here, longer = checkpoint.plain(trainer.config), trainer.config.extends(there)
     if differing := checkpoint.other_keys(there, here, longer):
         raise InputError(

@@ -1,4 +1,4 @@
-"""Attacks on a classifier: FGSM, PGD and SimBA, which change images within a budget.
+"""Attacks on a classifier: FGSM and PGD, and what every attack within a budget is made of.
 
 Everywhere `model` maps x: (N, C, H, W) in [0, 1] to logits (N, classes), y: (N,) holds the true
 labels, and the attacked images have x's shape and dtype, lie in [0, 1], and differ from x by at
@@ -6,11 +6,15 @@ most eps: in every value ("linf"), or in the Euclidean norm of an image ("l2"). 
 attacked in evaluation mode and left as it was found. Except for rounding, the result for an image
 does not depend on the batch that it is in: random numbers follow from the seed and from the image's
 number in `indices`, its position in the data set (default: in the batch).
+
+Images that are fooled stay in the batch, unchanged, until it pays to go on without them (`Looks`):
+between two looks at which they are, nothing makes the host wait for the device.
 """
 
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -21,7 +25,6 @@ from convnorm.experiment.streams import generator
 from convnorm.fixed import fixed_weights
 
 Norm = Literal["linf", "l2"]
-Basis = Literal["pixel", "dct"]
 ORDERS = {"linf": math.inf, "l2": 2}
 TOLERANCE = 1e-6  # of a budget, for rounding in float32
 
@@ -85,12 +88,47 @@ def check_budget(x_adv: torch.Tensor, x: torch.Tensor, norm: Norm, eps: float) -
     return x_adv
 
 
+@dataclass(frozen=True)
+class Looks:
+    """When an attack drops the images that it is done with from its batch.
+
+    every: steps from one look at the images to the next. share: of the batch that must be done
+    for the rest to go on alone, 0 to 1; 0 drops every image that is done.
+    """
+
+    every: int
+    share: float
+
+
+def looks_on(device: torch.device) -> Looks:
+    """Return how often an attack looks; the results are the same, except for rounding.
+
+    On a CPU a look costs nothing, and a batch of another size little beside a step. Elsewhere a
+    look waits for all steps before it, and another size brings new memory and kernels.
+    """
+    return Looks(1, 0.0) if device.type == "cpu" else Looks(4, 0.25)
+
+
+def going_on(left: torch.Tensor, done: torch.Tensor, steps: int) -> torch.Tensor:
+    """Return the places of the images to take the next step with, (M,) int64.
+
+    left: the places so far. done: (N,) bool, by place. steps: taken so far. Nothing is left if all
+    images are done at a look.
+    """
+    looks = looks_on(left.device)
+    if steps % looks.every:
+        return left
+    rest = left[~done[left]]
+    return rest if len(rest) <= (1 - looks.share) * len(left) else left
+
+
 def fgsm(model: nn.Module, x: torch.Tensor, y: torch.Tensor, *, eps: float) -> torch.Tensor:
     """FGSM (Goodfellow et al., 2015): one step of eps along the gradient's sign, linf."""
     if len(x) == 0:
         return x
     with frozen(model):
-        _, _, gradient = _gradient(model, x, y)
+        # Copies, because tensors made in inference mode have no gradients.
+        _, gradient = _gradient(model, x.clone(), y.clone())
         x_adv = project(x + eps * gradient.sign(), x, "linf", eps)
     return check_budget(x_adv, x, "linf", eps)
 
@@ -119,7 +157,7 @@ def pgd(
     point is returned; libraries that only test the last point fool slightly fewer images. For an
     image that no restart fools, the last point of the restart with the highest loss is returned.
     """
-    if steps == 0 or eps == 0:
+    if steps == 0 or eps == 0 or len(x) == 0:
         return x
     if start is not None and restarts != 1:
         raise ValueError(f"one given start allows one restart, not {restarts}")
@@ -134,77 +172,30 @@ def pgd(
         highest = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
         robust = torch.arange(len(x), device=x.device)
         for restart in range(restarts):
-            if len(robust) == 0:
-                break
-            clean = x.detach()[robust]
+            clean, label = x.detach()[robust], y[robust]
             if start is None:
                 remaining = [numbers[i] for i in robust.tolist()]
                 point = _random_start(clean, norm, eps, seed, restart, remaining)
             else:
                 point = project(start, clean, norm, eps)
-            point, loss, fooled = _climb(model, clean, y[robust], point, steps, step)
+            point, fooled = _climb(model, clean, label, point, steps, step)
+            if restarts == 1:  # there is nothing to compare the last points with: no look at them
+                x_adv = point
+                break
+            loss = torch.full_like(highest[robust], math.inf)
+            last = (~fooled).nonzero().flatten()
+            if len(last) > 0:
+                loss[last], fooled[last] = log_odds(model, point[last], label[last])
             better = fooled | (loss > highest[robust])
             x_adv[robust[better]] = point[better]
             highest[robust[better]] = loss[better]
             robust = robust[~fooled]
+            if len(robust) == 0:
+                break
     return check_budget(x_adv, x, norm, eps)
 
 
-def simba(
-    model: nn.Module,
-    x: torch.Tensor,
-    y: torch.Tensor,
-    *,
-    eps: float,
-    basis: Basis,
-    max_queries: int,
-    seed: int = 0,
-    indices: Iterable[int] | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """SimBA (Guo et al., 2019, algorithm 1) under linf: a search that sees outputs only.
-
-    For each image, the directions of a basis are tried once each, in a random order: a step of
-    -eps, or else one of +eps, is taken if it lowers the probability of the true class. Directions
-    are scaled to a largest entry of 1 and steps are projected, so that the change stays within
-    eps (in the basis of pixels it would without projection):
-    "pixel": one value of one channel. "dct": one cosine of one channel, octave by octave from
-    low to high frequencies, in a random order within an octave.
-
-    Returns the images and the number of queries for each, (N,) int64, which counts every image
-    shown to the model, the unchanged one too. The search ends for an image when it is
-    misclassified, at max_queries (1 or more) or when no direction is left.
-    """
-    if len(x) == 0:
-        return x, torch.zeros_like(y)
-    numbers = range(len(x)) if indices is None else indices
-    orders = torch.stack([_order(x.shape[1:], basis, seed, int(i)) for i in numbers]).to(x.device)
-    channels = torch.eye(x.shape[1]).to(x)
-    rows, columns = (_axis(basis, size).to(x) for size in x.shape[2:])
-    with frozen(model), torch.no_grad():
-        x, x_adv = x.detach(), x.detach().clone()
-        loss, fooled = _forward(model, x, y)
-        queries = torch.ones_like(y)
-        for turn in range(orders.shape[1]):
-            active = (~fooled & (queries < max_queries)).nonzero().flatten()
-            if len(active) == 0:
-                break
-            c, i, j = torch.unravel_index(orders[active, turn], x.shape[1:])
-            plane = rows[i, None, :, None] * columns[j, None, None, :]
-            step = eps * channels[c, :, None, None] * plane
-            for sign in (-1, 1):
-                if len(active) == 0:
-                    break
-                point = project(x_adv[active] + sign * step, x[active], "linf", eps)
-                point_loss, fooled[active] = _forward(model, point, y[active])
-                queries[active] += 1
-                taken = fooled[active] | (point_loss > loss[active])
-                x_adv[active[taken]], loss[active[taken]] = point[taken], point_loss[taken]
-                again = ~taken & (queries[active] < max_queries)
-                active, step = active[again], step[again]
-    return check_budget(x_adv, x, "linf", eps), queries
-
-
-def _forward(
+def log_odds(
     model: nn.Module, x: torch.Tensor, y: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the log odds against each true class, (N,) float64, and which are wrong, (N,) bool.
@@ -221,41 +212,40 @@ def _forward(
 
 def _gradient(
     model: nn.Module, x: torch.Tensor, y: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return what `_forward` does, and the gradient (N, C, H, W) of each image's log odds."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return which images are wrong, (N,) bool, and the gradient (N, C, H, W) of the log odds."""
     with torch.enable_grad():
-        # Copies, because tensors made in inference mode have no gradients.
-        point = x.detach().clone().requires_grad_()
-        loss, wrong = _forward(model, point, y.clone())
+        point = x.detach().requires_grad_()
+        loss, wrong = log_odds(model, point, y)
         # The sum, so that no image's gradient depends on how many there are.
         (gradient,) = torch.autograd.grad(loss.sum(), point)
-    return loss.detach(), wrong, gradient
+    return wrong, gradient
 
 
 def _climb(
     model: nn.Module,
     x: torch.Tensor,
     y: torch.Tensor,
-    point: torch.Tensor,
+    start: torch.Tensor,
     steps: int,
     step: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Take steps from `point` until fooled; return each image's last point, its loss and whether
-    it is fooled."""
-    end = point.clone()
-    losses = torch.empty(len(x), dtype=torch.float64, device=x.device)
-    fooled = torch.empty(len(x), dtype=torch.bool, device=x.device)
-    active = torch.arange(len(x), device=x.device)
-    for _ in range(steps):
-        loss, wrong, gradient = _gradient(model, point, y[active])
-        end[active], losses[active], fooled[active] = point, loss, wrong
-        if wrong.all():
-            return end, losses, fooled
-        active = active[~wrong]
-        point = step(point[~wrong], gradient[~wrong], x[active])
-    end[active] = point
-    losses[active], fooled[active] = _forward(model, point, y[active])
-    return end, losses, fooled
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Take steps from `start` until fooled; return each image's last point and whether the model
+    is known to be wrong about it: it was not asked about the end of the last step."""
+    end = start.clone()
+    fooled = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    left = torch.arange(len(x), device=x.device)
+    for taken in range(1, steps + 1):
+        point = end[left]
+        wrong, gradient = _gradient(model, point, y[left])
+        stays = fooled[left] | wrong
+        further = step(point, gradient, x[left])
+        end[left] = torch.where(stays.view(-1, 1, 1, 1), point, further)
+        fooled[left] = stays
+        left = going_on(left, fooled, taken)
+        if len(left) == 0:
+            break
+    return end, fooled
 
 
 def _random_start(
@@ -265,32 +255,14 @@ def _random_start(
 
     Drawn on the CPU, so that every device starts from the same points.
     """
-    deltas = []
-    for index in indices:
+    drawn = torch.empty(x.shape, dtype=torch.float32)
+    for delta, index in zip(drawn, indices, strict=True):
         stream = generator("cpu", seed, "pgd", restart, index)
         if norm == "linf":
-            delta = 2 * torch.rand(x.shape[1:], generator=stream, dtype=torch.float32) - 1
+            delta.uniform_(generator=stream)
         else:
-            delta = torch.randn(x.shape[1:], generator=stream, dtype=torch.float32)
+            delta.normal_(generator=stream)
             delta *= torch.rand(1, generator=stream) ** (1 / delta.numel()) / delta.norm()
-        deltas.append(delta)
-    return (x + eps * torch.stack(deltas).to(x)).clamp(0, 1)
-
-
-def _axis(basis: Basis, size: int) -> torch.Tensor:
-    """Return one axis of a basis, (size, size): a vector with largest entry 1 in every row."""
-    if basis == "pixel":
-        return torch.eye(size)
-    i = torch.arange(size, dtype=torch.float64)
-    rows = torch.cos(math.pi / size * (i + 0.5) * i[:, None])
-    return rows / rows.abs().amax(1, keepdim=True)
-
-
-def _order(shape: torch.Size, basis: Basis, seed: int, index: int) -> torch.Tensor:
-    """Return the numbers of all directions, (C H W,), in the order of image `index`."""
-    order = torch.randperm(shape.numel(), generator=generator("cpu", seed, "simba", index))
-    if basis == "pixel":
-        return order
-    _, *frequencies = torch.unravel_index(order, shape)
-    octave = torch.frexp(torch.maximum(*frequencies).double()).exponent  # 0, 1, 2-3, 4-7, ...
-    return order[octave.argsort(stable=True)]
+    if norm == "linf":
+        drawn.mul_(2).sub_(1)
+    return (x + eps * drawn.to(x)).clamp(0, 1)

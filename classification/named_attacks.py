@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from classification.attacks import Norm, fgsm, pgd, simba
+from classification.attacks import Norm, fgsm, pgd
 from classification.autoattack import STAGES, autoattack
 from classification.config import AdversaryConfig
 from classification.radii import Length, euclidean_norm, grey_levels, step_levels
+from classification.simba import simba
 from convnorm.experiment.config import require
 from convnorm.experiment.errors import InputError
 

@@ -3,7 +3,7 @@
 import math
 import sys
 import warnings
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 from types import ModuleType
 
@@ -11,10 +11,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from classification import attacks
-from classification.attacks import fgsm, frozen, logits, pgd, simba
+from classification import simba as simba_module
+from classification.attacks import Looks, fgsm, frozen, logits, pgd
+from classification.simba import simba
 from convnorm import functional
+from convnorm.experiment.streams import generator
 from convnorm.normalizers import Normalizer
 
 
@@ -261,7 +265,8 @@ def test_attacks_find_something_within_the_budget(attack):
     ids=["too far", "out of the box", "not a number"],
 )
 def test_an_attack_that_cheats_is_stopped(monkeypatch, attack, defect):
-    monkeypatch.setattr(attacks, "project", defect)
+    for module in (attacks, simba_module):
+        monkeypatch.setattr(module, "project", defect)
     model, x = network(), images(40, low=0.3, high=0.7)
     with pytest.raises(RuntimeError, match="left"):
         attack(model, x, labels(model, x))
@@ -426,16 +431,191 @@ def test_more_restarts_never_fool_fewer():
 
 
 class Seen(nn.Module):
-    """Counts the images that a model is shown."""
+    """Counts the images that a model is shown, and how many times it is shown some."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
-        self.model, self.images = model, 0
+        self.model, self.images, self.times = model, 0, 0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         assert len(x) > 0
         self.images += len(x)
+        self.times += 1
         return self.model(x)
+
+
+LOOKS = {"cpu": Looks(1, 0.0), "elsewhere": Looks(4, 0.25), "never": Looks(10**6, 0.0)}
+
+
+@pytest.fixture(params=LOOKS)
+def looks(monkeypatch, request) -> Looks:
+    """The images that are fooled are dropped at once, now and then, or not at all."""
+    monkeypatch.setattr(attacks, "looks_on", lambda device: LOOKS[request.param])
+    return LOOKS[request.param]
+
+
+def plain_pgd(model, x, y, index, *, norm, eps, step_size, steps, restarts):
+    """One image's x_adv (C, H, W), written as a loop."""
+    best, highest = x, -math.inf
+    for restart in range(restarts):
+        stream = generator("cpu", 0, "pgd", restart, index)
+        if norm == "linf":
+            delta = 2 * torch.rand(x.shape, generator=stream) - 1
+        else:
+            delta = torch.randn(x.shape, generator=stream)
+            delta *= torch.rand(1, generator=stream) ** (1 / x.numel()) / delta.norm()
+        point = (x + eps * delta.double()).clamp(0, 1)
+        for step in range(steps + 1):
+            point.requires_grad_()
+            scores = model(point[None])
+            loss = F.cross_entropy(scores, y[None])
+            (gradient,) = torch.autograd.grad(loss, point)
+            point = point.detach()
+            if scores.argmax() != y:
+                return point
+            if step == steps:
+                break
+            if norm == "linf":
+                change = (point + step_size * gradient.sign() - x).clamp(-eps, eps)
+            else:
+                change = point + step_size * gradient / gradient.norm() - x
+                change *= min(1, eps / change.norm())
+            point = (x + change).clamp(0, 1)
+        if loss > highest:
+            best, highest = point, loss.item()
+    return best
+
+
+def small_network() -> tuple[nn.Module, torch.Tensor, torch.Tensor, range]:
+    """A network that tells images apart; ten of them, labels by which it is wrong about the first,
+    and indices."""
+    torch.manual_seed(0)
+    x = images(10, shape=(2, 4, 4))
+    layers = nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 5)
+    model = nn.Sequential(*layers).double().requires_grad_(False)
+    model[-1].bias -= model(x).mean(0)
+    y = labels(model, x)
+    y[0] = (y[0] + 1) % 5
+    return model, x, y, range(100, 110)
+
+
+PLAIN = {
+    norm: {"norm": norm, "eps": eps, "step_size": eps / 4, "steps": 9}
+    for norm, eps in {"linf": 0.02, "l2": 0.15}.items()
+}
+
+
+@cache
+def found_by_plain_pgd(norm: str, restarts: int) -> torch.Tensor:
+    model, *data = small_network()
+    each = zip(*data, strict=True)
+    return torch.stack(
+        [plain_pgd(model, *image, restarts=restarts, **PLAIN[norm]) for image in each]
+    )
+
+
+@pytest.mark.parametrize("restarts", [1, 2])
+@every_norm
+def test_pgd_is_the_plain_loop(looks, norm, restarts):
+    """A fooled image that moves on, a row of another image after the batch has shrunk."""
+    model, x, y, indices = small_network()
+    expected = found_by_plain_pgd(norm, restarts)
+    x_adv = pgd(model, x, y, indices=indices, restarts=restarts, **PLAIN[norm])
+    torch.testing.assert_close(x_adv, expected, rtol=0, atol=1e-12)
+    assert 3 < (labels(model, x_adv) != y).sum() < 9
+
+
+def plain_simba(model, x, y, index, *, eps, basis, max_queries):
+    """One image's x_adv (C, H, W) and its number of queries, written as a loop."""
+
+    def loss_at(point):
+        scores = model(point[None])
+        return F.cross_entropy(scores, y[None]), scores.argmax() != y
+
+    (loss, fooled), queries = loss_at(x), 1
+    point = x
+    rows, columns = (simba_module._axis(basis, size).double() for size in x.shape[1:])
+    for number in simba_module._order(x.shape, basis, 0, index).tolist():
+        c, rest = divmod(number, x[0].numel())
+        i, j = divmod(rest, x.shape[2])
+        step = torch.zeros_like(x)
+        step[c] = eps * rows[i, :, None] * columns[j]
+        for sign in (-1, 1):
+            if fooled or queries == max_queries:
+                return point, queries
+            moved = (x + (point + sign * step - x).clamp(-eps, eps)).clamp(0, 1)
+            moved_loss, fooled = loss_at(moved)
+            queries += 1
+            if fooled or moved_loss > loss:
+                point, loss = moved, moved_loss
+                break
+    return point, queries
+
+
+@cache
+def found_by_plain_simba(basis: str, max_queries: int) -> tuple[torch.Tensor, list[int]]:
+    model, *data = small_network()
+    options = {"eps": 0.02, "basis": basis, "max_queries": max_queries}
+    found = [plain_simba(model, *image, **options) for image in zip(*data, strict=True)]
+    x_adv, queries = zip(*found, strict=True)
+    return torch.stack(x_adv), list(queries)
+
+
+@pytest.mark.parametrize("max_queries", [2, 1000])
+@pytest.mark.parametrize("basis", ["pixel", "dct"])
+def test_simba_is_the_plain_loop(looks, basis, max_queries):
+    """A step of another image's, a query too many, a direction that is tried twice or never."""
+    model, x, y, indices = small_network()
+    expected, counted = found_by_plain_simba(basis, max_queries)
+    options = {"eps": 0.02, "basis": basis, "max_queries": max_queries}
+    x_adv, queries = simba(model, x, y, indices=indices, **options)
+    assert queries.tolist() == counted
+    torch.testing.assert_close(x_adv, expected, rtol=0, atol=1e-12)
+
+
+class Waits(TorchDispatchMode):
+    """Notes how often the model was asked before each operation that a device would wait for."""
+
+    def __init__(self, model: "Seen"):
+        super().__init__()
+        self.model, self.after = model, set()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        name, indices = operation._schema.name, args[1] if len(args) > 1 else None
+        by_mask = name in ("aten::index", "aten::index_put_", "aten::index_put") and any(
+            index is not None and index.dtype == torch.bool for index in indices
+        )
+        if by_mask or name in ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select"):
+            self.after.add(self.model.times)
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("attack", "times"),
+    [
+        (partial(pgd, norm="linf", eps=0.1, step_size=0.01, steps=10), 10),
+        (partial(pgd, norm="l2", eps=0.3, step_size=0.03, steps=10), 10),
+        (partial(simba_images, eps=0.01, basis="dct", max_queries=10), 10),
+    ],
+    ids=["pgd linf", "pgd l2", "simba"],
+)
+def test_no_step_waits_for_a_device(monkeypatch, attack, times):
+    """The host runs ahead of a GPU, but for a look at every fourth step, the start and the end."""
+    monkeypatch.setattr(attacks, "looks_on", lambda device: LOOKS["elsewhere"])
+    x, w = images(), direction()
+    model = Seen(Linear(w, -(x * w).flatten(1).sum(1).median().item() - 2))
+    with Waits(model) as waits:
+        attack(model, x, torch.zeros(len(x), dtype=torch.long))
+    assert model.times == times
+    assert {4, 8} <= waits.after <= {0, 4, 8, times}
+
+
+def test_the_last_step_of_a_single_start_is_not_looked_at():
+    """It would decide nothing, and cost a twentieth of an evaluation."""
+    x = images(5)
+    model = Seen(Linear(direction(), -30))
+    pgd(model, x, torch.zeros(5, dtype=torch.long), norm="linf", eps=0.1, step_size=0.01, steps=4)
+    assert model.images == 5 * 4
 
 
 def test_fooled_images_are_not_attacked_again():
@@ -496,17 +676,17 @@ def test_simba_sees_outputs_only_and_counts_all_of_them(basis):
 @pytest.mark.parametrize("basis", ["pixel", "dct"])
 def test_simba_draws_every_direction_once_in_an_order_of_each_image(basis):
     shape = torch.Size((2, 6, 6))
-    orders = [attacks._order(shape, basis, 0, index) for index in (0, 1)]
+    orders = [simba_module._order(shape, basis, 0, index) for index in (0, 1)]
     assert all(order.sort().values.tolist() == list(range(72)) for order in orders)
     assert not torch.equal(*orders)
-    axis = attacks._axis(basis, 6).double()
+    axis = simba_module._axis(basis, 6).double()
     gram = axis @ axis.T
     torch.testing.assert_close(gram, torch.diag(gram.diagonal()))
     assert axis.abs().amax(1).tolist() == pytest.approx([1] * 6)
 
 
 def test_dct_directions_come_from_low_to_high_frequencies():
-    order = attacks._order(torch.Size((3, 8, 8)), "dct", 0, 0)
+    order = simba_module._order(torch.Size((3, 8, 8)), "dct", 0, 0)
     _, u, v = torch.unravel_index(order, (3, 8, 8))
     highest = torch.maximum(u, v).tolist()
     assert set(highest[:3]) == {0}

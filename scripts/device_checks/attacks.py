@@ -13,9 +13,10 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from classification.attacks import fgsm, pgd, simba
+from classification.attacks import fgsm, pgd
 from classification.config import ClassifierConfig
 from classification.models import build
+from classification.simba import simba
 from convnorm import ConvNorm2d, functional
 from convnorm.experiment.data import load_images
 from device_checks.numerics import tf32

@@ -13,6 +13,7 @@ from convnorm.normalizers import normalized_layers
 from convnorm.precision import convolutions_are_rounded, in_float64
 
 PROBES = 64  # vectors in one batch, from which a Frobenius norm is estimated
+LOOK_EVERY = 10  # steps of Lanczos' method, to end it early: a look waits for the device
 
 
 class LayerNorms(NamedTuple):
@@ -62,30 +63,51 @@ def operator_norm(layer: nn.Module, input_size: torch.Size, steps: int = 40) -> 
     zero = torch.zeros(input_size, device=device, dtype=dtype)
     random = torch.Generator(zero.device).manual_seed(0)
     start = torch.empty_like(zero).normal_(generator=random).flatten()
+    steps = min(steps, zero.numel())
     basis = [start / start.norm()]
     with torch.no_grad():
         offset = layer(zero)
-    diagonal, off_diagonal = [], []
-    for _ in range(min(steps, zero.numel())):
+    entries = start.new_empty(steps, 2)  # on the device, so that no step waits for it
+    for k in range(steps):
         with torch.enable_grad():
             v = basis[-1].view(input_size).requires_grad_()
             (w,) = torch.autograd.grad((layer(v) - offset).square().sum() / 2, v)  # A^T A v
         w = w.flatten()
         basis[-1] = basis[-1].detach()
-        diagonal.append((w @ basis[-1]).item())
+        entries[k, 0] = w @ basis[-1]
         known = torch.stack(basis)
         for _ in range(2):  # twice is enough (Kahan): the basis stays orthogonal
             w = w - known.T @ (known @ w)
-        residual = w.norm().item()
-        if not math.isfinite(residual):
-            return math.nan
-        if residual <= 1e-5 * max(diagonal):
-            break  # every direction that the start has a part in is known: the rest is rounding
-        off_diagonal.append(residual)
+        entries[k, 1] = residual = w.norm()
         basis.append(w / residual)
-    beside = torch.tensor(off_diagonal[: len(diagonal) - 1], dtype=torch.float64)
-    tridiagonal = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
-    tridiagonal += torch.diag(beside, 1) + torch.diag(beside, -1)
+        if (k + 1) % LOOK_EVERY == 0 and _last(entries[: k + 1].tolist()) is not None:
+            break
+    rows = entries[: k + 1].tolist()
+    return _root_of_largest(rows[: _last(rows)])
+
+
+def _last(entries: list[list[float]]) -> int | None:
+    """Return how many steps of Lanczos' method count, or None if all do and more would, too.
+
+    entries: of each step, the diagonal one of the tridiagonal matrix and the residual, which
+    stands beside it.
+    """
+    largest = -math.inf
+    for step, (diagonal, residual) in enumerate(entries, 1):
+        largest = max(largest, diagonal)
+        # Every direction that the start has a part in is known: the rest is rounding.
+        if not math.isfinite(residual) or residual <= 1e-5 * largest:
+            return step
+    return None
+
+
+def _root_of_largest(entries: list[list[float]]) -> float:
+    """Root of the tridiagonal matrix's largest eigenvalue; NaN if it is not finite."""
+    diagonal, residuals = torch.tensor(entries, dtype=torch.float64).T
+    if not residuals.isfinite().all():
+        return math.nan
+    tridiagonal = torch.diag(diagonal)
+    tridiagonal += torch.diag(residuals[:-1], 1) + torch.diag(residuals[:-1], -1)
     return math.sqrt(max(0.0, torch.linalg.eigvalsh(tridiagonal)[-1].item()))
 
 

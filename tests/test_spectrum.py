@@ -6,8 +6,9 @@ import pytest
 import reference
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from convnorm import CATALOGUE, ConvNorm2d, Normalizer
+from convnorm import CATALOGUE, ConvNorm2d, Normalizer, spectrum
 from convnorm.spectrum import (
     layer_norms,
     matrix_norm,
@@ -95,6 +96,44 @@ def test_largest_over_rms_is_one_for_an_isometry():
         size = torch.Size((1, conv.in_channels, 16, 16))
         assert rms_singular_value(conv, size) == pytest.approx(1, rel=0.01)
         assert operator_norm(conv, size) == pytest.approx(1, rel=1e-3)
+
+
+def isometry(n: int) -> nn.Module:
+    conv = nn.Conv2d(n, n, 1, bias=False)
+    nn.init.orthogonal_(conv.weight)
+    return conv
+
+
+@pytest.mark.parametrize("steps", [1, 4, 40])
+@pytest.mark.parametrize("kind", ["ends early", "goes on", "as many steps as numbers", "nan"])
+def test_later_looks_change_no_norm(monkeypatch, kind, steps):
+    """Lanczos' method goes on over its end, from rounding or 0 / 0; but no step waits."""
+    torch.manual_seed(0)
+    layer, size = {
+        "ends early": lambda: (isometry(4), (1, 4, 5, 5)),
+        "goes on": lambda: (nn.Conv2d(3, 4, 3, padding=1), (1, 3, 6, 6)),
+        "as many steps as numbers": lambda: (nn.Conv2d(1, 2, 2), (1, 1, 2, 3)),
+        "nan": lambda: (nn.Conv2d(2, 2, 3), (1, 2, 5, 5)),
+    }[kind]()
+    if kind == "nan":
+        nn.init.constant_(layer.weight, math.nan)
+    with monkeypatch.context() as patch:
+        patch.setattr(spectrum, "LOOK_EVERY", 1)
+        expected = operator_norm(layer, torch.Size(size), steps)
+    taken = []
+    layer.register_forward_hook(lambda *_: taken.append(None))
+    after: set[int] = set()
+
+    class Waits(TorchDispatchMode):
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+            if operation._schema.name in ("aten::_local_scalar_dense", "aten::nonzero"):
+                after.add(len(taken) - 1)  # the layer is asked once before the first step
+            return operation(*args, **(kwargs or {}))
+
+    with Waits():
+        measured = operator_norm(layer, torch.Size(size), steps)
+    assert measured == pytest.approx(expected, rel=1e-14, nan_ok=True)
+    assert after <= {10, 20, 30, 40, len(taken) - 1}
 
 
 def test_stable_rank_is_that_of_the_whole_map():

@@ -1,13 +1,12 @@
 """What an extractor is: a network whose features and class logits are compared."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from gan.keys import Keys
 from gan.records import ExtractorFacts
@@ -22,6 +21,12 @@ class Features(NamedTuple):
 
     features: Tensor
     logits: Tensor | None
+
+    @classmethod
+    def joined(cls, parts: Iterable[tuple[Tensor, Tensor | None]]) -> "Features":
+        """Put together what is known of parts of the images."""
+        features, logits = zip(*parts, strict=True)
+        return cls(torch.cat(features), None if logits[0] is None else torch.cat(logits))
 
     @property
     def num_not_finite(self) -> int:
@@ -87,21 +92,14 @@ class Extractor:
 
     def __call__(self, images: Tensor) -> Features:
         """Return the features and logits, on `device`, of (N, C, H, W) uint8 images."""
-        batches = tqdm(
-            images.split(self.batch_size),
-            desc=f"{self.spec.name} features",
-            leave=False,
-            disable=None,
-        )
         # Full float32, whatever a training run around this prefers: the score must not depend on it
         with (
             torch.no_grad(),
             torch.autocast(self.device.type, enabled=False),
             torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
         ):
-            outputs = [self.forward(batch.to(self.device)) for batch in batches]
-        features, logits = zip(*outputs, strict=True)
-        return Features(torch.cat(features), None if logits[0] is None else torch.cat(logits))
+            batches = images.split(self.batch_size)
+            return Features.joined(self.forward(batch.to(self.device)) for batch in batches)
 
     @property
     def scores(self) -> Scores:

@@ -12,29 +12,46 @@ from torch import Tensor
 from convnorm.experiment import files
 from convnorm.experiment.data import Images, pixels
 from convnorm.experiment.errors import InputError
+from convnorm.experiment.run.distributed import ALONE, Process
 from gan import digits_network, extractors, fidelity, lite0_network, pillow, timm_extractors
 from gan import extractor as extractor_module
+from gan.extraction import extract
 from gan.extractor import Extractor, Features
+from gan.models import PART
 
 
-def cached_features(images: Tensor, extractor: Extractor, folder: Path | None = None) -> Features:
+def cached_features(
+    images: Tensor, extractor: Extractor, folder: Path | None = None, process: Process = ALONE
+) -> Features | None:
     """Return `extractor(images)`, from a file whose name is a hash of all that it depends on.
 
+    Where there is no such file, each process extracts its share. Returns None in all processes but
+    the main one, whose folder decides.
+
     Args:
-        images: (N, C, H, W) uint8.
+        images: (N, C, H, W) uint8, the same in every process.
         folder: Where the files are; None for $XDG_CACHE_HOME/convnorm-suite, or
             ~/.cache/convnorm-suite where that is not set.
 
     Raises:
         InputError: The folder is not writable.
     """
-    if folder is None:
-        folder = _home() / "convnorm-suite"
-    file = Path(folder) / f"{_cache_key(images, extractor)}.features"
-    saved = _saved(file, len(images))
-    if saved is not None:
-        return saved.map(lambda part: part.to(extractor.device))
-    features = extractor(images)
+    saved = None
+    if process.is_main:
+        folder = _home() / "convnorm-suite" if folder is None else Path(folder)
+        file = folder / f"{_cache_key(images, extractor)}.features"
+        saved = _saved(file, len(images))
+    if not process.any(process.is_main and saved is None):
+        return None if saved is None else saved.map(lambda part: part.to(extractor.device))
+    parts = images.split(PART)[process.turns]
+    extracted = extract(parts, len(images), extractor, process)
+    if extracted is None:
+        return None
+    _save(extracted.features, file)
+    return extracted.features
+
+
+def _save(features: Features, file: Path) -> None:
     buffer = io.BytesIO()
     torch.save(list(features.map(Tensor.cpu)), buffer)
     content = buffer.getvalue()
@@ -43,7 +60,6 @@ def cached_features(images: Tensor, extractor: Extractor, folder: Path | None = 
     except OSError as error:
         raise InputError(f"{file.parent}: cannot be made a folder ({error.strerror})") from error
     files.write(file, lambda out: out.write(hashlib.sha256(content).digest() + content))
-    return features
 
 
 def _home() -> Path:

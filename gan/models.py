@@ -20,6 +20,7 @@ from gan.networks import build_discriminator, build_generator
 
 FORMAT = "convnorm-suite/gan/5"
 SAMPLES = "samples"  # the stream of the latents whose images are scored and written
+PART = 256  # images that a generator makes at a time
 
 
 def build(config: GanConfig, channels: int) -> tuple[nn.Module, nn.Module]:
@@ -65,20 +66,25 @@ class Latents:
     labels: torch.Tensor
 
 
-def generate(
-    generator: nn.Module, latents: Latents, *, nearest: bool = False, batch_size: int = 256
-) -> torch.Tensor:
+def generate(generator: nn.Module, latents: Latents, *, nearest: bool = False) -> torch.Tensor:
     """Return images (N, C, H, W) uint8 on the CPU of N latents; see `batches`."""
-    return torch.cat([*batches(generator, latents, nearest=nearest, batch_size=batch_size)])
+    return torch.cat([part.cpu() for part in batches(generator, latents, nearest=nearest)])
 
 
 @torch.no_grad()
 def batches(
-    generator: nn.Module, latents: Latents, *, nearest: bool = False, batch_size: int = 256
+    generator: nn.Module,
+    latents: Latents,
+    share: slice = slice(None),
+    *,
+    nearest: bool = False,
 ) -> Iterator[torch.Tensor]:
-    """Make images (N, C, H, W) uint8 on the CPU of N latents, in evaluation mode, part by part.
+    """Make images (PART, C, H, W) uint8 of N latents, part by part, in evaluation mode.
 
-    nearest: see `to_uint8`; of a generator that was trained without `train.dequantize`.
+    They stay on the generator's device; the last part is smaller.
+
+    share: which of the parts are made. nearest: see `to_uint8`; of a generator that was trained
+    without `train.dequantize`.
 
     Afterwards the generator is in the mode that it was in before.
     """
@@ -86,9 +92,9 @@ def batches(
     training = generator.training
     generator.eval()
     try:
-        parts = zip(latents.z.split(batch_size), latents.labels.split(batch_size), strict=True)
-        for z, labels in parts:
-            yield to_uint8(generator(z.to(device), labels.to(device)), nearest=nearest).cpu()
+        parts = [*zip(latents.z.split(PART), latents.labels.split(PART), strict=True)]
+        for z, labels in parts[share]:
+            yield to_uint8(generator(z.to(device), labels.to(device)), nearest=nearest)
     finally:
         generator.train(training)
 
@@ -112,15 +118,13 @@ def sample(
     prior: Prior,
     num: int,
     seed: int,
-    stream: str = SAMPLES,
+    share: slice,
     *,
+    stream: str = SAMPLES,
     nearest: bool = False,
-) -> torch.Tensor:
-    """Return generated images (num, C, H, W) uint8, a function of the weights, seed and stream.
-
-    nearest: see `generate`.
-    """
-    return generate(generator, prior.draw(num, seed, stream), nearest=nearest)
+) -> Iterator[torch.Tensor]:
+    """Make `num` images as `batches` does, a function of the weights, the seed and the stream."""
+    return batches(generator, prior.draw(num, seed, stream), share, nearest=nearest)
 
 
 @dataclass(frozen=True)
@@ -141,10 +145,16 @@ class LoadedGenerator:
 
     def batches(self, latents: Latents) -> Iterator[torch.Tensor]:
         """Make images (N, C, H, W) uint8 on the CPU of N latents, part by part."""
-        return batches(self.generator, latents, nearest=not self.config.train.dequantize)
+        nearest = not self.config.train.dequantize
+        return (part.cpu() for part in batches(self.generator, latents, nearest=nearest))
+
+    def parts(self, num: int, seed: int, share: slice) -> Iterator[torch.Tensor]:
+        """Make `num` images as a score draws them, see `gan.extraction.Sample`."""
+        nearest = not self.config.train.dequantize
+        return sample(self.generator, self.prior, num, seed, share, nearest=nearest)
 
     def sample(self, num: int, seed: int) -> torch.Tensor:
-        """Return generated images (num, C, H, W) uint8, a function of the weights and the seed."""
+        """Return generated images (num, C, H, W) uint8 on the CPU, those that `parts` makes."""
         return torch.cat([*self.batches(self.prior.draw(num, seed, SAMPLES))])
 
 

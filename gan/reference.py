@@ -1,7 +1,6 @@
 """The real side of scores, and the numbers that features have against it."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from convnorm.experiment.errors import InputError
+from convnorm.experiment.run.distributed import ALONE, Process
 from convnorm.experiment.streams import generator
 from gan import doubts, fidelity
 from gan.distances import (
@@ -21,14 +21,13 @@ from gan.distances import (
     kernel_distance,
     neighborhoods,
 )
+from gan.extraction import Extracted, Sample, extract
 from gan.extractor import Extractor, Features
 from gan.feature_cache import cached_features, sha256_of
 from gan.protocols import Protocol
 from gan.records import Floor, Origin
 from gan.score_names import Number, Scores
 from gan.statistics_files import Statistics
-
-Sample = Callable[[int, int], Tensor]  # (num, seed) -> (num, C, H, W) uint8
 
 
 @dataclass(frozen=True)
@@ -160,8 +159,11 @@ def reference_of(
     origin: Origin,
     seed: int = 0,
     cache_dir: Path | None = None,
-) -> Reference:
+    process: Process = ALONE,
+) -> Reference | None:
     """Extract the features of the real side, or read them from the cache, and score its floor.
+
+    Several processes that call it share the extraction; the others than the main one get None.
 
     Args:
         real: (N, C, H, W) uint8 images; or a generator to stand in for them, drawn with `seed`; or
@@ -182,11 +184,15 @@ def reference_of(
         # The same subset for every seed and run, so that all are held against one reference.
         images = subset(real, protocol.num_real, "reference", sha256)
         origin = replace(origin, sha256=origin.sha256 or sha256)
-        features = cached_features(images, extractor, cache_dir)
+        features = cached_features(images, extractor, cache_dir, process)
+        extracted = None if features is None else Extracted(images, features)
     else:
-        images = real(protocol.num_real, seed)
-        origin = replace(origin, seed=seed, sha256=origin.sha256 or sha256_of(images))
-        features = extractor(images)
+        parts = real(protocol.num_real, seed, process.turns)
+        extracted = extract(parts, protocol.num_real, extractor, process)
+        origin = replace(origin, seed=seed)
+    if extracted is None:
+        return None
+    images, features = extracted
     if num := features.num_not_finite:
         raise InputError(
             f"extractor {extractor.spec.name}: its features of {num} of {len(images)} real images "
@@ -198,7 +204,7 @@ def reference_of(
         points,
         protocol,
         *floor(features, protocol, extractor.scores),
-        origin,
+        replace(origin, sha256=origin.sha256 or sha256_of(images)),
         doubts.of_images(images, points, extractor.scores, "real images"),
     )
 

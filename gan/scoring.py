@@ -7,6 +7,7 @@ for many of them. Nothing here draws from the global random state.
 import math
 import platform
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from convnorm.experiment.data import DataConfig, load_images
 from convnorm.experiment.errors import InputError
+from convnorm.experiment.run.distributed import ALONE, Process
+from convnorm.experiment.run.loop import load_on_all
 from gan import doubts, fidelity
 from gan.distances import (
     FULL,
@@ -23,13 +26,15 @@ from gan.distances import (
     expected_coverage,
     extrapolated,
 )
+from gan.extraction import Extracted, Sample, extract
 from gan.extractor import Extractor, Features
 from gan.extractors import load_extractor
 from gan.feature_cache import sha256_of
 from gan.keys import Keys
+from gan.models import PART
 from gan.protocols import Protocol
 from gan.records import Origin, ScoreRecord
-from gan.reference import Reference, Sample, named, numbers, reference_of, subset
+from gan.reference import Reference, named, numbers, reference_of, subset
 from gan.score_names import Number, Scores, metrics, of_statistics
 
 
@@ -45,27 +50,42 @@ def score(
     """Score generated images against `reference`.
 
     Args:
-        fake: A generator's `sample(num, seed)` or (N, C, H, W) uint8 images, of which a random
-            subset drawn with `seed` is taken.
+        fake: A generator's `Sample` or (N, C, H, W) uint8 images, of which a random subset drawn
+            with `seed` is taken.
         origin: Where they come from; a missing `sha256` becomes that of the images scored.
         extrapolate: Also compute the Fréchet distance at infinitely many images.
 
     Raises:
         InputError: There are fewer images than the protocol needs, or than can be extrapolated.
     """
+    protocol = reference.protocol
+    if extrapolate and not isinstance(reference.features, FeatureSet):
+        raise InputError("FD cannot be extrapolated against statistics; expected real images")
+    if isinstance(fake, Tensor):
+        protocol.fitted(protocol.num_real, len(fake))
+        parts = subset(fake, protocol.num_fake, seed, "fakes").split(PART)
+    else:
+        parts = fake(protocol.num_fake, seed, ALONE.turns)
+    extracted = extract(parts, protocol.num_fake, extractor, ALONE)
+    return _record(extracted, reference, extractor, seed, origin, extrapolate=extrapolate)
+
+
+def _record(
+    fake: Extracted,
+    reference: Reference,
+    extractor: Extractor,
+    seed: int,
+    origin: Origin,
+    *,
+    extrapolate: bool = False,
+) -> ScoreRecord:
+    """Score generated images that have their features; see `score`."""
     protocol, names, headline = reference.protocol, extractor.scores, extractor.headline
     knows_features = isinstance(reference.features, FeatureSet)
     if not knows_features:
         names = of_statistics(names)
         headline = names["frechet"].name
-        if extrapolate:
-            raise InputError("FD cannot be extrapolated against statistics; expected real images")
-    if isinstance(fake, Tensor):
-        protocol.fitted(protocol.num_real, len(fake))
-        images = subset(fake, protocol.num_fake, seed, "fakes")
-    else:
-        images = fake(protocol.num_fake, seed)
-    features = extractor(images)
+    images, features = fake
     points = FeatureSet(features.features)
     computed, doubted = _measured(images, points, features, reference, names)
     scores, spreads = named(computed, names)
@@ -135,14 +155,16 @@ def _extrapolated(fake: FeatureSet, reference: Reference, seed: int) -> Extrapol
 class Scorer:
     """Scores a run's generator, as often as wanted, against the data that it is trained on.
 
-    It is built before training starts, so that whatever is missing is found then.
+    It is built before training starts, so that whatever is missing is found then. All processes of
+    the run build one and call it at the same steps: each makes its share of the images and of their
+    features, and the main one computes the scores.
     """
 
     def __init__(
         self,
         protocol: Protocol,
         data_config: DataConfig,
-        device: torch.device | str,
+        process: Process,
         *,
         keys: Keys,
         weights: Path | None = None,
@@ -161,28 +183,38 @@ class Scorer:
             InputError: No weights, no data or too few images.
         """
         protocol = protocol.changed(image_size=data_config.image_size)
-        loaded = load_images(data_config, protocol.split)
-        images = loaded.images
+        loaded = load_on_all(partial(load_images, data_config, protocol.split), process)
         # First: the weights may be a long download.
-        protocol = protocol.fitted(len(images), keys=keys)
-        self.extractor = load_extractor(
-            protocol.extractor,
-            device,
+        self.protocol = protocol.fitted(len(loaded.images), keys=keys)
+        load = partial(
+            load_extractor,
+            self.protocol.extractor,
+            process.device,
             weights=weights,
             allow_unverified=allow_unverified,
             keys=keys,
         )
+        self.process, self.extractor = process, load_on_all(load, process)
         self.reference = reference_of(
-            images,
-            protocol,
+            loaded.images,
+            self.protocol,
             self.extractor,
             origin=Origin(data_config.name, protocol.split, found=loaded.found),
             cache_dir=cache_dir,
+            process=process,
         )
 
     def __call__(
         self, sample: Sample, seed: int, *, step: int | None = None, ema: bool | None = None
-    ) -> ScoreRecord:
-        """Score `sample(num, seed)`, a generator after `step` updates, averaged if `ema`."""
+    ) -> ScoreRecord | None:
+        """Score `sample`, a generator after `step` updates, averaged if `ema`.
+
+        Returns None in all processes but the main one.
+        """
+        num = self.protocol.num_fake
+        parts = sample(num, seed, self.process.turns)
+        extracted = extract(parts, num, self.extractor, self.process)
+        if extracted is None:
+            return None
         origin = Origin("training", step=step, ema=ema)
-        return score(sample, self.reference, self.extractor, seed=seed, origin=origin)
+        return _record(extracted, self.reference, self.extractor, seed, origin)

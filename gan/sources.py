@@ -1,5 +1,6 @@
 """What can be scored: generators of runs, folders and files of images, and named data sets."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import get_args
 
@@ -12,10 +13,10 @@ from convnorm.experiment.data.pixels import RESIZED_BY, resize
 from convnorm.experiment.data.split_names import Split
 from convnorm.experiment.errors import InputError
 from gan.config import GanConfig
+from gan.extraction import Sample
 from gan.models import load_generator
 from gan.protocols import Protocol, protocol_named
 from gan.records import Origin
-from gan.reference import Sample
 from gan.runs import Which, checkpoint_of, is_run
 from gan.statistics_files import Statistics, has_statistics, read_statistics
 
@@ -80,7 +81,7 @@ def read_source(
         loaded = load_generator(file, device)
         told = str(file) if checkpoint == "best" else text
         origin = Origin(told, step=loaded.step, ema=loaded.ema, sha256=loaded.sha256)
-        source = ImageSource(loaded.sample, loaded.config.data.image_size, origin, loaded.config)
+        source = ImageSource(loaded.parts, loaded.config.data.image_size, origin, loaded.config)
         return source if size is None else resized(source, size)
     if path.is_dir() and not any(path.glob("[!.]*.npz")):
         return _images("folder", text, name, given or (split if has_splits(path) else None), size)
@@ -161,8 +162,9 @@ def resized(source: ImageSource, size: int) -> ImageSource:
     if source.image_size == size:
         return source
 
-    def sample(num: int, seed: int) -> Tensor:
-        return resize(source.images(num, seed), size)
+    def sample(num: int, seed: int, share: slice) -> Iterator[Tensor]:
+        # On the CPU: the floats of a GPU would round to other levels now and then.
+        return (resize(part.cpu(), size) for part in source.images(num, seed, share))
 
     origin = replace(source.origin, resized_from=source.image_size, resized_by=RESIZED_BY)
     return ImageSource(sample, size, origin)

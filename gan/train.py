@@ -62,18 +62,19 @@ def train(config: GanConfig, options: RunOptions, process: Process) -> dict[str,
             _rewind(run_dir, trainer)
         done_before = trainer.state.step == config.steps
         if not done_before:
-            journal = Journal(run_dir, trainer, data) if process.is_main else None
+            scores = RunScores(trainer, data)
+            journal = Journal(run_dir, trainer, data, scores) if process.is_main else None
             if journal is not None:
                 networks = {"generator": trainer.generator, "discriminator": trainer.discriminator}
                 lines = opening(run_dir, images.found, networks, segments, config.steps)
                 journal.begin(lines, images)
             intervals = config.log.every, config.log.norms_every, config.log.gain_every
-            loop.run(trainer, journal, options, intervals, segments)
-        elif process.is_main:
-            print(f"{run_dir}: all {config.steps} steps were done before", file=sys.stderr)
-            if config.score.protocol != "none" and not has_step(run_dir, config.steps):
-                (run_dir / "summary.json").unlink(missing_ok=True)  # it is made again
-                Journal(run_dir, trainer, data).score_again()
+            loop.run(trainer, journal, options, intervals, segments, scores.attend)
+        else:
+            if process.is_main:
+                print(f"{run_dir}: all {config.steps} steps were done before", file=sys.stderr)
+            if config.score.protocol != "none" and _has_lost_scores(run_dir, trainer):
+                _score_again(run_dir, trainer, data)
         summary = _summary(trainer, run_dir, segments)
         file = run_dir / "summary.json"
         if process.is_main and not (done_before and file.exists()):
@@ -91,22 +92,34 @@ def _rewind(run_dir: Path, trainer: Trainer) -> None:
             file.unlink()
 
 
-class Journal:
-    """Measures and writes what is due at a step: log lines, gains, norms, samples, scores, weights.
+def _has_lost_scores(run_dir: Path, trainer: Trainer) -> bool:
+    """Whether the main process finds no scores of the last step in the folder of a finished run."""
+    process = trainer.process
+    return process.any(process.is_main and not has_step(run_dir, trainer.config.steps))
 
-    data: where the real images of the scores are.
+
+def _score_again(run_dir: Path, trainer: Trainer, data: DataConfig) -> None:
+    """Write the score of the last step, which the files of a finished run have lost."""
+    scores = RunScores(trainer, data)
+    if not trainer.process.is_main:
+        scores.attend()
+        return
+    (run_dir / "summary.json").unlink(missing_ok=True)  # it is made again
+    Journal(run_dir, trainer, data, scores).score_again()
+
+
+class RunScores:
+    """The scores of a run, which all its processes compute together.
+
+    data: where the real images are.
     """
 
-    def __init__(self, run_dir: Path, trainer: Trainer, data: DataConfig):
-        config, state = trainer.config, trainer.state
-        self.run_dir, self.trainer, self.data = run_dir, trainer, data
-        self.prior = Prior(config.model.z_dim, state.num_classes)
-        self.grid = self.prior.draw(GRID, config.seed, "grid")
-        self.scorer = self._scorer(config.score.reported, REPORTED)
-        self.selector = self._scorer(config.score.selecting, SELECTING)
-        self.tracker = Tracker(
-            run_dir, state.step, config.steps, to_yaml(config), trainer.process.device
-        )
+    def __init__(self, trainer: Trainer, data: DataConfig):
+        config = trainer.config
+        self.trainer, self.data = trainer, data
+        self.prior = Prior(config.model.z_dim, trainer.state.num_classes)
+        self.reported = self._scorer(config.score.reported, REPORTED)
+        self.selecting = self._scorer(config.score.selecting, SELECTING)
 
     def _scorer(self, protocol: Protocol | None, keys: Keys) -> Scorer | None:
         """Load what a protocol needs: whatever is missing is found before training starts."""
@@ -116,10 +129,52 @@ class Journal:
         return Scorer(
             protocol,
             self.data,
-            self.trainer.process.device,
+            self.trainer.process,
             keys=keys,
             weights=Path(config.score.weights) if config.score.weights else None,
             allow_unverified=config.score.allow_unverified_weights,
+        )
+
+    @property
+    def due(self) -> bool:
+        """Whether there is one after this step."""
+        config = self.trainer.config
+        step = self.trainer.state.step
+        return self.reported is not None and is_due(step, config.score.every, config.steps)
+
+    def attend(self) -> None:
+        """Do the share of a process that is not the main one in the scores that are due."""
+        if self.due:
+            self.measure()
+
+    def measure(self) -> ScoreRecord | None:
+        """Return the score that is reported, with the one by which a step can be selected in it.
+
+        All processes have to call it; it is None in all but the main one.
+        """
+        state, config = self.trainer.state, self.trainer.config
+        facts = {"step": state.step, "ema": state.ema is not None}
+        nearest = not config.train.dequantize
+        draw = partial(sample, state.final_generator, self.prior, nearest=nearest)
+        record = self.reported(draw, config.seed, **facts)
+        if self.selecting is None:
+            return record
+        other = self.selecting(partial(draw, stream="selection"), config.seed, **facts)
+        return None if record is None else replace(record, selection=other)
+
+
+class Journal:
+    """Measures and writes what is due at a step: log lines, gains, norms, samples, scores, weights.
+
+    data: where real images are that the gain is measured on.
+    """
+
+    def __init__(self, run_dir: Path, trainer: Trainer, data: DataConfig, scores: RunScores):
+        config, state = trainer.config, trainer.state
+        self.run_dir, self.trainer, self.data, self.scores = run_dir, trainer, data, scores
+        self.grid = scores.prior.draw(GRID, config.seed, "grid")
+        self.tracker = Tracker(
+            run_dir, state.step, config.steps, to_yaml(config), trainer.process.device
         )
 
     def begin(self, lines: str, images: Images) -> None:
@@ -156,8 +211,8 @@ class Journal:
         if is_due(step, config.log.samples_every, config.steps):
             nearest = not config.train.dequantize
             self.tracker.images(step, generate(generator, self.grid, nearest=nearest))
-        if self.scorer is not None and is_due(step, config.score.every, config.steps):
-            self._select(self._score())
+        if self.scores.due:
+            self._select(self.scores.measure())
         every = config.checkpoints.every
         if every > 0 and step % every == 0:
             file = step_file(self.run_dir, step)
@@ -165,9 +220,9 @@ class Journal:
             checkpoint.save(file, trainer.state.model_state())
 
     def score_again(self) -> None:
-        """Write the score of the last step, which the files of a finished run have lost."""
+        """Write the score of the last step."""
         with closing(self.tracker):
-            self.tracker.score(self.trainer.state.step, to_json(self._score()))
+            self.tracker.score(self.trainer.state.step, to_json(self.scores.measure()))
 
     def _select(self, record: ScoreRecord) -> None:
         """Write a score, and the weights to best.pt if they are the best so far."""
@@ -176,18 +231,6 @@ class Journal:
         self.tracker.score(state.step, line)
         if record.selection is not None and state.select(selection_score(record), line):
             checkpoint.save(self.run_dir / checkpoint.BEST, state.best_model())
-
-    def _score(self) -> ScoreRecord:
-        """Return the score that is reported, with the one by which a step can be selected in it."""
-        state, config = self.trainer.state, self.trainer.config
-        facts = {"step": state.step, "ema": state.ema is not None}
-        nearest = not config.train.dequantize
-        draw = partial(sample, state.final_generator, self.prior, nearest=nearest)
-        record = self.scorer(draw, config.seed, **facts)
-        if self.selector is not None:
-            other = self.selector(partial(draw, stream="selection"), config.seed, **facts)
-            record = replace(record, selection=other)
-        return record
 
 
 def _summary(trainer: Trainer, run_dir: Path, segments: tuple[Segment, ...]) -> dict[str, Any]:

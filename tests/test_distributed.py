@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import pair
 from runs import (
     ALONE,
     ROOT,
@@ -50,24 +51,6 @@ def rank_main(folder: str, *argv: str) -> None:
 
     Trainer.update = dumped
     script("train_gan.py", *argv)
-
-
-def as_rank(rank: int, port: int, function, *args) -> None:
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    function(*args)
-
-
-def pair(tmp_path: Path, function, *args) -> list[tuple[int, str]]:
-    """Run a function as two ranks, without the seconds that torchrun takes to start."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ranks = [
-        Child(tmp_path / f"output{rank}.txt", as_rank, rank, port, function, *args)
-        for rank in range(2)
-    ]
-    return [rank.end() for rank in ranks]
 
 
 def train_pair(tmp_path: Path, changes: dict, *argv: str) -> list[tuple[int, str]]:
@@ -320,6 +303,8 @@ def collectives(folder: str) -> None:
         "any": [process.any(False), process.any(process.rank == 1)],
         "part": [process.local_slice(6, "x").start, process.local_slice(6, "x").stop],
         "gathered": process.gather(torch.tensor([[process.rank, 7]])),
+        "objects": process.gather_objects([None, {"of": torch.tensor(7)}][process.rank]),
+        "turns": [*range(5)][process.turns],
     }
     torch.save(result, Path(folder) / f"rank{process.rank}.pt")
     distributed.stop()
@@ -334,6 +319,9 @@ def test_averages_votes_and_parts(tmp_path):
     assert differing(second["averages"], expected) == []
     assert first["any"] == second["any"] == [False, True]
     assert first["gathered"].tolist() == second["gathered"].tolist() == [[0, 7], [1, 7]]
+    assert first["objects"] == [None, {"of": torch.tensor(7)}]
+    assert second["objects"] == []
+    assert (first["turns"], second["turns"]) == ([0, 2, 4], [1, 3])
     assert (first["part"], second["part"]) == ([0, 3], [3, 6])
 
 

@@ -23,6 +23,7 @@ from convnorm.experiment.errors import InputError
 from gan.extractor import ExtractorSpec
 from gan.extractors import EXTRACTORS
 from gan.feature_cache import sha256_of
+from gan.models import PART
 from gan.records import Origin
 from gan.score_names import FROM_FEATURES, renamed
 
@@ -162,11 +163,12 @@ def test_run_against_itself_is_another_sample(fid, monkeypatch, tmp_path):
     """Catches a generator that is held against the very images it is scored with."""
     images = load_images(DataConfig("digits", image_size=16)).images
 
-    def sample(num: int, seed: int) -> Tensor:
-        return images[torch.randperm(1437, generator=torch.Generator().manual_seed(seed))[:num]]
+    def parts(num: int, seed: int, share: slice) -> tuple[Tensor, ...]:
+        order = torch.randperm(1437, generator=torch.Generator().manual_seed(seed))
+        return images[order[:num]].split(PART)[share]
 
     config = SimpleNamespace(data=DataConfig("digits", image_size=16))
-    loaded = SimpleNamespace(sample=sample, config=config, step=7, ema=True, sha256="c" * 64)
+    loaded = SimpleNamespace(parts=parts, config=config, step=7, ema=True, sha256="c" * 64)
     monkeypatch.setattr("gan.sources.load_generator", lambda path, device: loaded)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "last.pt").touch()

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from runs import SELECTED, Crash, changed, crash_before, differing, run, state_of, tiny
+from runs import ALONE, SELECTED, Crash, changed, crash_before, differing, run, state_of, tiny
 
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.run import checkpoint
@@ -31,8 +31,8 @@ LONG = {**SELECTING_RUN, "steps": 6, "score.every": 1}
 def record() -> ScoreRecord:
     """Any record; measured once, as to load what scores need takes longer than these runs."""
     config = tiny(SELECTED)
-    scorer = Scorer(config.score.selecting, config.data, "cpu", keys=SELECTING)
-    return scorer(lambda num, seed: torch.zeros(num, 1, 16, 16, dtype=torch.uint8), 0)
+    scorer = Scorer(config.score.selecting, config.data, ALONE, keys=SELECTING)
+    return scorer(lambda num, *_: [torch.zeros(num, 1, 16, 16, dtype=torch.uint8)], 0)
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def scored(record, monkeypatch):
 
     def use(by_step: dict[int, float | None]) -> None:
         class Known:
-            def __init__(self, protocol, data, device, *, keys, **rest):
+            def __init__(self, protocol, data, process, *, keys, **rest):
                 self.selects = keys == SELECTING
 
             def __call__(self, sample, seed, *, step, ema):

@@ -20,6 +20,7 @@ from convnorm.experiment.codec import from_json, to_json
 from convnorm.experiment.data import DataConfig, load_images, pixels
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.records import Metric
+from convnorm.experiment.run.distributed import ALONE
 from convnorm.experiment.streams import generator
 from gan import digits_network, extractors, fidelity
 from gan import reference as reference_module
@@ -29,6 +30,7 @@ from gan.extractor import Extractor, ExtractorSpec, Features
 from gan.extractors import EXTRACTORS, load_extractor
 from gan.feature_cache import cached_features, sha256_of
 from gan.keys import OPTIONS, REPORTED, SELECTING
+from gan.models import PART
 from gan.protocols import PROTOCOLS, Protocol, protocol_named
 from gan.records import ExtractorFacts, Origin, ScoreRecord
 from gan.reference import Reference, floor, numbers, reference_of, subset
@@ -566,8 +568,8 @@ def test_record_says_all_that_the_numbers_depend_on(tmp_path):
     extractor, images = stub(), noise(60)
     reference = reference_of(images, SMALL, extractor, origin=NOISE, cache_dir=tmp_path)
 
-    def sample(num: int, seed: int) -> Tensor:
-        return noise(num, seed=seed)
+    def sample(num: int, seed: int, share: slice) -> tuple[Tensor, ...]:
+        return noise(num, seed=seed).split(PART)[share]
 
     fake = Origin("run", step=5, ema=True)
     record = score(sample, reference, extractor, seed=3, origin=fake)
@@ -610,11 +612,11 @@ def test_scorer_leaves_the_random_state_alone(tmp_path, digits):
     scorer = Scorer(
         PROTOCOLS["digits"].changed(num_fake=50),
         DataConfig("digits", image_size=16),
-        "cpu",
+        ALONE,
         keys=REPORTED,
         cache_dir=tmp_path,
     )
-    record = scorer(lambda num, seed: digits[:num], 0, step=100, ema=False)
+    record = scorer(lambda num, seed, share: [digits[:num]][share], 0, step=100, ema=False)
     assert states() == before
     assert record.protocol["name"] == "digits[fake=50]"
     assert (record.num_real, record.num_fake) == (1437, 50)
@@ -627,7 +629,7 @@ def test_scorer_finds_too_few_images_before_it_wants_weights(tmp_path, monkeypat
     """Catches a download of 96 MB, or a lack of weights, that hides the real mistake."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with pytest.raises(InputError, match=r"^score\.num_real: .* 1437; set .* to 1437, or less"):
-        Scorer(PROTOCOLS["fid50k_train"], DataConfig("digits"), "cpu", keys=REPORTED)
+        Scorer(PROTOCOLS["fid50k_train"], DataConfig("digits"), ALONE, keys=REPORTED)
 
 
 # The doubts

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from convnorm.experiment.data import DataConfig, load_images
+from convnorm.experiment.data.pixels import resize
 from convnorm.experiment.errors import InputError
 from gan.records import Origin
 from gan.sources import ImageSource, read_source
@@ -129,16 +130,18 @@ def test_a_colon_in_a_name_is_part_of_it(here):
 def test_a_generator_is_resized_and_has_no_splits(here, monkeypatch):
     images = load_images(DataConfig("digits", image_size=16)).images
 
-    def sample(num: int, seed: int) -> Tensor:
-        return images[:num]
+    def parts(num: int, seed: int, share: slice) -> tuple[Tensor, ...]:
+        return images[:num].split(2)[share]
 
     config = SimpleNamespace(data=DataConfig("digits", image_size=16))
-    loaded = SimpleNamespace(sample=sample, config=config, step=7, ema=True, sha256="c" * 64)
+    loaded = SimpleNamespace(parts=parts, config=config, step=7, ema=True, sha256="c" * 64)
     monkeypatch.setattr("gan.sources.load_generator", lambda path, device: loaded)
     Path("run").mkdir()
     Path("run/last.pt").touch()
     source = read("run", size=8)
-    assert source.images(3, 0).shape == (3, 1, 8, 8)
+    assert [len(part) for part in source.images(3, 0, slice(None))] == [2, 1]
+    (last,) = source.images(3, 0, slice(1, None, 2))
+    assert torch.equal(last, resize(images[2:3], 8))
     assert (source.origin.resized_from, source.origin.resized_by) == (16, "antialiased bicubic")
     assert "a generator has no splits" in refused("run:test")
 

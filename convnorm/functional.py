@@ -280,5 +280,8 @@ def _normalized_kernel(
     weight: torch.Tensor, gain: GainFunction, ring: Pair, dilation: Pair, eps: float
 ) -> Complex:
     """The convolution and its filter at every frequency of the ring, see `frequency_kernel`."""
-    transposed = gain(weight.transpose(2, 3), ring[::-1], dilation[::-1], (1, 1), eps)
-    return frequency_kernel(weight, transposed, ring, dilation)
+    by_columns = _gain_of(weight, gain, ring, dilation, (1, 1), eps)  # (O, n, m // 2 + 1)
+    # It is even: what is left of the columns is what is there, of the opposite frequencies.
+    opposite = by_columns.flip(1).roll(1, 1)[:, :, 1 : (ring[1] + 1) // 2].flip(2)
+    whole = torch.cat([by_columns, opposite], 2)
+    return frequency_kernel(weight, whole[:, : ring[0] // 2 + 1], ring, dilation)

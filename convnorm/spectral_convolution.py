@@ -61,14 +61,13 @@ def frequency_kernel(
 ) -> Complex:
     """K of the module docstring, its parts (F, O, I), for a weight (O, I, k_h, k_w).
 
-    gain: (O, m, n // 2 + 1), half along the rows of the ring: the gain of the transposed kernel on
-    the transposed ring.
+    gain: (O, n // 2 + 1, m), half along the rows of the ring.
     """
     outputs, inputs, *kernel = weight.shape
     like = (weight.device, weight.dtype)
     waves = kernel_waves(tuple(kernel), ring, dilation, (0, 0), *like).chunk(2)
     taps = weight.flatten(2).flatten(0, 1).t().contiguous()
-    gain = gain.permute(2, 1, 0).reshape(-1, outputs, 1)
+    gain = gain.permute(1, 2, 0).reshape(-1, outputs, 1)
     # Part by part, so that no gradient is copied to be put together.
     return tuple((part @ taps).view(-1, outputs, inputs) * gain for part in waves)
 

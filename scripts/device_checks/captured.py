@@ -14,12 +14,12 @@ import torch
 
 from convnorm.experiment.run.capture import WARM_UP, placed
 from convnorm.experiment.run.loop import take_step
-from device_checks.clock import timed
 from device_checks.part import Finding, Setup, Skip
 from device_checks.runs import SHOWN, differing
 from device_checks.workloads import gan_config, make_trainer
 from gan.config import GanConfig
 from gan.trainer import Trainer
+from speed.clock import timed
 
 
 def configs(setup: Setup) -> dict[str, GanConfig]:
@@ -51,7 +51,7 @@ def compared(config: GanConfig, setup: Setup) -> Finding:
     trainers = [_trained(each, setup, WARM_UP + 1, False) for each in (captured, config)]
     calls, rounds = (1, 2) if setup.tiny else (8, 5)
     pairs = [
-        [timed(partial(take_step, trainer), calls, setup) for trainer in trainers]
+        [timed(partial(take_step, trainer), calls, setup.device) for trainer in trainers]
         for _ in range(rounds)
     ]
     ratio = statistics.median(own.device / plain.device for own, plain in pairs)

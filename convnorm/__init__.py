@@ -1,6 +1,6 @@
 """ConvNorm: convolutions whose every output channel is normalized by its spectrum."""
 
-from convnorm.fixed import fixed_weights
+from convnorm.fixed import fixed_weights, shared_weights
 from convnorm.layer import ConvNorm2d, from_reference
 from convnorm.normalizers import CATALOGUE, Normalizer
 
@@ -10,6 +10,7 @@ __all__ = [
     "ConvNorm2d",
     "from_reference",
     "fixed_weights",
+    "shared_weights",
     "Normalizer",
     "CATALOGUE",
     "__version__",

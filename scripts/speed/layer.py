@@ -46,6 +46,7 @@ RATIOS = {
     "published / full": ("published", "full"),
     "native / conv_bn": ("native", "conv_bn"),
     "no_affine / conv_bn": ("no_affine", "conv_bn"),
+    "circular / conv_bn": ("circular", "conv_bn"),
     "spectral / conv_bn": ("spectral", "conv_bn"),
 }
 MODES = ("training", "evaluation", "fixed_weights")
@@ -78,6 +79,7 @@ def variants(i: int, o: int, k: int, stride: int, padding: int) -> dict[str, nn.
         "full": ConvNorm2d(*shape),
         "native": ConvNorm2d(*shape, grid="native"),
         "no_affine": ConvNorm2d(*shape, grid="native", affine=False),
+        "circular": ConvNorm2d(*shape, grid="native", affine_mode="circular"),
         "spectral": nn.Sequential(spectral_norm(nn.Conv2d(*shape, bias=False)), nn.BatchNorm2d(o)),
     }
 

@@ -46,6 +46,11 @@ ROWS = (
         {"cpu": "<= 1.30", "cuda": "<= 1.6"},
     ),
     Row(
+        "the same with `affine_mode: circular`",
+        (_means("all", "circular / conv_bn"),),
+        {"cuda": "<= 1.3"},
+    ),
+    Row(
         "SNGAN CNN update, convnorm full, native / none",
         _gan("convnorm", "convnorm native"),
         {"cpu": "<= 2.0, <= 1.2", "cuda": "<= 1.5, <= 1.25 with capture"},

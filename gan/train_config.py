@@ -33,6 +33,9 @@ class TrainConfig:
         one_pass: the discriminator sees real and generated images, where a loss takes both, as one
             batch. Its power iterations then take one step there and not two; all else is the same
             but for rounding. Not with kinds that mix a batch.
+        channels_last: maps lie in memory by pixel and not by channel, which convolutions of a CPU
+            and half precision on a GPU like. Networks whose normalizer needs whole maps, as
+            ConvNorm's filter does, lose by it. The same but for rounding.
         capture: graph makes a CUDA graph of a step after three, so that a GPU gets it in one
             launch. Adam then takes its rate and its corrections in float32 on the device, which
             changes a step by about 1e-7 of itself; the rest is the same to the last bit. Of one
@@ -50,6 +53,7 @@ class TrainConfig:
     ema_decay: float = bounded(0.0, least=0, below=1)
     precision: Literal["float32", "bfloat16"] = "float32"
     one_pass: bool = False
+    channels_last: bool = False
     capture: Literal["none", "graph"] = "none"
 
     def __post_init__(self):

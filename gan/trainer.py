@@ -36,6 +36,9 @@ class Trainer:
         self.image_shape = images.images.shape[1:]
         networks = (network.to(process.device) for network in build(config, self.image_shape[0]))
         self.generator, self.discriminator = networks
+        if config.train.channels_last:  # a convolution returns what its weight or input has
+            for network in (self.generator, self.discriminator):
+                network.to(memory_format=torch.channels_last)
         # Nothing here draws from the global state; a layer that does must not see what was before.
         torch.manual_seed(streams.generator("cpu", config.seed, "layers").initial_seed())
         self.loss, self.penalties = LOSSES[config.loss.name], config.loss.penalties

@@ -124,6 +124,31 @@ def test_one_pass_learns_what_two_do(changes):
     torch.testing.assert_close(one.gradients, two.gradients, **near)
 
 
+@pytest.mark.parametrize("kind", ["none", "spectral", "convnorm"])
+def test_channels_last_learns_the_same(kind):
+    """Maps that go the other way, and a network that falls back to the usual one."""
+    usual, other = (
+        make_trainer({"normalizer.kind": kind, "train.channels_last": last})
+        for last in (False, True)
+    )
+    formats = []
+    for module in other.discriminator.modules():
+        if isinstance(module, torch.nn.LeakyReLU):
+            module.register_forward_hook(
+                lambda *call: formats.append(
+                    call[-1].is_contiguous(memory_format=torch.channels_last)
+                )
+            )
+    for trainer in (usual, other):
+        trainer.update(trainer.draw(0))
+    assert formats
+    assert all(formats) == (kind != "convnorm")
+    for ours, theirs in zip(
+        usual.discriminator.parameters(), other.discriminator.parameters(), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
 def test_in_one_pass_a_power_iteration_takes_one_step():
     two, one = (
         make_trainer({"normalizer.kind": "spectral", "train.one_pass": one})

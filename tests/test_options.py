@@ -95,6 +95,7 @@ GAN = {
     "train.diffaugment": ({}, "color"),
     "train.ema_decay": ({}, 0.9),
     "train.precision": ({}, "bfloat16"),
+    "train.channels_last": ({}, True),
     "train.one_pass": ({"normalizer.kind": "spectral"}, True),
     "train.capture": ({}, "graph"),
     "log.every": ({}, 1),

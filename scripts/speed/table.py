@@ -66,8 +66,11 @@ ROWS = (
         {"cpu": "<= 1.3, <= 2.0", "cuda": "<= 1.4, <= 2"},
     ),
     Row(
-        "peers' plain loop / GAN update, SNGAN CNN, spectral",
-        (("gan", "updates", "sngan_cnn", "plain loop / ours"),),
+        "peers' plain loop / GAN update, SNGAN CNN, spectral, and with channels_last",
+        tuple(
+            ("gan", "updates", "sngan_cnn", "plain loop / ours", name)
+            for name in ("spectral", "spectral, channels_last")
+        ),
         {"cpu": ">= 1.15", "cuda": ">= 4"},
     ),
     Row(

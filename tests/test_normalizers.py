@@ -245,7 +245,7 @@ def test_spectral_convnorm_has_operator_norm_one(grid, affine):
 def test_spectral_convnorm_lets_the_gradient_through_its_norm():
     """Without, the radial part of the gradient stays and the weights drift."""
     torch.manual_seed(0)
-    conv = nn.Conv2d(3, 4, 3, padding=1, bias=False)
+    conv = ConvNorm2d(3, 4, 3, padding=1, affine=False, batch_norm=False)
     layer = UnitOperatorNorm(conv, size=8).eval()
     layer(torch.randn(2, 3, 8, 8)).square().sum().backward()
     radial = (conv.weight.grad * conv.weight).sum() / conv.weight.grad.norm() / conv.weight.norm()

@@ -16,7 +16,7 @@ from convnorm.experiment.run.loop import take_step
 from device_checks.workloads import NUM_CLASSES, gan_config, make_trainer
 from gan.config import GanConfig
 from gan.extractors import load_extractor
-from gan.models import Prior, sample
+from gan.models import SAMPLES, Prior, generate
 from speed.bench import Bench, compared, ratio, spread, tell
 from speed.peers import PlainLoop
 from speed.score import NUM, scaled, scores, two_sets
@@ -110,12 +110,13 @@ def evaluation(bench: Bench) -> dict[str, Any]:
     extractor = load_extractor(name, bench.device)
     num = 16 if bench.tiny else NUM if bench.on_gpu else 256
     prior = Prior(trainer.config.model.z_dim, NUM_CLASSES)
-    images = sample(trainer.generator, prior, num, seed=0)
+    latents = prior.draw(num, 0, SAMPLES)
+    images = generate(trainer.generator, latents)
     sets = two_sets(extractor(images).features.shape[1], bench)
     found = bench.in_turn(
         {
             "update": partial(take_step, trainer),
-            "images": partial(sample, trainer.generator, prior, num, 0),
+            "images": partial(generate, trainer.generator, latents),
             "features": partial(extractor, images),
             "numbers": partial(scores, *sets),
         },

@@ -204,17 +204,18 @@ def other_keys(there: dict[str, Any], here: dict[str, Any], free: str | None = N
 def completed(there: dict[str, Any], config: object) -> dict[str, Any]:
     """Return a saved config with the defaults of options that are newer, which change nothing.
 
-    config: any of the same kind.
+    An option is a key of a group, such as train.flip: a config that lacks a group, or the seed or
+    the steps, is none of ours. config: any of the same kind.
     """
-    return _with_defaults(there, plain(type(config)()))
+    groups = plain(type(config)())
+    return {
+        key: {**groups[key], **value} if _are_groups(groups.get(key), value) else value
+        for key, value in there.items()
+    }
 
 
-def _with_defaults(there: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    found = {**defaults, **there}
-    for key, value in defaults.items():
-        if isinstance(value, dict) and isinstance(there.get(key), dict):
-            found[key] = _with_defaults(there[key], value)
-    return found
+def _are_groups(*values: object) -> bool:
+    return all(isinstance(value, dict) for value in values)
 
 
 def plain(config: object) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def matrix_is_faster(num_outputs: int, batch_size: int, device_type: str) -> boo
     Per point of the grid the matrix costs as many products as there are outputs, so the size of
     the grid does not matter; and making it has to pay over the batch. On a CPU it is within 5 % of
     the faster of the two in the 45 cases that were measured (scripts/bench_speed.py filter), on an
-    H100 in the 24 of results/check_device_h100.json.
+    H100 within 15 % in the 18 of results/check_device_h100.json.
     """
     if device_type == "cuda":
         return num_outputs <= min(324, 144 + batch_size)

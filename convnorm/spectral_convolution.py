@@ -85,7 +85,7 @@ def spectrum_is_faster(x: torch.Tensor, weight: torch.Tensor, groups: int, ring:
     and rounded products do not. Multiplications a frequency, input and output channel:
     2 k_h k_w - 4 fewer for an image; from making K 350 more, and a fixed sum for each frequency.
     The transforms of an image cost 190 a frequency and channel, those of the filter 520. The four
-    numbers are fitted to times of 44 layers (scripts/bench_speed.py spectrum).
+    numbers are fitted to times of 44 layers (scripts/bench_speed.py filter).
     """
     outputs, inputs, *kernel = weight.shape
     saved = 2 * math.prod(kernel) - 4 + (520 - 190) / inputs - 190 / outputs

@@ -1,7 +1,9 @@
-"""Part `filter`: the circular filter by one matrix and by a pair of FFTs.
+"""Part `filter`: what the two rules rest on that choose how ConvNorm is computed.
 
-What `filtering.matrix_is_faster` rests on: forward and backward of maps of n x n, of which every
-`step`-th pixel is kept; 64 channels; three batch sizes.
+`filtering.matrix_is_faster`: the circular filter by one matrix and by a pair of FFTs, forward and
+backward of maps of n x n, of which every `step`-th pixel is kept; 64 channels; three batch sizes.
+`spectrum_is_faster`: the layers of part `layer` on the full grid, convolved and filtered one after
+the other and frequency by frequency, at four batch sizes.
 """
 
 from functools import partial
@@ -11,11 +13,12 @@ from unittest import mock
 
 import torch
 
-from convnorm import filtering
+from convnorm import ConvNorm2d, filtering, functional
 from convnorm.filtering import circular_filter
 from convnorm.functional import spectral_gain
 from speed.bench import Bench, compared, inputs, tell
 from speed.clock import Run
+from speed.layer import SHAPES, training
 
 CHANNELS = 64
 MOST_KEPT = 16  # pixels a side: the matrix of a whole 34 x 34 map takes 342 MB
@@ -42,7 +45,42 @@ def measure(bench: Bench) -> dict[str, Any]:
         what = f"{n} x {n}, {record['outputs']} outputs, {record['chosen']} chosen"
         tell(f"batch {batch_size}, {what}", record)
         measured.append(record)
-    return {"channels": CHANNELS, "filters": measured}
+    return {"channels": CHANNELS, "filters": measured, "full_grid": on_the_full_grid(bench)}
+
+
+def on_the_full_grid(bench: Bench) -> list[dict[str, Any]]:
+    """Time a training step of every layer both ways, on a CPU, where there is a choice."""
+    if bench.on_gpu:
+        return []
+    shapes = dict.fromkeys(shape for shapes in SHAPES.values() for shape in shapes if shape[2] > 1)
+    batch = bench.batch_size
+    batches = (batch,) if bench.tiny else (max(1, batch // 8), batch // 4, batch // 2, batch)
+    measured = []
+    for (*geometry, size), batch_size in product([*shapes][: 1 if bench.tiny else None], batches):
+        layer = ConvNorm2d(*geometry, affine=False, batch_norm=False)
+        x = torch.randn(batch_size, geometry[0], size, size)
+        ring = (size + geometry[2] - 1,) * 2
+        choice = functional.spectrum_is_faster(x, layer.weight, 1, ring)
+        record = {
+            "shape": [*geometry, size],
+            "batch_size": batch_size,
+            "chosen": "spectrum" if choice else "direct",
+            **compared(bench.in_turn(both_routes(layer, x, bench))),
+        }
+        tell(f"batch {batch_size}, {record['shape']}, {record['chosen']} chosen", record)
+        measured.append(record)
+    return measured
+
+
+def both_routes(layer: ConvNorm2d, like: torch.Tensor, bench: Bench) -> dict[str, Run]:
+    """A training step of a layer directly and frequency by frequency, a new map in each call."""
+    step = training(layer, inputs(lambda: torch.randn_like(like).requires_grad_(), bench))
+
+    def run(spectrum: bool) -> None:
+        with mock.patch.object(functional, "spectrum_is_faster", return_value=spectrum):
+            step()
+
+    return {"direct": partial(run, False), "spectrum": partial(run, True)}
 
 
 def both_ways(batch_size: int, n: int, kept: range, bench: Bench) -> dict[str, Run]:

@@ -162,7 +162,7 @@ class _Here:
         """The run that a config differs least from, and in what."""
         same_seed = [pair for pair in self._configs if pair[0].seed == there.get("seed")]
         pairs = (
-            (run, checkpoint.other_keys(there, here)) for run, here in same_seed or self._configs
+            (run, checkpoint.other_values(there, here)) for run, here in same_seed or self._configs
         )
         return min(pairs, key=lambda pair: len(pair[1]))
 
@@ -202,8 +202,7 @@ class _Here:
         if not isinstance(config, dict) or not isinstance(data, str):
             raise InputError(f"{last}: lacks config or data_sha256; expected those of its run")
         there = json.loads(json.dumps(config))  # tuples are lists, as in config.yaml
-        there = checkpoint.completed(there, run.config)
-        if differing := checkpoint.other_keys(there, checkpoint.plain(run.config)):
+        if differing := checkpoint.other_keys(there, run.config):
             raise InputError(
                 f"{last}: holds another config than its run folder ({'; '.join(differing)}); "
                 "expected the same"

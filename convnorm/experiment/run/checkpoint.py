@@ -164,7 +164,7 @@ def _claim(run_dir: Path, config: Config) -> None:
     saved, there = run_dir / "config.yaml", config_of(run_dir)
     if there is not None:
         there = completed(there, config)
-        if differing := other_keys(there, plain(config), config.extends(there)):
+        if differing := other_keys(there, config, config.extends(there)):
             raise InputError(
                 f"run_dir: {run_dir} holds a run of another config ({'; '.join(differing)}); "
                 "expected another --run_dir, or --overwrite to delete it"
@@ -188,11 +188,19 @@ def in_the_way(run_dir: Path, config: object) -> list[str]:
     Raises InputError if its config.yaml, or another file of it, cannot be one.
     """
     there = config_of(run_dir)
-    return [] if there is None else other_keys(completed(there, config), plain(config))
+    return [] if there is None else other_keys(there, config)
 
 
-def other_keys(there: dict[str, Any], here: dict[str, Any], free: str | None = None) -> list[str]:
-    """Return the keys in which two configs, as `plain` returns them, are those of other runs.
+def other_keys(there: dict[str, Any], config: object, free: str | None = None) -> list[str]:
+    """Return the keys in which `config` is another run than that of the saved config `there`.
+
+    See `other_values`. free: a key that may differ too.
+    """
+    return other_values(completed(there, config), plain(config), free)
+
+
+def other_values(there: dict[str, Any], here: dict[str, Any], free: str | None = None) -> list[str]:
+    """Return the keys in which two whole configs, as `plain` returns them, are of other runs.
 
     Where the data are is no part of a run: their hash, which its checkpoint has, tells if they are
     the same. free: a key that may differ too.
@@ -207,15 +215,11 @@ def completed(there: dict[str, Any], config: object) -> dict[str, Any]:
     An option is a key of a group, such as train.flip: a config that lacks a group, or the seed or
     the steps, is none of ours. config: any of the same kind.
     """
-    groups = plain(type(config)())
-    return {
-        key: {**groups[key], **value} if _are_groups(groups.get(key), value) else value
-        for key, value in there.items()
-    }
-
-
-def _are_groups(*values: object) -> bool:
-    return all(isinstance(value, dict) for value in values)
+    found = dict(there)
+    for group, defaults in plain(type(config)()).items():
+        if isinstance(defaults, dict) and isinstance(there.get(group), dict):
+            found[group] = {**defaults, **there[group]}
+    return found
 
 
 def plain(config: object) -> dict[str, Any]:

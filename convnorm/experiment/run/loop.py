@@ -123,8 +123,8 @@ def _check_identity(state: dict[str, Any], trainer: Trainer, last: Path) -> None
     if not isinstance(there, dict):
         raise InputError(f"{last}: holds no config; expected that of its run folder")
     there = checkpoint.completed(there, trainer.config)
-    here, longer = checkpoint.plain(trainer.config), trainer.config.extends(there)
-    if differing := checkpoint.other_keys(there, here, longer):
+    longer = trainer.config.extends(there)
+    if differing := checkpoint.other_keys(there, trainer.config, longer):
         raise InputError(
             f"{last}: holds another config than its run folder ({'; '.join(differing)}); "
             "expected the same"

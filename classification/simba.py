@@ -41,15 +41,7 @@ def simba(
         return x, torch.zeros_like(y)
     numbers = range(len(x)) if indices is None else indices
     orders = torch.stack([_order(x.shape[1:], basis, seed, int(i)) for i in numbers]).to(x.device)
-    channels = torch.eye(x.shape[1]).to(x)
-    rows, columns = (_axis(basis, size).to(x) for size in x.shape[2:])
-
-    def directions(numbers: torch.Tensor) -> torch.Tensor:
-        pixel = numbers % (len(rows) * len(columns))
-        c, i, j = numbers // (len(rows) * len(columns)), pixel // len(columns), pixel % len(columns)
-        plane = rows[i, None, :, None] * columns[j, None, None, :]
-        return eps * channels[c, :, None, None] * plane
-
+    axes = torch.eye(x.shape[1]).to(x), *(_axis(basis, size).to(x) for size in x.shape[2:])
     with frozen(model), torch.no_grad():
         x, x_adv = x.detach(), x.detach().clone()
         loss, done = log_odds(model, x, y)
@@ -63,7 +55,8 @@ def simba(
             if len(left) == 0:
                 break
             clean, before, at = x[left], x_adv[left], number[left]
-            step = directions(orders[left, (at // 2).clamp(max=orders.shape[1] - 1)])
+            direction = orders[left, (at // 2).clamp(max=orders.shape[1] - 1)]
+            step = _steps(direction, eps, *axes)
             sign = (2 * (at % 2) - 1).view(-1, 1, 1, 1)
             point = project(before + sign * step, clean, "linf", eps)
             point_loss, fooled = log_odds(model, point, y[left])
@@ -75,6 +68,20 @@ def simba(
             number[left] = at = torch.where(taken, at // 2 * 2 + 2, at + 1)
             done[left] = ~searched | fooled | (at >= 2 * orders.shape[1])
     return check_budget(x_adv, x, "linf", eps), queries
+
+
+def _steps(
+    numbers: torch.Tensor,
+    eps: float,
+    channels: torch.Tensor,
+    rows: torch.Tensor,
+    columns: torch.Tensor,
+) -> torch.Tensor:
+    """Return eps times the directions of these numbers, (N, C, H, W), from the axes of a basis."""
+    pixel = numbers % (len(rows) * len(columns))
+    c, i, j = numbers // (len(rows) * len(columns)), pixel // len(columns), pixel % len(columns)
+    plane = rows[i, None, :, None] * columns[j, None, None, :]
+    return eps * channels[c, :, None, None] * plane
 
 
 def _axis(basis: Basis, size: int) -> torch.Tensor:

@@ -25,13 +25,9 @@ def fixed_weights() -> Iterator[None]:
     (call `requires_grad_(False)` on the network before). A context inside another one uses its
     results.
     """
-    outer = _results.get()
     # Not torch's parametrize.cached(): it takes the weights of a deepcopy for the original's.
-    token = _results.set(WeakTensorKeyDictionary() if outer is None else outer)
-    try:
+    with _opened(_results):
         yield
-    finally:
-        _results.reset(token)
 
 
 @contextmanager
@@ -47,12 +43,19 @@ def shared_weights() -> Iterator[None]:
     if torch.compiler.is_compiling():  # computes what is constant once by itself
         yield
         return
-    outer = _shared.get()
-    token = _shared.set(WeakTensorKeyDictionary() if outer is None else outer)
+    with _opened(_shared):
+        yield
+
+
+@contextmanager
+def _opened(context: ContextVar[WeakTensorKeyDictionary | None]) -> Iterator[None]:
+    """Keep results in here, and beside those of an outer one."""
+    outer = context.get()
+    token = context.set(WeakTensorKeyDictionary() if outer is None else outer)
     try:
         yield
     finally:
-        _shared.reset(token)
+        context.reset(token)
 
 
 def computed_once(

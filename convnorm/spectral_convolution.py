@@ -105,9 +105,14 @@ def _by_rows(x: torch.Tensor) -> torch.Tensor:
     return x.reshape(len(x), -1, x.shape[-1])
 
 
-def _parts(x: torch.Tensor) -> torch.Tensor:
-    """(F, 2 N, C) -> (F, 2, N, C)."""
-    return x.unflatten(1, (2, -1))
+def _times(x: torch.Tensor, real: torch.Tensor, imaginary: torch.Tensor, sign: int) -> torch.Tensor:
+    """x (F, 2, N, C) times (real + sign i imaginary), parts (F, C, D): (F, 2, N, D)."""
+    by_real, by_imaginary = (
+        torch.bmm(_by_rows(x), part).unflatten(1, (2, -1)) for part in (real, imaginary)
+    )
+    by_real[:, 0].sub_(by_imaginary[:, 1], alpha=sign)
+    by_real[:, 1].add_(by_imaginary[:, 0], alpha=sign)
+    return by_real
 
 
 class _Bilinear(torch.autograd.Function):
@@ -125,11 +130,7 @@ class Product(_Bilinear):
 
     @staticmethod
     def forward(X: torch.Tensor, real: torch.Tensor, imaginary: torch.Tensor) -> torch.Tensor:
-        by_real = _parts(torch.bmm(_by_rows(X), real.mT))
-        by_imaginary = _parts(torch.bmm(_by_rows(X), imaginary.mT))
-        by_real[:, 0] -= by_imaginary[:, 1]
-        by_real[:, 1] += by_imaginary[:, 0]
-        return by_real
+        return _times(X, real.mT, imaginary.mT, sign=1)
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -144,11 +145,7 @@ class ConjugateProduct(_Bilinear):
 
     @staticmethod
     def forward(Y: torch.Tensor, real: torch.Tensor, imaginary: torch.Tensor) -> torch.Tensor:
-        by_real = _parts(torch.bmm(_by_rows(Y), real))
-        by_imaginary = _parts(torch.bmm(_by_rows(Y), imaginary))
-        by_real[:, 0] += by_imaginary[:, 1]
-        by_real[:, 1] -= by_imaginary[:, 0]
-        return by_real
+        return _times(Y, real, imaginary, sign=-1)
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:

@@ -201,7 +201,8 @@ def test_operator_keeps_what_torch_asks_of_one(batch_size, dtype):
     x, gain = problem(RING, (batch_size, 3), dtype)
     x = x.to(memory_format=torch.channels_last).requires_grad_()
     arguments = (x, gain.float(), 9, [0, 1, 10, 0, 1, 9], [1, 2, 4, 0, 1, 9])
-    torch.library.opcheck(torch.ops.convnorm.fused_filter.default, arguments)
+    found = torch.library.opcheck(torch.ops.convnorm.fused_filter.default, arguments)
+    assert set(found.values()) == {"SUCCESS"}
 
 
 def test_operator_is_traced_as_one_and_not_into():

@@ -27,6 +27,7 @@ from gan.distances import FeatureSet, frechet_distance
 from speed import layer, record
 from speed.bench import Spread, ratio, spread
 from speed.clock import Timing, in_turn
+from speed.copies import Copies, copies
 from speed.memory import peak_bytes
 from speed.peers import OneByOne, PlainLoop
 from speed.score import sqrtm_distance
@@ -105,6 +106,8 @@ def test_an_update_is_measured_for_the_kinds_and_taken_apart(parts):
         assert min(shares[place] for place in ("networks", "optimizer", "rest")) > 0
         assert (shares["filter"] > 0) == name.startswith("convnorm")
         assert (shares["gains"] > 0) == (name != "none")
+    casts = {name: found["contiguous"]["casts"] for name, found in parts["gan"]["copies"].items()}
+    assert 0 < casts["none"] < casts["convnorm"]  # its filter takes float32
     assert 0 < parts["gan"]["evaluation"]["share"] < 1
 
 
@@ -206,6 +209,20 @@ def test_a_ratio_is_taken_within_a_round():
     above, below = ([Timing(ms * slow, 0) for slow in (1, 2, 4)] for ms in (6, 2))
     assert ratio(above, below) == Spread(3, 3, 3, 3)
     assert spread([3, 1, 2, 10]) == Spread(2.5, 1, 10, 4)
+
+
+def test_casts_and_changes_of_layout_are_counted_in_both_directions():
+    x = torch.ones(2, 3, 4, 5, requires_grad=True)
+
+    def cast():
+        x.bfloat16().sum().backward()
+
+    def turned():
+        x.contiguous(memory_format=torch.channels_last).sum().backward()
+
+    assert copies(cast) == Copies(casts=2, cast_elements=2 * 120)
+    assert copies(turned) == Copies(layouts=1, layout_elements=120)
+    assert copies(x.sum) == Copies()
 
 
 def test_the_peak_is_of_all_tensors_at_a_time():

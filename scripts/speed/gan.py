@@ -18,6 +18,7 @@ from gan.config import GanConfig
 from gan.extractors import load_extractor
 from gan.models import SAMPLES, Prior, generate
 from speed.bench import Bench, compared, ratio, spread, tell
+from speed.copies import copies
 from speed.peers import PlainLoop
 from speed.score import NUM, scaled, scores, two_sets
 from speed.split import split
@@ -62,6 +63,7 @@ def measure(bench: Bench) -> dict[str, Any]:
     return {
         "updates": found,
         "split": {name: taken_apart(name, small, bench) for name in SPLIT},
+        "copies": {name: copied(name, smaller, bench) for name in SPLIT},
         "evaluation": evaluation(bench),
     }
 
@@ -101,6 +103,18 @@ def taken_apart(name: str, batch_size: int, bench: Bench) -> dict[str, float]:
     line = ", ".join(f"{place} {share:.0%}" for place, share in shares.items())
     print(f"sngan_cnn, {batch_size} images: {name}: {line}", flush=True)
     return shares
+
+
+def copied(name: str, batch_size: int, bench: Bench) -> dict[str, Any]:
+    """The casts and changes of layout of an update under bfloat16, by channel and by pixel."""
+    config = config_of(name, "sngan_cnn", batch_size, bench, precision="bfloat16")
+    found = {}
+    for order in ("contiguous", "channels_last"):
+        train = replace(config.train, channels_last=order == "channels_last")
+        trainer = make_trainer(replace(config, train=train), bench.setup)
+        found[order] = asdict(counted := copies(partial(take_step, trainer)))
+        print(f"sngan_cnn, bfloat16, {order}: {name}: {counted}", flush=True)
+    return found
 
 
 def evaluation(bench: Bench) -> dict[str, Any]:

@@ -22,10 +22,12 @@ demo: $(INSTALLED)
 # Stolen work leaves most files whole, so that what their tests share is built by one process.
 test: lint
 	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(BIN)/python -m pytest --markdown-docs docs README.md
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 # A half-made environment has no stamp and is completed by the next call.
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt

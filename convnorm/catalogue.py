@@ -173,9 +173,10 @@ def _affine(conv: nn.Conv2d, options: "Normalizer") -> nn.Sequential:
     return nn.Sequential(conv, like.affine)
 
 
-def _of_each_image(output: Callable[[int, "Normalizer"], nn.Module]) -> Kind:
+def _of_each_image(does: str, output: Callable[[int, "Normalizer"], nn.Module]) -> Kind:
     """A kind that normalizes a map by statistics of the image itself."""
     return Kind(
+        does=does,
         output=output,
         reads=("scale", "multiplier"),
         is_affine=False,
@@ -200,9 +201,10 @@ RELU_GAIN = 2**0.5  # of orthogonal weights, by Huang et al. (2020); 1 in their 
 
 CATALOGUE: dict[str, Kind] = {
     # Really nothing.
-    "none": Kind(),
+    "none": Kind(does="nothing at all"),
     # Ioffe & Szegedy, 2015; not on the layer that sees the image (Radford et al., 2016).
     "batch": Kind(
+        does="BatchNorm of its output; in a discriminator not on the layer that sees the image",
         output=_batch,
         at_input=False,
         reads=("scale", "multiplier"),
@@ -211,13 +213,16 @@ CATALOGUE: dict[str, Kind] = {
         ignores_scale=_without_multiplier,
     ),
     # Over (C, H, W) of each sample (Ba et al., 2016).
-    "layer": _of_each_image(_layer),
+    "layer": _of_each_image("LayerNorm over (C, H, W) of its output", _layer),
     # Over 32 groups of channels of each sample (Wu & He, 2018), or as many as divide both.
-    "group": _of_each_image(_group),
+    "group": _of_each_image(
+        "GroupNorm of its output, of 32 groups or as many as divide both", _group
+    ),
     # Over each channel of each sample (Ulyanov et al., 2016), without running statistics.
-    "instance": _of_each_image(_instance),
+    "instance": _of_each_image("InstanceNorm of its output", _instance),
     # Salimans & Kingma, 2016; without a multiplier every row has norm 1.
     "weight": Kind(
+        does="every row of the reshaped weight has norm 1",
         conv=_weight,
         linear=_weight,
         reads=("scale", "multiplier", "batch_norm"),
@@ -225,6 +230,7 @@ CATALOGUE: dict[str, Kind] = {
     ),
     # Of the reshaped weight (Miyato et al., 2018), torch's own.
     "spectral": Kind(
+        does="weight divided by the largest singular value of the reshaped weight",
         conv=_spectral,
         linear=_spectral,
         reads=("scale", "batch_norm"),
@@ -234,6 +240,7 @@ CATALOGUE: dict[str, Kind] = {
     # Of both reshapings of the weight (Lin et al., 2021); with `scale` it is their BSSN. A matrix
     # has the same norm in both, so a linear layer has spectral norm.
     "bidirectional": Kind(
+        does="weight divided by the mean of the largest singular values of both reshapings",
         conv=_bidirectional,
         linear=_spectral,
         reads=("scale", "batch_norm"),
@@ -242,12 +249,14 @@ CATALOGUE: dict[str, Kind] = {
     ),
     # Qiao et al., 2019, of convolutions. Its gain is large: sqrt(n) for n inputs of an output.
     "weight_standardization": Kind(
+        does="every row has mean 0 and deviation 1, so norm sqrt(n - 1)",
         conv=_standardized,
         reads=("scale", "batch_norm"),
         ignores_scale=_always,
     ),
     # Liu et al., 2021. Its affine has a scale of its own.
     "convnorm": Kind(
+        does="output channels divided by their spectrum",
         conv=_convnorm,
         reads=CONVNORM,
         conv_scales=True,
@@ -257,6 +266,7 @@ CATALOGUE: dict[str, Kind] = {
     # The operator norm of the convolution on maps of its own size (Gouk et al., 2018): what
     # spectral norm stands for, and the control for spectral_convnorm.
     "operator": Kind(
+        does="weight divided by the convolution's operator norm on maps of its own size",
         conv=_operator,
         linear=_spectral,
         reads=("scale", "batch_norm"),
@@ -268,6 +278,7 @@ CATALOGUE: dict[str, Kind] = {
     # ConvNorm does not see the scale of a weight, so spectral norm of the weight before it would
     # change nothing.
     "spectral_convnorm": Kind(
+        does="ConvNorm divided by its own operator norm on maps of its own size",
         conv=_spectral_convnorm,
         linear=_spectral,
         reads=CONVNORM,
@@ -280,6 +291,7 @@ CATALOGUE: dict[str, Kind] = {
     # Newton's iteration on the reshaped weight (Huang et al., 2020). The published code leaves out
     # the division that takes the scale away.
     "oni": Kind(
+        does="reshaped weight made orthogonal by Newton's iteration",
         conv=_oni,
         linear=_oni,
         reads=("scale", "multiplier", "batch_norm", "iterations", "groups", "as_published"),
@@ -288,6 +300,7 @@ CATALOGUE: dict[str, Kind] = {
     ),
     # Orthogonal weight normalization of the reshaped weight (Huang et al., 2018).
     "own": Kind(
+        does="reshaped weight made orthogonal exactly",
         conv=_own,
         linear=_own,
         reads=("scale", "multiplier", "batch_norm", "groups"),
@@ -297,10 +310,17 @@ CATALOGUE: dict[str, Kind] = {
     ),
     # Of operator norm 1 at most, by a bound on the products of a layer's columns (Prach & Lampert,
     # 2022), without their start at orthogonal kernels. A BatchNorm behind it voids the bound.
-    "aol": Kind(conv=_aol, linear=_aol, reads=("scale", "batch_norm"), ignores_scale=_always),
+    "aol": Kind(
+        does="inputs rescaled so that the operator norm is at most 1",
+        conv=_aol,
+        linear=_aol,
+        reads=("scale", "batch_norm"),
+        ignores_scale=_always,
+    ),
     # Ni & Koniusz, 2024: beside spectral norm, as published, and behind all convolutions of a
     # discriminator but those that see the image. Its penalty has the published weight.
     "chain": Kind(
+        does="spectral norm, and channels drawn towards the smallest as far as D overfits",
         conv=_chains_convolution,
         linear=_spectral,
         output=lambda channels, options: Chain(channels),
@@ -316,10 +336,13 @@ CATALOGUE: dict[str, Kind] = {
     ),
     # Orthogonal convolutions by a penalty (Wang et al., 2020).
     "ocnn": Kind(
-        reads=("scale", "batch_norm", "penalty_weight", "as_published"), penalty=_orthogonality
+        does="a penalty for convolutions that are not orthogonal",
+        reads=("scale", "batch_norm", "penalty_weight", "as_published"),
+        penalty=_orthogonality,
     ),
     # The control for convnorm with affine and batch_norm: these two, without the filter.
     "affine": Kind(
+        does="a depthwise convolution and BatchNorm: `convnorm` with both, but for its filter",
         conv=_affine,
         output=lambda channels, options: nn.BatchNorm2d(channels),
         reads=("scale", "affine_init"),

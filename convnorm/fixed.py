@@ -61,7 +61,7 @@ def _opened(context: ContextVar[WeakTensorKeyDictionary | None]) -> Iterator[Non
 def computed_once(
     function: Callable[..., Result],
     tensor: torch.Tensor,
-    *args,
+    *args: object,
     weights: Iterable[torch.Tensor] = (),
 ) -> Result:
     """Return function(tensor, *args), computed once for each tensor inside `fixed_weights`.
@@ -85,7 +85,7 @@ def computed_once(
 
 
 def computed_once_a_step(
-    function: Callable[..., Result], tensor: torch.Tensor, *args, constant: bool = False
+    function: Callable[..., Result], tensor: torch.Tensor, *args: object, constant: bool = False
 ) -> Result:
     """`computed_once`, and inside `shared_weights` also once, with its gradient.
 

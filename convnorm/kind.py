@@ -27,6 +27,8 @@ def _never(options: "Normalizer") -> bool:
 class Kind:
     """All that the suite knows of one kind of normalizer. Functions get the options last.
 
+    does: what becomes of each convolution, in a few words for a table.
+
     How it normalizes:
     conv: what a convolution becomes; it may be changed and is part of the result.
     linear: what the last, linear layer of a discriminator becomes.
@@ -66,6 +68,7 @@ class Kind:
         such buffers.
     """
 
+    does: str = ""
     conv: Callable[[nn.Conv2d, "Normalizer"], nn.Module] = _as_it_is
     linear: Callable[[nn.Linear, "Normalizer"], nn.Module] = _as_it_is
     output: Callable[[int, "Normalizer"], nn.Module | None] = _nothing
@@ -84,6 +87,11 @@ class Kind:
     statistics: tuple[str, ...] = ()
     observe: Callable[[nn.Module, torch.Tensor], None] | None = None
     advance: Callable[[nn.Module], None] | None = None
+
+    @property
+    def normalizes_conv(self) -> bool:
+        """Whether it does anything to a convolution itself."""
+        return self.conv is not _as_it_is
 
     @property
     def normalizes_linear(self) -> bool:

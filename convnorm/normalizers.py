@@ -103,7 +103,7 @@ class Normalizer:
     penalty_weight: float = _number(1e-3, 0, 10**6)
     as_published: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check("kind", self.kind, self.kind in CATALOGUE, f"one of {', '.join(CATALOGUE)}")
         for option in fields(self):
             if allowed := option.metadata.get("range"):
@@ -209,7 +209,9 @@ class Normalizer:
         return self._marked(Normalized(*((*output, conv) if output_first else (conv, *output))))
 
     def _marked(self, module: nn.Module) -> nn.Module:
-        module.normalized_by = self  # found by `normalized_layers`, also in a deepcopy
+        # Found by `normalized_layers`, also in a deepcopy. Torch declares attributes of modules as
+        # tensors and modules.
+        module.normalized_by = self  # type: ignore[assignment]
         return module
 
 

@@ -4,12 +4,15 @@ Spectral norm depends on such a factor more than on anything else (Lin, Sekar & 
 2021, arXiv 2009.02773): c on each of L layers without bias is c^L on what they compute.
 """
 
+from typing import TypeVar
+
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
 from convnorm.parametrizations import Scale
 
+Layer = TypeVar("Layer", bound=nn.Module)
 WITH_MULTIPLIER = (nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d)
 
 
@@ -27,7 +30,7 @@ class Factor(nn.Module):
         return f"{self.factor:g}"
 
 
-def scale_weight(layer: nn.Conv2d | nn.Linear, factor: float) -> nn.Conv2d | nn.Linear:
+def scale_weight(layer: Layer, factor: float) -> Layer:
     """Multiply a layer's weight by `factor`, behind what normalizes it; returns the layer.
 
     A learned multiplier of the weight starts at `factor` times its value instead. A factor of 1

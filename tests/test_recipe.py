@@ -1,4 +1,4 @@
-"""README's recipe for a normalizer, and nothing else, makes one that the whole suite knows."""
+"""The recipe of docs/extending.md, and nothing else, makes a normalizer that the suite knows."""
 
 import copy
 import re
@@ -21,8 +21,8 @@ from gan.networks import build_discriminator
 
 @pytest.fixture(autouse=True)
 def rms():
-    """The kind as README registers it, for one test."""
-    section = (ROOT / "README.md").read_text().split("## Normalizers")[1]
+    """The kind as the page registers it, for one test."""
+    section = (ROOT / "docs/extending.md").read_text().split("## A normalizer")[1]
     (recipe,) = re.findall(r"```python\n(.*?)```", section.split("\n## ")[0], re.DOTALL)
     known = dict(CATALOGUE)
     exec(recipe, {})

@@ -204,7 +204,7 @@ CATALOGUE: dict[str, Kind] = {
     "none": Kind(does="nothing at all"),
     # Ioffe & Szegedy, 2015; not on the layer that sees the image (Radford et al., 2016).
     "batch": Kind(
-        does="BatchNorm of its output; in a discriminator not on the layer that sees the image",
+        does="BatchNorm of its output (Ioffe & Szegedy 2015); in D not where the image enters",
         output=_batch,
         at_input=False,
         reads=("scale", "multiplier"),
@@ -213,16 +213,16 @@ CATALOGUE: dict[str, Kind] = {
         ignores_scale=_without_multiplier,
     ),
     # Over (C, H, W) of each sample (Ba et al., 2016).
-    "layer": _of_each_image("LayerNorm over (C, H, W) of its output", _layer),
+    "layer": _of_each_image("LayerNorm over (C, H, W) of its output (Ba et al. 2016)", _layer),
     # Over 32 groups of channels of each sample (Wu & He, 2018), or as many as divide both.
     "group": _of_each_image(
-        "GroupNorm of its output, of 32 groups or as many as divide both", _group
+        "GroupNorm of its output, of 32 groups or as many as divide both (Wu & He 2018)", _group
     ),
     # Over each channel of each sample (Ulyanov et al., 2016), without running statistics.
-    "instance": _of_each_image("InstanceNorm of its output", _instance),
+    "instance": _of_each_image("InstanceNorm of its output (Ulyanov et al. 2016)", _instance),
     # Salimans & Kingma, 2016; without a multiplier every row has norm 1.
     "weight": Kind(
-        does="every row of the reshaped weight has norm 1",
+        does="every row of the reshaped weight has norm 1 (Salimans & Kingma 2016)",
         conv=_weight,
         linear=_weight,
         reads=("scale", "multiplier", "batch_norm"),
@@ -230,7 +230,7 @@ CATALOGUE: dict[str, Kind] = {
     ),
     # Of the reshaped weight (Miyato et al., 2018), torch's own.
     "spectral": Kind(
-        does="weight divided by the largest singular value of the reshaped weight",
+        does="reshaped weight divided by its largest singular value (Miyato et al. 2018)",
         conv=_spectral,
         linear=_spectral,
         reads=("scale", "batch_norm"),
@@ -240,7 +240,7 @@ CATALOGUE: dict[str, Kind] = {
     # Of both reshapings of the weight (Lin et al., 2021); with `scale` it is their BSSN. A matrix
     # has the same norm in both, so a linear layer has spectral norm.
     "bidirectional": Kind(
-        does="weight divided by the mean of the largest singular values of both reshapings",
+        does="weight divided by the mean norm of its two reshapings (Lin et al. 2021)",
         conv=_bidirectional,
         linear=_spectral,
         reads=("scale", "batch_norm"),
@@ -249,14 +249,14 @@ CATALOGUE: dict[str, Kind] = {
     ),
     # Qiao et al., 2019, of convolutions. Its gain is large: sqrt(n) for n inputs of an output.
     "weight_standardization": Kind(
-        does="every row has mean 0 and deviation 1, so norm sqrt(n - 1)",
+        does="every row has mean 0 and deviation 1, so norm sqrt(n - 1) (Qiao et al. 2019)",
         conv=_standardized,
         reads=("scale", "batch_norm"),
         ignores_scale=_always,
     ),
     # Liu et al., 2021. Its affine has a scale of its own.
     "convnorm": Kind(
-        does="output channels divided by their spectrum",
+        does="output channels divided by their spectrum (Liu et al. 2021)",
         conv=_convnorm,
         reads=CONVNORM,
         conv_scales=True,
@@ -266,7 +266,7 @@ CATALOGUE: dict[str, Kind] = {
     # The operator norm of the convolution on maps of its own size (Gouk et al., 2018): what
     # spectral norm stands for, and the control for spectral_convnorm.
     "operator": Kind(
-        does="weight divided by the convolution's operator norm on maps of its own size",
+        does="weight divided by the convolution's norm on maps of its own size (Gouk et al. 2018)",
         conv=_operator,
         linear=_spectral,
         reads=("scale", "batch_norm"),
@@ -291,7 +291,7 @@ CATALOGUE: dict[str, Kind] = {
     # Newton's iteration on the reshaped weight (Huang et al., 2020). The published code leaves out
     # the division that takes the scale away.
     "oni": Kind(
-        does="reshaped weight made orthogonal by Newton's iteration",
+        does="reshaped weight made orthogonal by Newton's iteration (Huang et al. 2020)",
         conv=_oni,
         linear=_oni,
         reads=("scale", "multiplier", "batch_norm", "iterations", "groups", "as_published"),
@@ -300,7 +300,7 @@ CATALOGUE: dict[str, Kind] = {
     ),
     # Orthogonal weight normalization of the reshaped weight (Huang et al., 2018).
     "own": Kind(
-        does="reshaped weight made orthogonal exactly",
+        does="reshaped weight made orthogonal exactly (Huang et al. 2018)",
         conv=_own,
         linear=_own,
         reads=("scale", "multiplier", "batch_norm", "groups"),
@@ -311,7 +311,7 @@ CATALOGUE: dict[str, Kind] = {
     # Of operator norm 1 at most, by a bound on the products of a layer's columns (Prach & Lampert,
     # 2022), without their start at orthogonal kernels. A BatchNorm behind it voids the bound.
     "aol": Kind(
-        does="inputs rescaled so that the operator norm is at most 1",
+        does="inputs rescaled so that the operator norm is at most 1 (Prach & Lampert 2022)",
         conv=_aol,
         linear=_aol,
         reads=("scale", "batch_norm"),
@@ -320,7 +320,7 @@ CATALOGUE: dict[str, Kind] = {
     # Ni & Koniusz, 2024: beside spectral norm, as published, and behind all convolutions of a
     # discriminator but those that see the image. Its penalty has the published weight.
     "chain": Kind(
-        does="spectral norm, and channels drawn towards the smallest as far as D overfits",
+        does="spectral norm, channels drawn to the least as D overfits (Ni & Koniusz 2024)",
         conv=_chains_convolution,
         linear=_spectral,
         output=lambda channels, options: Chain(channels),
@@ -336,7 +336,7 @@ CATALOGUE: dict[str, Kind] = {
     ),
     # Orthogonal convolutions by a penalty (Wang et al., 2020).
     "ocnn": Kind(
-        does="a penalty for convolutions that are not orthogonal",
+        does="a penalty for convolutions that are not orthogonal (Wang et al. 2020)",
         reads=("scale", "batch_norm", "penalty_weight", "as_published"),
         penalty=_orthogonality,
     ),

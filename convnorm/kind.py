@@ -27,7 +27,7 @@ def _never(options: "Normalizer") -> bool:
 class Kind:
     """All that the suite knows of one kind of normalizer. Functions get the options last.
 
-    does: what becomes of each convolution, in a few words for a table.
+    does: what becomes of each convolution, in a few words for a table, with the source.
 
     How it normalizes:
     conv: what a convolution becomes; it may be changed and is part of the result.

@@ -99,6 +99,11 @@ class Kind:
         return self.linear is not _as_it_is
 
     @property
+    def normalizes_convolution(self) -> bool:
+        """Whether it does anything to a convolution itself."""
+        return self.conv is not _as_it_is
+
+    @property
     def normalizes_map(self) -> bool:
         """Whether it has an `output`."""
         return self.output is not _nothing

@@ -74,12 +74,8 @@ class ConversionReport:
             change = f"{', '.join(lost)} -> {', '.join(new)}" if lost else f"+ {', '.join(new)}"
             remarks.append(f"State dict of a converted layer: {change}")
         if calibrated:
-            by = (
-                "their weights" if self.images is None else f"least squares on {self.images} images"
-            )
-            remarks.append(
-                f"The affines start from {by}: near the convolutions, not equal to them; fine-tune."
-            )
+            by = f"least squares on {self.images} images" if self.images else "the weights"
+            remarks.append(f"The affines start by {by}, near the convolutions: now fine-tune.")
         if self.output_error is not None:
             remarks.append(f"Error of the model's output on the example: {self.output_error:.1%}.")
         return remarks

@@ -69,9 +69,8 @@ def convert(
     skip: which of the selected are left all the same. "unused": not run by the example. "grouped":
         depthwise or in groups, whose gain varies most over the frequencies. "pooled": with maps of
         1x1, as in squeeze and excitation, which have no spectrum; without an example, what a class
-        of such a name holds. "image": the layer that sees the image, whose few channels a filter
-        fits worst: up to 4 channels, and with an example up to 16 where nothing mixes the channels
-        before it.
+        of such a name holds. "image": the layer that sees the image, which an affine fits worst: of
+        up to 4 input channels, and with an example only if nothing mixes channels before it.
     example: an input: one argument, a tuple of positional or a dict of keyword arguments, of the
         size that the model is made for. It is run in evaluation mode before and after, and leaves
         no trace. Kinds that are fitted to the size of the maps need it.
@@ -88,12 +87,13 @@ def convert(
         is grid="full".
 
     A 1x1 kernel has a flat spectrum: ConvNorm is weight normalization there. It gets an affine,
-    which restores its scale exactly, only if it is calibrated or its output does not go into a
-    BatchNorm alone (as the example shows). The bias of a convolution stays, behind the gain and
-    before the affine. Nothing is moved or merged.
+    which holds its scale exactly, only if it is calibrated or its output goes elsewhere than into
+    a BatchNorm, as the example shows; without one, if it has a bias. The bias of a convolution
+    stays, behind the gain and before the affine. Nothing is moved or merged.
 
     Raises ValueError, and leaves the model as it was, if no convolution is converted, for a pattern
-    that matches none, and for options that do not fit.
+    that matches none, and for options that do not fit; RuntimeError if the model cannot be copied,
+    or holds a convolution where it cannot be replaced.
     """
     normalizer = _normalizer(kind, options)
     for name in skip:
@@ -102,7 +102,7 @@ def convert(
     calibrate, example = _inputs(calibrate, example)
     if example is None and normalizer.definition.fit is not None:
         raise ValueError(f"kind {normalizer.kind!r} is fitted to the maps: give an example")
-    model = model if inplace else copy.deepcopy(model)
+    model = model if inplace else _copied(model)
     run = None
     if example is not None:
         _refuse_lazy(model)
@@ -144,7 +144,7 @@ def revert(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     BatchNorm of its own, a subclass of it, one whose weight is parametrized, and the layers of
     kinds that are in `convert` refused.
     """
-    model = model if inplace else copy.deepcopy(model)
+    model = model if inplace else _copied(model)
     plain: dict[nn.Module, nn.Module] = {}
     for candidate in candidates(model, None):
         layer = candidate.module
@@ -154,6 +154,15 @@ def revert(model: nn.Module, *, inplace: bool = False) -> nn.Module:
             except ValueError as error:
                 raise ValueError(f"{candidate.names[0] or 'the model'}: {error}") from None
     return replaced(model, plain)
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except RuntimeError as error:  # of tensors that pruning and the old weight norm compute
+        raise RuntimeError(
+            f"the model cannot be copied, but be changed itself (inplace=True): {error}"
+        ) from error
 
 
 def _takes(kind: Kind) -> bool:

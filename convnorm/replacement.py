@@ -26,7 +26,8 @@ def replaced(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> nn.Module:
 def normalized_layer(found: Candidate, normalizer: Normalizer, calibrated: bool) -> nn.Module:
     """The normalized layer that stands for a convolution, with its parameters, modes and hooks."""
     conv = found.module
-    absorbed = found.use is None or found.use.is_absorbed
+    # Whoever puts a BatchNorm behind a convolution leaves its bias out.
+    absorbed = conv.bias is None if found.use is None else found.use.is_absorbed
     if conv.kernel_size == (1, 1) and normalizer.affine and absorbed and not calibrated:
         normalizer = replace(normalizer, affine=False)
     make = CONVERTERS.get(type(conv), lambda twin, options: options.convolution(twin))

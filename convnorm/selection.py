@@ -22,8 +22,7 @@ Converter = Callable[[nn.Conv2d, Normalizer], nn.Module]
 # convolution, with its very parameters, and returns a layer that takes the same inputs.
 CONVERTERS: dict[type[nn.Conv2d], Converter] = {}
 
-GREY_TO_RGBA = 4  # most channels of what is taken for an image where nothing ran
-IMAGE_CHANNELS = 16  # most channels of what enters a model as an image and not as features
+IMAGE_CHANNELS = 4  # at most, from grey to RGBA
 SQUEEZE = re.compile(r"squeeze.?(and)?.?excit|^(effective)?se(module|layer)$", re.IGNORECASE)
 
 
@@ -111,10 +110,7 @@ def _has_own_forward(kind: type[nn.Conv2d]) -> bool:
 
 def _image(found: Candidate) -> str | None:
     channels = found.module.in_channels
-    if found.use is None:
-        sees_image = channels <= GREY_TO_RGBA
-    else:
-        sees_image = found.use.sees_input and channels <= IMAGE_CHANNELS
+    sees_image = channels <= IMAGE_CHANNELS and (found.use is None or found.use.sees_input)
     return f"sees the image ({channels} channels)" if sees_image else None
 
 

@@ -134,7 +134,7 @@ class _Flow(TorchFunctionMode):
     def __init__(self):
         super().__init__()
         self.uses: dict[nn.Module, Use] = {}
-        self.made_by = WeakTensorKeyDictionary()  # output -> its convolution, until it is changed
+        self.made_by = WeakTensorKeyDictionary()  # output -> its convolution
         self.mixed = WeakTensorKeyDictionary()  # tensor -> True, where no image is left
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
@@ -147,10 +147,8 @@ class _Flow(TorchFunctionMode):
             for tensor in taken:
                 self.take(tensor, name)
             mixed = name in MIXING or any(tensor in self.mixed for tensor in taken)
-            for tensor in made:
-                self.made_by.pop(tensor, None)  # of a function that works in place
-                if mixed:
-                    self.mixed[tensor] = True
+            if mixed:
+                self.mixed.update((tensor, True) for tensor in made)
         return result
 
     def take(self, tensor: torch.Tensor, name: str) -> None:

@@ -167,6 +167,14 @@ def test_one_convolution_under_many_names_is_one_layer():
     ]
 
 
+def test_one_convolution_at_two_places_of_one_module_is_replaced_at_both():
+    conv = conv3(8, 8)
+    converted, report = convert(nn.Sequential(conv, nn.ReLU(), conv))
+    assert converted[0] is converted[2]
+    assert isinstance(converted[0], ConvNorm2d)
+    assert report.converted == ("0",)
+
+
 def test_a_parameter_of_two_convolutions_stays_one():
     model = nn.Sequential(conv3(8, 8), conv3(8, 8))
     model[1].weight = model[0].weight

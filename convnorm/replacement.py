@@ -80,10 +80,16 @@ def plain_layer(layer: nn.Module) -> nn.Conv2d:
 
 
 def _twin(conv: nn.Conv2d) -> nn.Conv2d:
-    """A convolution with the very parameters of `conv`, to which a kind may do what it does."""
+    """A convolution with the very parameters of `conv`, to which a kind may do what it does.
+
+    Without its hooks, which `_hand_over` gives to what the kind makes of it.
+    """
     twin = copy.copy(conv)
-    for name in ("_parameters", "_buffers", "_modules"):
-        setattr(twin, name, copy.copy(getattr(conv, name)))
+    for name, value in list(vars(conv).items()):
+        if name in ("_parameters", "_buffers", "_modules"):
+            setattr(twin, name, copy.copy(value))
+        elif "_hook" in name and isinstance(value, dict):
+            setattr(twin, name, type(value)())
     return twin
 
 

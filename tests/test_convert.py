@@ -216,6 +216,18 @@ def test_modes_gradients_dtype_hooks_and_attributes_go_over():
     assert len(back._forward_hooks) == 1
 
 
+@pytest.mark.parametrize("kind", ["convnorm", "spectral", "spectral_convnorm"])
+def test_the_handle_of_a_hook_still_removes_it(kind):
+    conv, seen = conv3(8, 8), []
+    hook = conv.register_forward_hook(lambda module, args, output: seen.append(module))
+    layer, _ = convert(conv, kind, example=maps(8), inplace=True)
+    seen.clear()
+    layer(maps(8))
+    hook.remove()
+    layer(maps(8))
+    assert seen == [layer]
+
+
 # Networks of torchvision and timm, which no weights are made of.
 
 

@@ -89,7 +89,7 @@ class Kind:
     advance: Callable[[nn.Module], None] | None = None
 
     @property
-    def normalizes_conv(self) -> bool:
+    def normalizes_convolution(self) -> bool:
         """Whether it does anything to a convolution itself."""
         return self.conv is not _as_it_is
 
@@ -97,11 +97,6 @@ class Kind:
     def normalizes_linear(self) -> bool:
         """Whether it does anything to the last, linear layer of a discriminator."""
         return self.linear is not _as_it_is
-
-    @property
-    def normalizes_convolution(self) -> bool:
-        """Whether it does anything to a convolution itself."""
-        return self.conv is not _as_it_is
 
     @property
     def normalizes_map(self) -> bool:

@@ -53,7 +53,7 @@ def row(kind: str) -> list[str]:
     added = num_parameters(layer) - num_parameters(plain)
     norm = None if known.normalizes_map else operator_norm(layer.eval(), x[:1].shape)
     places = {
-        "convolution": known.normalizes_conv,
+        "convolution": known.normalizes_convolution,
         "map": known.normalizes_map,
         "head": known.normalizes_linear,
         "loss": known.penalty is not None,

@@ -159,7 +159,7 @@ def _convnorm(conv: nn.Conv2d, options: "Normalizer") -> ConvNorm2d:
         batch_norm=False,
         gradient_through_gain=options.gradient_through_gain,
         eps=options.eps,
-        fused_filter=options.fused_filter,
+        filter="fused" if options.fused_filter else "auto",
         scale=options.scale,
     )
 

@@ -4,7 +4,16 @@ import torch
 
 from convnorm.fixed import computed_once
 from convnorm.fused_filter import fused_filter
-from convnorm.tables import Pair, circulant_index
+from convnorm.modes import applied, holds, is_transformed
+from convnorm.precision import outside_autocast
+from convnorm.tables import (
+    Pair,
+    analysis_columns,
+    analysis_rows,
+    circulant_index,
+    synthesis_columns,
+    synthesis_rows,
+)
 
 
 class _FilterFFT(torch.autograd.Function):
@@ -15,14 +24,17 @@ class _FilterFFT(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(gain)
+    def forward(x: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
         return torch.fft.irfft2(gain * torch.fft.rfft2(x), s=x.shape[-2:])
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor):
         (gain,) = ctx.saved_tensors
-        return _FilterFFT.apply(grad.contiguous(), gain.conj()), None
+        return applied(_FilterFFT, grad.contiguous(), gain.conj()), None
 
 
 def matrix_is_faster(num_outputs: int, batch_size: int, device_type: str) -> bool:
@@ -33,9 +45,10 @@ def matrix_is_faster(num_outputs: int, batch_size: int, device_type: str) -> boo
     the faster of the two in the 45 cases that were measured (scripts/bench_speed.py filter), on an
     H100 within 15 % in the 18 of results/check_device_h100.json.
     """
+    # The batch last, and in no `min`: a compiler may leave its size open, and `holds` asks then.
     if device_type == "cuda":
-        return num_outputs <= min(324, 144 + batch_size)
-    return num_outputs <= min(144, 16 * batch_size)
+        return num_outputs <= 324 and num_outputs <= 144 + batch_size
+    return num_outputs <= 144 and num_outputs <= 16 * batch_size
 
 
 def _filter_matrix(
@@ -66,20 +79,51 @@ def circular_filter(
     n, m = x.shape[-2:]
     rows = range(n) if rows is None else rows
     columns = range(m) if columns is None else columns
-    with torch.autocast(x.device.type, enabled=False):
-        if fused and not gain.requires_grad and not gain.is_complex():
+    with outside_autocast(x.device.type):
+        ours = fused and not gain.requires_grad and not gain.is_complex()
+        if ours and not is_transformed(x, gain):
             return fused_filter(x, gain, rows, columns)
         maps = x.to(gain.real.dtype)
-        if matrix_is_faster(len(rows) * len(columns), len(x), x.device.type):
+        if holds(matrix_is_faster(len(rows) * len(columns), x.shape[0], x.device.type)):
             matrix = computed_once(_filter_matrix, gain, (n, m), tuple(rows), tuple(columns))
             y = torch.bmm(maps.flatten(2).transpose(0, 1), matrix.transpose(1, 2))
             return y.transpose(0, 1).unflatten(2, (len(rows), len(columns))).to(x.dtype)
         maps = maps.contiguous()  # channels_last input has failed in compiled FFTs
-        if not maps.numel():  # an FFT refuses a batch of none, which nn.Conv2d takes
+        if holds(maps.numel() == 0):  # an FFT refuses a batch of none, which nn.Conv2d takes
             y = maps * gain.real.sum()  # so that gradients are zero and not missing
         elif gain.requires_grad:
-            y = torch.fft.irfft2(gain * torch.fft.rfft2(maps), s=(n, m))
+            y = _FilterFFT.forward(maps, gain)
         else:
-            y = _FilterFFT.apply(maps, gain)
+            y = applied(_FilterFFT, maps, gain)
     rows, columns = (slice(r.start, r.stop, r.step) for r in (rows, columns))
     return y[..., rows, columns].to(x.dtype)
+
+
+def filter_by_products(
+    x: torch.Tensor,
+    real: torch.Tensor,
+    imaginary: torch.Tensor | None = None,
+    *,
+    rows: range,
+    columns: range,
+) -> torch.Tensor:
+    """`circular_filter` by products with cosines and sines, without an FFT or a complex number.
+
+    real, imaginary: the parts of its gain. What exports at all exports these products.
+    """
+    n, m = (int(side) for side in x.shape[-2:])
+    half = m // 2 + 1
+    like = (x.device, real.dtype)
+    with outside_autocast(x.device.type):
+        waves = x.to(real.dtype) @ analysis_rows(m, m, *like).t()  # (N, C, n, half x parts)
+        waves = waves.unflatten(3, (half, 2)).permute(0, 1, 3, 4, 2)
+        waves = waves.flatten(3) @ analysis_columns(n, n, *like).t()
+        waves = waves.unflatten(3, (n, 2))  # (N, C, half, n, parts)
+        filtered = waves * real.mT[..., None]
+        if imaginary is not None:
+            a, b = waves.unbind(4)
+            filtered = filtered + torch.stack([-b, a], 4) * imaginary.mT[..., None]
+        waves = filtered.flatten(3) @ synthesis_columns(n, tuple(rows), *like).t()
+        waves = waves.unflatten(3, (2, len(rows))).permute(0, 1, 4, 2, 3)
+        y = waves.flatten(3) @ synthesis_rows(m, tuple(columns), *like).t()
+    return y.to(x.dtype)

@@ -7,6 +7,8 @@ from contextvars import ContextVar
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from convnorm.modes import is_transformed
+
 Result = torch.Tensor | tuple[torch.Tensor, ...]
 
 # tensor -> (function, other arguments) -> result. A weight that a parametrization makes anew at
@@ -69,7 +71,7 @@ def computed_once(
     Outside that context it is computed in every call. `weights` are other tensors that it takes
     a gradient to.
     """
-    results = _inside(_results)
+    results = _inside(_results, tensor)
     if results is None:
         return function(tensor, *args)
     if torch.is_grad_enabled():
@@ -91,8 +93,8 @@ def computed_once_a_step(
 
     It is for functions of `tensor` and `args` alone. constant: no gradient flows through them.
     """
-    shared = _inside(_shared)
-    if shared is None or _inside(_results) is not None:
+    shared = _inside(_shared, tensor)
+    if shared is None or _inside(_results, tensor) is not None:
         return computed_once(function, tensor, *args)
     known = shared.setdefault(tensor, {})
     key = (function, args, not constant and torch.is_grad_enabled())
@@ -102,10 +104,15 @@ def computed_once_a_step(
 
 
 def _inside(
-    context: ContextVar[WeakTensorKeyDictionary | None],
+    context: ContextVar[WeakTensorKeyDictionary | None], tensor: torch.Tensor
 ) -> WeakTensorKeyDictionary | None:
+    """The results of a context, if it is open and may keep what follows from `tensor`."""
     # A compiler cannot trace a context variable, and folds what is constant by itself.
-    return None if torch.compiler.is_compiling() else context.get()
+    if torch.compiler.is_compiling():
+        return None
+    results = context.get()
+    # What a transform computes ends with it.
+    return None if results is None or is_transformed(tensor) else results
 
 
 def _refuse_gradient(weight: torch.Tensor) -> None:

@@ -8,9 +8,8 @@ convolution by the kernels W_o1 ... W_oI of output channel o, and hats for the D
     G_o(w) = (P_o(w) + eps * |W_o|^2)^(-1/2)          gain; |W_o|^2 is the mean of P_o over w
     y_o    = irfft2(G_o * rfft2(c_o))                 circular filter
 
-P_o is the DFT of the kernel's autocorrelation, which has only (2k-1)^2 numbers; so no kernel is
-ever padded to the grid. All of it runs in float32 or float64, whatever the autocast state; and
-where float32 products may be rounded (TF32, bfloat16), the gain is computed in float64.
+All of it runs in float32 or float64, whatever the autocast state; and where float32 products may
+be rounded (TF32, bfloat16), or a kernel has few inputs, the gain is computed in float64.
 """
 
 from collections.abc import Callable
@@ -18,9 +17,11 @@ from collections.abc import Callable
 import torch
 
 from convnorm.convolution import Pads, convolve, convolve_adjoint, output_size, pad, pad_adjoint
-from convnorm.filtering import circular_filter
+from convnorm.energy import spectral_energy
+from convnorm.filtering import circular_filter, filter_by_products
 from convnorm.fixed import computed_once_a_step
-from convnorm.precision import widened
+from convnorm.precision import doubled, outside_autocast
+from convnorm.ring import check_ring, everywhere, kept_outputs
 from convnorm.spectral_convolution import (
     Complex,
     behind,
@@ -28,40 +29,16 @@ from convnorm.spectral_convolution import (
     spectral_convolution,
     spectrum_is_faster,
 )
-from convnorm.tables import Pair, cosine_table, kernel_waves, offset_indicator
+from convnorm.tables import Pair, kernel_waves
 
 NO_PADDING = (0, 0, 0, 0)
 GainFunction = Callable[..., torch.Tensor]
+Symbol = tuple[torch.Tensor] | Complex
 GRIDS = ("full", "native")
-
-
-def autocorrelation(weight: torch.Tensor) -> torch.Tensor:
-    """Sum over input channels of each kernel's autocorrelation.
-
-    weight: (O, I, k_h, k_w). Returns R: (O, 2 k_h - 1, 2 k_w - 1) with
-    R_o[d] = sum_i sum_p W_oi[p] W_oi[p + d]; the middle entry R_o[0] is |W_o|^2.
-    """
-    out_channels, _, height, width = weight.shape
-    taps = widened(weight).flatten(2)
-    gram = torch.bmm(taps.transpose(1, 2), taps).flatten(1)  # (O, K * K)
-    summed = gram @ offset_indicator((height, width), gram.device, gram.dtype)
-    return summed.view(out_channels, 2 * height - 1, 2 * width - 1).to(weight.dtype)
-
-
-def spectral_energy(
-    weight: torch.Tensor, grid: Pair, dilation: Pair = (1, 1), stride: Pair = (1, 1)
-) -> torch.Tensor:
-    """P of the module docstring on an n x m ring of outputs: (O, n, m // 2 + 1), >= 0.
-
-    With a stride s, the energy that the strided layer has on its own, coarser grid: the mean of
-    the s_h * s_w aliases of P on the fine grid.
-    """
-    correlation = autocorrelation(widened(weight)).flatten(1)
-    kernel = (weight.shape[2], weight.shape[3])
-    cosines = cosine_table(kernel, grid, dilation, stride, weight.device, correlation.dtype)
-    # Rounding can take a zero of the spectrum below zero.
-    energy = (correlation @ cosines).clamp(min=0).view(-1, grid[0], grid[1] // 2 + 1)
-    return energy.to(weight.dtype)
+FILTERS = ("auto", "fused", "matmul")
+# A spectrum of few inputs can vanish at some frequency, where the gain is the inverse of what
+# rounding leaves. Sums over many inputs have no such zeros.
+FEW_INPUTS = 32
 
 
 def spectral_gain(
@@ -78,46 +55,22 @@ def spectral_gain(
     eps**-0.5 / |W_o|. A channel whose kernel is zero has gain 1: its output is zero in any case,
     and its gradient stays finite.
     """
-    with torch.autocast(weight.device.type, enabled=False):
-        weight = weight if weight.dtype == torch.float64 else weight.float()
+    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    with outside_autocast(weight.device.type):
+        weight = weight.to(dtype)
+        if weight.shape[1] <= FEW_INPUTS:
+            weight = doubled(weight)
         energy = spectral_energy(weight, grid, dilation, stride)
         mean = weight.square().sum((1, 2, 3))[:, None, None]
-        tiny = torch.finfo(weight.dtype).tiny
-        return torch.where(mean > tiny, energy + eps * mean, 1.0).clamp(min=tiny).rsqrt()
+        tiny = torch.finfo(dtype).tiny
+        gain = torch.where(mean > tiny, energy + eps * mean, 1.0).clamp(min=tiny).rsqrt()
+        return gain.to(dtype)
 
 
 @torch.no_grad()
 def constant_gain(weight: torch.Tensor, *args) -> torch.Tensor:
-    """`spectral_gain` as a constant, to which no gradient flows."""
-    return spectral_gain(weight, *args)
-
-
-def check_ring(padding: Pads, kernel: Pair, dilation: Pair) -> None:
-    """Raise ValueError if circular padding goes more than once around the map (grid="full")."""
-    left, right, top, bottom = padding
-    reach = tuple(d * (k - 1) for d, k in zip(dilation, kernel, strict=True))
-    if top + bottom > reach[0] or left + right > reach[1]:
-        raise ValueError(
-            f"circular padding of {(top + bottom, left + right)} pixels in all with grid='full' "
-            f"asks for more than one turn of the ring; at most {reach} fits this kernel"
-        )
-
-
-def _everywhere(
-    size: Pair, kernel: Pair, padding: Pads, dilation: Pair, mode: str
-) -> tuple[Pads, Pair, Pair]:
-    """How a stride-1 convolution of (H, W) maps covers the whole ring, for grid="full".
-
-    Returns the padding that makes it do so, the size of the ring, and where on it the first output
-    that `padding` asks for lies.
-    """
-    left, right, top, bottom = padding
-    reach = tuple(d * (k - 1) for d, k in zip(dilation, kernel, strict=True))
-    if mode == "circular":  # the map is the ring: one turn of it, started where `padding` says
-        return (left, reach[1] - left, top, reach[0] - top), size, (0, 0)
-    rows, columns = max(reach[0], top, bottom), max(reach[1], left, right)
-    ring = (size[0] + 2 * rows - reach[0], size[1] + 2 * columns - reach[1])
-    return (columns, columns, rows, rows), ring, (rows - top, columns - left)
+    """`spectral_gain` as a constant, to which no gradient flows and no forward-mode tangent."""
+    return spectral_gain(weight.detach(), *args)
 
 
 def conv_norm2d(
@@ -132,38 +85,81 @@ def conv_norm2d(
     grid: str = "full",
     eps: float = 1e-6,
     gradient_through_gain: bool = False,
-    fused_filter: bool = False,
+    filter: str = "auto",
     affine: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Convolve, then divide every output channel by its spectrum.
 
-    x: (N, I, H, W); weight: (O, I / groups, k_h, k_w); the rest as torch.nn.functional.conv2d.
-    affine: (O, 1, a, b) of odd sizes, a kernel that is convolved with each channel on its ring.
-    Returns what conv2d would, (N, O, H', W'), in the same dtype. The options and the padding
-    modes: see ConvNorm2d. Raises ValueError for a grid that does not exist, an input that is not
-    4D or smaller than the kernel, and circular padding that `check_ring` refuses.
+    x: (N, I, H, W) or (I, H, W); weight: (O, I / groups, k_h, k_w); the rest as
+    torch.nn.functional.conv2d. affine: (O, 1, a, b) of odd sizes, a kernel that is convolved with
+    each channel on its ring. Returns what conv2d would, (N, O, H', W') or (O, H', W'), in the same
+    dtype, and in channels_last where x is. The options and the padding modes: see ConvNorm2d.
+    Raises ValueError for a grid or filter that does not exist, an input of other dimensions or
+    smaller than the kernel, and circular padding that `check_ring` refuses; TypeError for complex
+    numbers.
     """
     if grid not in GRIDS:
         raise ValueError(f"grid must be one of {GRIDS}, not {grid!r}")
-    if x.dim() != 4:
-        raise ValueError(f"the input must be (N, I, H, W), not {tuple(x.shape)}")
+    if filter not in FILTERS:
+        raise ValueError(f"filter must be one of {FILTERS}, not {filter!r}")
+    if x.dim() not in (3, 4):
+        raise ValueError(f"the input must be (N, I, H, W) or (I, H, W), not {tuple(x.shape)}")
+    for tensor in (x, weight):
+        check_real(tensor.dtype)
+    maps = x if x.dim() == 4 else x[None]
+    geometry = (stride, padding, dilation, groups, padding_mode)
+    gain = spectral_gain if gradient_through_gain else constant_gain
+    y = _normalized(maps, weight, *geometry, grid, eps, gain, filter, affine)
+    y = _in_layout_of(maps, y)
+    return y if x.dim() == 4 else y[0]
+
+
+def check_real(dtype: torch.dtype) -> None:
+    """Raise TypeError for complex numbers, whose imaginary parts would be lost in the filter."""
+    if dtype.is_complex:
+        raise TypeError(f"ConvNorm takes real numbers, not {dtype}")
+
+
+def _in_layout_of(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """y in channels_last where x is, as nn.Conv2d returns it."""
+    if x.stride(1) != 1 or x.shape[1] == 1 or x.shape[2] * x.shape[3] == 1:
+        return y
+    # vmap knows no memory format, but this.
+    return y.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
+def _normalized(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    stride: Pair,
+    padding: Pads,
+    dilation: Pair,
+    groups: int,
+    padding_mode: str,
+    grid: str,
+    eps: float,
+    gain: GainFunction,
+    filter: str,
+    affine: torch.Tensor | None,
+) -> torch.Tensor:
+    """`conv_norm2d` of a batch, by the way that suits its size."""
     kernel = tuple(weight.shape[2:])
     if grid == "full" and padding_mode == "circular":
         check_ring(padding, kernel, dilation)
     if grid == "full" and padding_mode in ("reflect", "replicate"):
         x, padding, padding_mode = pad(x, padding, padding_mode), NO_PADDING, "zeros"
-    size = output_size(tuple(x.shape[2:]), kernel, stride, padding, dilation)
-    gain = spectral_gain if gradient_through_gain else constant_gain
+    height, width = (int(side) for side in x.shape[2:])  # torch.jit.trace has tensors there
+    size = output_size((height, width), kernel, stride, padding, dilation)
     if kernel == (1, 1):
         weight = _pointwise(weight, gain, eps, affine)
         return convolve(x, weight, stride, padding, dilation, groups, padding_mode)
     if grid == "native":
         c = convolve(x, weight, stride, padding, dilation, groups, padding_mode)
         symbol = _symbol(weight, gain, size, dilation, stride, eps, affine)
-        return circular_filter(c, symbol, fused=fused_filter)
-    turn, ring, first = _everywhere(tuple(x.shape[2:]), kernel, padding, dilation, padding_mode)
-    rows, columns = _kept_outputs(first, stride, size)
-    if not fused_filter and spectrum_is_faster(x, weight, groups, ring):
+        return _filtered(c, symbol, range(size[0]), range(size[1]), filter)
+    turn, ring, first = everywhere((height, width), kernel, padding, dilation, padding_mode)
+    rows, columns = kept_outputs(first, stride, size)
+    if filter == "auto" and spectrum_is_faster(x, weight, groups, ring):
         spectrum = computed_once_a_step(_normalized_kernel, weight, gain, ring, dilation, eps)
         if affine is not None:
             spectrum = behind(spectrum, _affine_waves(affine, ring))
@@ -173,7 +169,15 @@ def conv_norm2d(
         )
     c = convolve(x, weight, (1, 1), turn, dilation, groups, padding_mode)
     symbol = _symbol(weight, gain, ring, dilation, (1, 1), eps, affine)
-    return circular_filter(c, symbol, rows, columns, fused=fused_filter)
+    return _filtered(c, symbol, rows, columns, filter)
+
+
+def _filtered(
+    c: torch.Tensor, symbol: Symbol, rows: range, columns: range, filter: str
+) -> torch.Tensor:
+    if filter == "matmul":
+        return filter_by_products(c, *symbol, rows=rows, columns=columns)
+    return circular_filter(c, _number(*symbol), rows, columns, fused=filter == "fused")
 
 
 def conv_norm2d_adjoint(
@@ -207,17 +211,17 @@ def conv_norm2d_adjoint(
         else:
             ring = tuple(y.shape[2:])
             symbol = _symbol(weight, constant_gain, ring, dilation, stride, eps, affine)
-            y = circular_filter(y, symbol.conj())
+            y = circular_filter(y, _number(*symbol).conj())
         return convolve_adjoint(y, weight, size, stride, padding, dilation, groups, padding_mode)
-    turn, ring, first = _everywhere(size, kernel, padding, dilation, padding_mode)
+    turn, ring, first = everywhere(size, kernel, padding, dilation, padding_mode)
     rows, columns = (
         slice(places.start, places.stop, places.step)
-        for places in _kept_outputs(first, stride, tuple(y.shape[2:]))
+        for places in kept_outputs(first, stride, tuple(y.shape[2:]))
     )
     c = y.new_zeros(*y.shape[:2], *ring)
     c[:, :, rows, columns] = y
     symbol = _symbol(weight, constant_gain, ring, dilation, (1, 1), eps, affine)
-    c = circular_filter(c, symbol.conj())
+    c = circular_filter(c, _number(*symbol).conj())
     return convolve_adjoint(c, weight, size, (1, 1), turn, dilation, groups, padding_mode)
 
 
@@ -236,13 +240,20 @@ def _symbol(
     stride: Pair,
     eps: float,
     affine: torch.Tensor | None,
-) -> torch.Tensor:
-    """The gain, real, or the gain times the spectrum of `affine`: (O, n, m // 2 + 1)."""
+) -> Symbol:
+    """The gain, or the parts of the gain times the spectrum of `affine`: (O, n, m // 2 + 1)."""
     factor = _gain_of(weight, gain, ring, dilation, stride, eps)
     if affine is None:
-        return factor
-    waves = torch.complex(*_affine_waves(affine.mT, ring[::-1]))
-    return factor * waves.unflatten(0, (-1, ring[0])).permute(2, 1, 0)
+        return (factor,)
+    real, imaginary = (
+        factor * part.unflatten(0, (-1, ring[0])).permute(2, 1, 0)
+        for part in _affine_waves(affine.mT, ring[::-1])
+    )
+    return real, imaginary
+
+
+def _number(real: torch.Tensor, imaginary: torch.Tensor | None = None) -> torch.Tensor:
+    return real if imaginary is None else torch.complex(real, imaginary)
 
 
 def _affine_waves(affine: torch.Tensor, ring: Pair) -> Complex:
@@ -252,7 +263,7 @@ def _affine_waves(affine: torch.Tensor, ring: Pair) -> Complex:
     affine = affine if affine.dtype == torch.float64 else affine.float()
     like = (affine.device, affine.dtype)
     waves = kernel_waves(kernel, ring, (1, 1), centre, *like)
-    with torch.autocast(affine.device.type, enabled=False):
+    with outside_autocast(affine.device.type):
         real, imaginary = (waves @ affine.flatten(1).t()).chunk(2)
     return real, imaginary
 
@@ -265,15 +276,6 @@ def _pointwise(
     if affine is not None:
         factor = factor * affine
     return (weight * factor).to(weight.dtype)
-
-
-def _kept_outputs(first: Pair, stride: Pair, size: Pair) -> tuple[range, range]:
-    """Rows and columns of the ring at which a strided convolution has its outputs."""
-    rows, columns = (
-        range(start, start + step * (count - 1) + 1, step)
-        for start, step, count in zip(first, stride, size, strict=True)
-    )
-    return rows, columns
 
 
 def _normalized_kernel(

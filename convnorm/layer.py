@@ -9,15 +9,23 @@ from torch import nn
 
 from convnorm.convolution import convolve, convolve_adjoint
 from convnorm.functional import (
+    FILTERS,
     GRIDS,
-    check_ring,
+    check_real,
     conv_norm2d,
     conv_norm2d_adjoint,
     spectral_gain,
 )
+from convnorm.plain import check_plain
+from convnorm.ring import check_ring
 
 AFFINE_INITS = ("default", "dirac")
 AFFINE_MODES = ("same", "circular")
+
+# torch.fx does not trace into these, whose ways depend on the input.
+torch.fx.wrap("conv_norm2d")
+torch.fx.wrap("_as_batch")
+torch.fx.wrap("_as_given")
 
 
 class ConvNorm2d(nn.Conv2d):
@@ -28,8 +36,8 @@ class ConvNorm2d(nn.Conv2d):
     operator norm lies in [max(1, sqrt(O/I)), sqrt(O)] for O output and I input channels. It is
     not 1-Lipschitz, and with other paddings A_o A_o^T = I fails near the border.
 
-    The first arguments are those of nn.Conv2d. Input (N, I, H, W), where N may be 0; output as
-    nn.Conv2d's. An image without its N is refused.
+    The first arguments are those of nn.Conv2d. Input (N, I, H, W), where N may be 0, or (I, H, W);
+    output as nn.Conv2d's, and channels_last for an input in channels_last.
 
     grid: where the filter lives.
         "full": the published method. The map is convolved with stride 1 and zero padding
@@ -40,8 +48,11 @@ class ConvNorm2d(nn.Conv2d):
         "native": the ordinary, strided convolution, filtered on its own output grid with the
             energy that a strided layer has there. The same isometry where the stride divides
             a circular map, at about half the multiplications, but not the same function.
-    affine: a learned depthwise convolution with bias after the filter, of the kernel's size
-        rounded down to odd ("same" padding, so a 4x4 kernel does not shrink the map).
+    affine: a learned depthwise convolution with bias after the filter.
+    affine_size: of its kernel, (a, b) or one number; None: that of the layer's kernel, rounded down
+        to odd, which keeps the size of the map. It is padded by (a - 1) // 2 pixels on each side,
+        so an even one shrinks the map by 1: the published layer has the kernel's own size, 4x4
+        where the layer has 4x4. Needs affine_mode="same" where it is even.
     affine_init: "default" as nn.Conv2d (published), or "dirac", which starts as the identity.
     affine_mode: "same" is published: the affine sees the layer's outputs, padded as the input is.
         "circular" is another function: the affine convolves on the ring of the filter, before crop
@@ -49,9 +60,13 @@ class ConvNorm2d(nn.Conv2d):
     batch_norm: BatchNorm2d at the end.
     gradient_through_gain: let gradients flow through the gain (published: no).
     eps: added to the energy, relative to its mean over frequencies; bounds the gain.
-    fused_filter: filter in one Triton kernel on a GPU, with other rounding (convnorm.fused_filter);
-        it has not run on one yet. On a CPU it takes FFTs, on small maps too. With
-        gradient_through_gain nothing comes of it.
+    filter: the same function, with other rounding, by other means.
+        "auto": by the fastest of FFTs, a matrix for each channel and, on a CPU, the convolution
+            frequency by frequency.
+        "fused": in one Triton kernel on a GPU (convnorm.fused_filter), where it has not run yet.
+            On a CPU it takes FFTs. With gradient_through_gain and in transforms it is "auto".
+        "matmul": by products with tables of cosines and sines, without a complex number: for
+            torch.jit.trace, exporters and devices without FFT.
     scale: a factor on the filtered map; it sees neither the bias nor what comes behind.
     bias: added after the filter, where it is a plain offset of the channel.
 
@@ -85,10 +100,11 @@ class ConvNorm2d(nn.Conv2d):
         affine: bool = True,
         affine_init: Literal["default", "dirac"] = "default",
         affine_mode: Literal["same", "circular"] = "same",
+        affine_size: int | tuple[int, int] | None = None,
         batch_norm: bool = True,
         gradient_through_gain: bool = False,
         eps: float = 1e-6,
-        fused_filter: bool = False,
+        filter: Literal["auto", "fused", "matmul"] = "auto",
         scale: float = 1.0,
     ):
         if grid not in GRIDS:
@@ -97,10 +113,13 @@ class ConvNorm2d(nn.Conv2d):
             raise ValueError(f"affine_init must be one of {AFFINE_INITS}, not {affine_init!r}")
         if affine_mode not in AFFINE_MODES:
             raise ValueError(f"affine_mode must be one of {AFFINE_MODES}, not {affine_mode!r}")
+        if filter not in FILTERS:
+            raise ValueError(f"filter must be one of {FILTERS}, not {filter!r}")
         if eps < 0:
             raise ValueError(f"eps must be 0 or more, not {eps}")
         if not 0 < scale < math.inf:
             raise ValueError(f"scale must be more than 0 and finite, not {scale}")
+        check_real(dtype or torch.get_default_dtype())
         factory = {"device": device, "dtype": dtype}
         super().__init__(
             in_channels,
@@ -117,17 +136,22 @@ class ConvNorm2d(nn.Conv2d):
         self.grid = grid
         self.gradient_through_gain = gradient_through_gain
         self.eps = eps
-        self.fused_filter = fused_filter
+        self.filter = filter
         self.scale = scale
         if grid == "full" and padding_mode == "circular":
             check_ring(self._pads(), self.kernel_size, self.dilation)
         self.affine_mode = affine_mode
-        self.affine = self._depthwise_affine(affine_init, factory) if affine else None
+        self.affine = self._depthwise_affine(affine_size, affine_init, factory) if affine else None
         self.batch_norm = nn.BatchNorm2d(out_channels, **factory) if batch_norm else None
 
     @classmethod
     def from_conv(cls, conv: nn.Conv2d, **options) -> "ConvNorm2d":
-        """Return a ConvNorm2d with the geometry of `conv` and its very parameters."""
+        """Return a ConvNorm2d with the geometry of `conv`, its very parameters and its mode.
+
+        The affine asks for gradients if `conv.weight` does. TypeError or ValueError for what is no
+        plain convolution, or would lose something on the way: see convnorm.plain.
+        """
+        check_plain(conv)
         layer = cls(
             conv.in_channels,
             conv.out_channels,
@@ -143,14 +167,24 @@ class ConvNorm2d(nn.Conv2d):
             **options,
         )
         layer.weight, layer.bias = conv.weight, conv.bias
-        return layer
+        if layer.affine is not None:
+            layer.affine.requires_grad_(conv.weight.requires_grad)
+        return layer.train(conv.training)
 
-    def _depthwise_affine(self, init: str, factory: dict) -> nn.Conv2d:
+    def _depthwise_affine(
+        self, size: int | tuple[int, int] | None, init: str, factory: dict
+    ) -> nn.Conv2d:
+        if size is None:
+            size = tuple(k - 1 + k % 2 for k in self.kernel_size)
+        elif isinstance(size, int):
+            size = (size, size)
+        if self.affine_mode == "circular" and not all(k % 2 for k in size):
+            raise ValueError(f"affine_mode='circular' needs an odd affine_size, not {size}")
         affine = nn.Conv2d(
             self.out_channels,
             self.out_channels,
-            tuple(k - 1 + k % 2 for k in self.kernel_size),
-            padding="same",
+            size,
+            padding=tuple((k - 1) // 2 for k in size),  # "same" is a word, which int8 refuses
             groups=self.out_channels,
             padding_mode="circular" if self.padding_mode == "circular" else "zeros",
             **factory,
@@ -176,7 +210,7 @@ class ConvNorm2d(nn.Conv2d):
             grid=self.grid,
             eps=self.eps,
             gradient_through_gain=self.gradient_through_gain,
-            fused_filter=self.fused_filter,
+            filter=self.filter,
             affine=self._affine_on_ring(),
         )
         return self.scale * y if self.scale != 1 else y
@@ -225,12 +259,30 @@ class ConvNorm2d(nn.Conv2d):
             if self.affine is not None:
                 y = self.affine(y)
         if self.batch_norm is not None:
-            y = self.batch_norm(y)
+            y = _as_given(self.batch_norm(_as_batch(y)), y)
         return y
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        affine = state_dict.get(f"{prefix}affine.weight")
+        if self.affine is not None and affine is not None:
+            size = tuple(affine.shape[2:])
+            if size != self.affine.kernel_size:  # beside torch's own line
+                args[-1].append(f"{prefix}affine: make the layer with affine_size={size}")
 
     def extra_repr(self) -> str:
         scale = f", scale={self.scale:g}" if self.scale != 1 else ""
-        return f"{super().extra_repr()}, grid={self.grid!r}, eps={self.eps:g}{scale}"
+        way = f", filter={self.filter!r}" if self.filter != "auto" else ""
+        return f"{super().extra_repr()}, grid={self.grid!r}, eps={self.eps:g}{scale}{way}"
+
+
+def _as_batch(y: torch.Tensor) -> torch.Tensor:
+    """(O, H, W) -> (1, O, H, W)."""
+    return y if y.dim() == 4 else y[None]
+
+
+def _as_given(y: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    return y if like.dim() == 4 else y[0]
 
 
 def from_reference(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -238,7 +290,8 @@ def from_reference(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Te
 
     `bpconv` becomes `affine`, `batch_norm` stays, `running_V` is dropped: the gain comes from
     the weight. The reference adds a convolution's bias before the filter, which multiplies it
-    by the gain at frequency zero; that factor is moved into the bias here (with eps=0).
+    by the gain at frequency zero; that factor is moved into the bias here (with eps=0). Its affine
+    has the kernel's own size: a layer with an even kernel takes it with `affine_size`.
     """
     prefixes = {key.removesuffix("running_V") for key in state_dict if key.endswith("running_V")}
     translated = {}

@@ -74,7 +74,7 @@ class Normalizer:
         affine_init: how it starts, as in ConvNorm2d.
         affine_mode: what it convolves, as in ConvNorm2d.
         gradient_through_gain: of ConvNorm, as in ConvNorm2d.
-        fused_filter: of ConvNorm, as in ConvNorm2d.
+        fused_filter: ConvNorm's filter="fused", as in ConvNorm2d.
         eps: what keeps ConvNorm's gain finite, as in ConvNorm2d.
         iterations: of Newton's method.
         groups: of rows of orthogonal weights.
@@ -200,12 +200,14 @@ class Normalizer:
             with torch.random.fork_rng(devices=[]):
                 made = self.definition.linear(layer, self)
             return self._marked(scale_weight(made, self.scale))
+        like = {"device": layer.weight.device, "dtype": layer.weight.dtype}
         conv = self.convolution(layer)
         if at_input and not self.definition.at_input:  # no map is normalized there, or scaled
             return conv if self.definition.conv_scales else scale_weight(conv, self.scale)
         output = self.output(layer.in_channels if output_first else layer.out_channels)
         if not output:
             return conv
+        output = [module.to(**like) for module in output]
         return self._marked(Normalized(*((*output, conv) if output_first else (conv, *output))))
 
     def _marked(self, module: nn.Module) -> nn.Module:

@@ -14,7 +14,7 @@ from convnorm.convolution import convolve, convolve_adjoint
 from convnorm.fixed import computed_once, shared_weights
 from convnorm.layer import ConvNorm2d
 from convnorm.parametrizations import WARM_UP
-from convnorm.precision import convolutions_are_rounded, in_float64
+from convnorm.precision import convolutions_are_rounded, in_float64, outside_autocast
 
 UNFITTED = 16  # height and width of a map that nothing is known of
 
@@ -93,7 +93,8 @@ class UnitOperatorNorm(nn.Module):
     def fit(self, size: torch.Size) -> None:
         """Take the norm on maps of `size`, (H, W), from now on; draws a new start of `u`."""
         weight = self.layer.weight
-        u = torch.randn(1, self.layer.in_channels, *size, device=weight.device)
+        like = {"dtype": weight.dtype, "device": weight.device}
+        u = torch.randn(1, self.layer.in_channels, *size, **like)
         self.register_buffer("u", u / u.norm())
         for _ in range(WARM_UP):
             self.iterate()
@@ -122,7 +123,7 @@ class UnitOperatorNorm(nn.Module):
         self, function: Callable[[torch.Tensor], torch.Tensor], u: torch.Tensor
     ) -> torch.Tensor:
         """A function of the layer at u, in full precision."""
-        with torch.autocast(u.device.type, enabled=False):
+        with outside_autocast(u.device.type):
             if convolutions_are_rounded(u.device.type):
                 return in_float64(_Function(self.layer, function), u)
             return function(u)

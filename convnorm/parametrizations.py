@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from convnorm.fixed import computed_once, computed_once_a_step
-from convnorm.precision import in_float64, products_are_rounded
+from convnorm.precision import in_float64, outside_autocast, products_are_rounded
 
 WARM_UP = 15  # power iterations before the first use, as in torch's spectral_norm
 # Eigenvalues below this are rounding errors, in float32, of a matrix of norm 1.
@@ -136,7 +136,7 @@ class OutsideAutocast(nn.Module):
         self.rounded = rounded
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(weight.device.type, enabled=False):
+        with outside_autocast(weight.device.type):
             if any(True for _ in self.buffers()):  # moves in every pass
                 return computed_once(self._compute, weight)
             return computed_once_a_step(self._compute, weight)

@@ -7,6 +7,8 @@ nor do a norm or a Newton iteration. Switching the settings off for a moment is 
 are global to the process, and a backward pass comes later and in another thread.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import nn
 from torch.func import functional_call
@@ -36,6 +38,22 @@ def convolutions_are_rounded(device_type: str) -> bool:
             return True
     newer = getattr(torch.backends.mkldnn, "conv", None)  # torch 2.9
     return device_type == "cpu" and newer is not None and newer.fp32_precision in ("bf16", "tf32")
+
+
+# A compiler cannot look into it.
+_has_autocast = torch.compiler.assume_constant_result(torch.amp.is_autocast_available)
+
+
+def outside_autocast(device_type: str) -> AbstractContextManager:
+    """A context without autocast; a device that has none, as "meta", needs none."""
+    if _has_autocast(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
+
+
+def doubled(x: torch.Tensor) -> torch.Tensor:
+    """x in float64 where the device has it, else x itself."""
+    return x if x.device.type == "mps" else x.double()
 
 
 def widened(x: torch.Tensor) -> torch.Tensor:

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 
 import torch
 
+from convnorm.modes import applied, holds
 from convnorm.precision import products_are_rounded
 from convnorm.tables import (
     Pair,
@@ -48,7 +49,7 @@ def spectral_convolution(
     pixels = x.flatten(2).flatten(0, 1).t().reshape(height, width * num * inputs)
     waves = (analysis_rows(n, height, *like) @ pixels).view(half, 2 * width, num * inputs)
     waves = torch.bmm(analysis_columns(m, width, *like).expand(half, -1, -1), waves)
-    waves = Product.apply(waves.view(half * m, 2, num, inputs), *kernel)
+    waves = applied(Product, waves.view(half * m, 2, num, inputs), *kernel)
     waves = waves.view(half, 2 * m, num * outputs)
     waves = torch.bmm(synthesis_columns(m, tuple(columns), *like).expand(half, -1, -1), waves)
     pixels = synthesis_rows(n, tuple(rows), *like) @ waves.view(2 * half, -1)
@@ -90,13 +91,13 @@ def spectrum_is_faster(x: torch.Tensor, weight: torch.Tensor, groups: int, ring:
     outputs, inputs, *kernel = weight.shape
     saved = 2 * math.prod(kernel) - 4 + (520 - 190) / inputs - 190 / outputs
     return (
-        len(x) * saved >= 350 + 50_000 / (inputs * outputs)
-        and max(ring) <= LARGEST_RING
+        max(ring) <= LARGEST_RING
         and groups == 1
         and x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.float64)
         and not torch.is_autocast_enabled("cpu")
         and not products_are_rounded("cpu")
+        and holds(x.shape[0] * saved >= 350 + 50_000 / (inputs * outputs))
     )
 
 
@@ -107,9 +108,8 @@ def _by_rows(x: torch.Tensor) -> torch.Tensor:
 
 def _times(x: torch.Tensor, real: torch.Tensor, imaginary: torch.Tensor, sign: int) -> torch.Tensor:
     """x (F, 2, N, C) times (real + sign i imaginary), parts (F, C, D): (F, 2, N, D)."""
-    by_real, by_imaginary = (
-        torch.bmm(_by_rows(x), part).unflatten(1, (2, -1)) for part in (real, imaginary)
-    )
+    shape = (*x.shape[:3], real.shape[2])
+    by_real, by_imaginary = (torch.bmm(_by_rows(x), K).view(shape) for K in (real, imaginary))
     by_real[:, 0].sub_(by_imaginary[:, 1], alpha=sign)
     by_real[:, 1].add_(by_imaginary[:, 0], alpha=sign)
     return by_real
@@ -117,8 +117,6 @@ def _times(x: torch.Tensor, real: torch.Tensor, imaginary: torch.Tensor, sign: i
 
 class _Bilinear(torch.autograd.Function):
     """A function that is linear in X and in Y; so are its gradients, which are of its own kind."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def setup_context(ctx, inputs: tuple[torch.Tensor, ...], output: object) -> None:
@@ -135,8 +133,8 @@ class Product(_Bilinear):
     @staticmethod
     def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         X, *K = ctx.saved_tensors
-        to_X = ConjugateProduct.apply(grad, *K) if ctx.needs_input_grad[0] else None
-        to_K = OuterProduct.apply(grad, X) if any(ctx.needs_input_grad[1:]) else (None, None)
+        to_X = applied(ConjugateProduct, grad, *K) if ctx.needs_input_grad[0] else None
+        to_K = applied(OuterProduct, grad, X) if any(ctx.needs_input_grad[1:]) else (None, None)
         return to_X, *to_K
 
 
@@ -150,8 +148,8 @@ class ConjugateProduct(_Bilinear):
     @staticmethod
     def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         Y, *K = ctx.saved_tensors
-        to_Y = Product.apply(grad, *K) if ctx.needs_input_grad[0] else None
-        to_K = OuterProduct.apply(Y, grad) if any(ctx.needs_input_grad[1:]) else (None, None)
+        to_Y = applied(Product, grad, *K) if ctx.needs_input_grad[0] else None
+        to_K = applied(OuterProduct, Y, grad) if any(ctx.needs_input_grad[1:]) else (None, None)
         return to_Y, *to_K
 
 
@@ -170,6 +168,6 @@ class OuterProduct(_Bilinear):
     @staticmethod
     def backward(ctx, *K: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         Y, X = ctx.saved_tensors
-        to_Y = Product.apply(X, *K) if ctx.needs_input_grad[0] else None
-        to_X = ConjugateProduct.apply(Y, *K) if ctx.needs_input_grad[1] else None
+        to_Y = applied(Product, X, *K) if ctx.needs_input_grad[0] else None
+        to_X = applied(ConjugateProduct, Y, *K) if ctx.needs_input_grad[1] else None
         return to_Y, to_X

@@ -2,28 +2,40 @@
 
 import math
 from collections.abc import Callable
-from functools import lru_cache, wraps
+from functools import wraps
 
 import torch
 import torch.nn.functional as F
 
+from convnorm.modes import is_transformed
+
 Pair = tuple[int, int]
+
+# (function, *arguments) -> what it made. Never dropped: a captured CUDA graph goes on reading it.
+_tables: dict[tuple, torch.Tensor] = {}
 
 
 def _kept(build: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """Keep what `build` returns, but never an inference tensor, which autograd refuses.
+    """Keep what `build` returns for each of its arguments.
 
-    Nothing is kept, and nothing kept is used, while a compiler traces (it fuses what it sees
+    Never an inference tensor, which autograd refuses, nor one of a transform of torch.func. And
+    nothing is kept, and nothing kept is used, while a compiler traces (it fuses what it sees
     built) and under a mode such as FakeTensorMode, whose tensors do not mix with others.
     """
-    # Never dropped: a captured CUDA graph goes on reading them.
-    cached = lru_cache(maxsize=None)(torch.inference_mode(False)(build))
 
     @wraps(build)
-    def table(*key) -> torch.Tensor:
+    def table(*arguments) -> torch.Tensor:
         if torch.compiler.is_compiling() or type(torch.empty(0)) is not torch.Tensor:
-            return build(*key)
-        return cached(*key)
+            return build(*arguments)
+        key = (build, *arguments)
+        if key in _tables:
+            return _tables[key]
+        # Made on the CPU, whatever the default device is, and then moved.
+        with torch.inference_mode(False), torch.device("cpu"):
+            made = build(*arguments)
+        if not is_transformed():
+            _tables[key] = made
+        return made
 
     return table
 

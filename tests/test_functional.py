@@ -13,14 +13,9 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.autograd.graph import saved_tensors_hooks
 
 from convnorm import filtering, functional
+from convnorm.energy import autocorrelation, spectral_energy
 from convnorm.filtering import circular_filter, matrix_is_faster
-from convnorm.functional import (
-    autocorrelation,
-    conv_norm2d,
-    conv_norm2d_adjoint,
-    spectral_energy,
-    spectral_gain,
-)
+from convnorm.functional import conv_norm2d, conv_norm2d_adjoint, spectral_gain
 
 # kernel, stride, padding (left, right, top, bottom), dilation, groups
 GEOMETRIES = {
@@ -246,7 +241,8 @@ def test_tables_made_in_inference_mode_serve_training(grid):
     [
         ({"x": (1, 4, 2, 9)}, r"kernel covers \(3, 3\) pixels.*\(2, 9\)"),
         ({"x": (1, 4, 5, 5), "dilation": (3, 1)}, r"kernel covers \(7, 3\) pixels"),
-        ({"x": (4, 8, 8)}, r"\(N, I, H, W\), not \(4, 8, 8\)"),
+        ({"x": (8, 8)}, r"\(N, I, H, W\) or \(I, H, W\), not \(8, 8\)"),
+        ({"filter": "fft"}, "filter must be one of .*'fft'"),
         ({"padding": (2, 1, 0, 0), "padding_mode": "circular"}, "one turn of the ring"),
         ({"grid": "same"}, "grid must be one of .*'same'"),
     ],

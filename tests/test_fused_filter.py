@@ -243,7 +243,7 @@ def test_layer_with_the_option_is_the_same_layer(grid):
     """Cropped and subsampled alike; in half precision too, and compiled."""
     torch.manual_seed(0)
     x = torch.randn(2, 3, 8, 8, requires_grad=True)
-    fused = ConvNorm2d(3, 4, 3, stride=2, padding=1, grid=grid, fused_filter=True)
+    fused = ConvNorm2d(3, 4, 3, stride=2, padding=1, grid=grid, filter="fused")
     plain = ConvNorm2d(3, 4, 3, stride=2, padding=1, grid=grid)
     plain.load_state_dict(fused.state_dict())
     graphs = []
@@ -263,7 +263,7 @@ def test_layer_with_the_option_is_the_same_layer(grid):
 
 
 def test_a_gain_that_takes_a_gradient_gets_it():
-    layer = ConvNorm2d(3, 4, 3, batch_norm=False, gradient_through_gain=True, fused_filter=True)
+    layer = ConvNorm2d(3, 4, 3, batch_norm=False, gradient_through_gain=True, filter="fused")
     plain = ConvNorm2d(3, 4, 3, batch_norm=False, gradient_through_gain=True)
     plain.load_state_dict(layer.state_dict())
     x = torch.randn(2, 3, 6, 6)

@@ -90,6 +90,8 @@ def test_takes_the_options_of_a_convolution_and_returns_its_shape(grid, padding_
         ({"grid": "half"}, "grid must be one of .*'half'"),
         ({"affine_init": "eye"}, "affine_init must be one of .*'eye'"),
         ({"affine_mode": "ring"}, "affine_mode must be one of .*'ring'"),
+        ({"filter": "fft"}, "filter must be one of .*'fft'"),
+        ({"affine_size": 4, "affine_mode": "circular"}, r"odd affine_size, not \(4, 4\)"),
         ({"eps": -1.0}, "eps must be 0 or more, not -1"),
         ({"padding": 2, "padding_mode": "circular"}, "one turn of the ring"),
         ({"padding_mode": "mirror"}, "padding_mode must be one of"),

@@ -12,6 +12,16 @@ from convnorm.tables import Pair
 Pads = tuple[int, int, int, int]  # left, right, top, bottom
 
 
+def as_batch(x: torch.Tensor) -> torch.Tensor:
+    """(C, H, W) -> (1, C, H, W); a batch stays as it is."""
+    return x if x.dim() == 4 else x[None]
+
+
+def as_given(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """What was made of `as_batch(x)`, without its N where x has none."""
+    return y if x.dim() == 4 else y[0]
+
+
 def output_size(size: Pair, kernel: Pair, stride: Pair, padding: Pads, dilation: Pair) -> Pair:
     """(H', W') of a convolution of (H, W) maps; ValueError where the kernel does not fit."""
     left, right, top, bottom = padding

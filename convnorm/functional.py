@@ -16,7 +16,16 @@ from collections.abc import Callable
 
 import torch
 
-from convnorm.convolution import Pads, convolve, convolve_adjoint, output_size, pad, pad_adjoint
+from convnorm.convolution import (
+    Pads,
+    as_batch,
+    as_given,
+    convolve,
+    convolve_adjoint,
+    output_size,
+    pad,
+    pad_adjoint,
+)
 from convnorm.energy import spectral_energy
 from convnorm.filtering import circular_filter, filter_by_products
 from convnorm.fixed import computed_once_a_step
@@ -106,12 +115,11 @@ def conv_norm2d(
         raise ValueError(f"the input must be (N, I, H, W) or (I, H, W), not {tuple(x.shape)}")
     for tensor in (x, weight):
         check_real(tensor.dtype)
-    maps = x if x.dim() == 4 else x[None]
+    maps = as_batch(x)
     geometry = (stride, padding, dilation, groups, padding_mode)
     gain = spectral_gain if gradient_through_gain else constant_gain
     y = _normalized(maps, weight, *geometry, grid, eps, gain, filter, affine)
-    y = _in_layout_of(maps, y)
-    return y if x.dim() == 4 else y[0]
+    return as_given(_in_layout_of(maps, y), x)
 
 
 def check_real(dtype: torch.dtype) -> None:

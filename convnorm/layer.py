@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from convnorm.convolution import convolve, convolve_adjoint
+from convnorm.convolution import as_batch, as_given, convolve, convolve_adjoint
 from convnorm.functional import (
     FILTERS,
     GRIDS,
@@ -24,8 +24,8 @@ AFFINE_MODES = ("same", "circular")
 
 # torch.fx does not trace into these, whose ways depend on the input.
 torch.fx.wrap("conv_norm2d")
-torch.fx.wrap("_as_batch")
-torch.fx.wrap("_as_given")
+torch.fx.wrap("as_batch")
+torch.fx.wrap("as_given")
 
 
 class ConvNorm2d(nn.Conv2d):
@@ -259,7 +259,7 @@ class ConvNorm2d(nn.Conv2d):
             if self.affine is not None:
                 y = self.affine(y)
         if self.batch_norm is not None:
-            y = _as_given(self.batch_norm(_as_batch(y)), y)
+            y = as_given(self.batch_norm(as_batch(y)), y)
         return y
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
@@ -274,15 +274,6 @@ class ConvNorm2d(nn.Conv2d):
         scale = f", scale={self.scale:g}" if self.scale != 1 else ""
         way = f", filter={self.filter!r}" if self.filter != "auto" else ""
         return f"{super().extra_repr()}, grid={self.grid!r}, eps={self.eps:g}{scale}{way}"
-
-
-def _as_batch(y: torch.Tensor) -> torch.Tensor:
-    """(O, H, W) -> (1, O, H, W)."""
-    return y if y.dim() == 4 else y[None]
-
-
-def _as_given(y: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    return y if like.dim() == 4 else y[0]
 
 
 def from_reference(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

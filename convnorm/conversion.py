@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from convnorm.columns import aligned
 from convnorm.normalizers import Normalizer
 
 
@@ -59,12 +60,7 @@ class ConversionReport:
             action = "converted" if row.converted else "left"
             layer = row.layer or "(the model)"
             table.append((layer, action, *([error] if calibrated else []), row.reason))
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = [
-            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-            for row in table
-        ]
-        return "\n".join([*lines, "", *self._remarks(calibrated)])
+        return "\n".join([aligned(table), "", *self._remarks(calibrated)])
 
     def _remarks(self, calibrated: bool) -> list[str]:
         kind = self.normalizer.kind

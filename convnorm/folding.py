@@ -1,7 +1,7 @@
 """A ConvNorm2d on maps of one size as plain modules: which forms there are, and what each costs.
 
-With the weights fixed, the layer is its convolution behind it a fixed circular filter v, the inverse
-DFT of the gain, on a ring. It can be computed
+With fixed weights the layer is its convolution, and behind it, on a ring, a fixed circular filter v,
+the inverse DFT of the gain. It can be computed
 
     scaled      1x1 kernels: the filter is a factor of each channel. Exact.
     window      convolution, then a depthwise one by the middle of v, closed to a ring. Good where
@@ -25,22 +25,22 @@ from torch import nn
 
 from convnorm.convolution import Pads, output_size
 from convnorm.energy import spectral_energy
-from convnorm.filtering import filter_by_products, filter_matrix
+from convnorm.filtering import filter_matrix
 from convnorm.functional import spectral_gain
 from convnorm.layer import ConvNorm2d
+from convnorm.plain_modules import (
+    PADDINGS,
+    Crop,
+    MatrixFilter,
+    ProductFilter,
+    plain_convolution,
+)
 from convnorm.ring import everywhere, kept_outputs
 from convnorm.tables import Pair
 
 MOST_RADIUS = 8  # pixels by which a window or a merged kernel reaches out
 FEW_INPUTS = 32  # for which kernels are merged: they are on the whole ring for a moment
 LARGEST_MATRIX = 144  # pixels of a ring: 21,000 numbers a channel
-
-PADDINGS = {
-    "zeros": nn.ZeroPad2d,
-    "circular": nn.CircularPad2d,
-    "reflect": nn.ReflectionPad2d,
-    "replicate": nn.ReplicationPad2d,
-}
 
 
 @dataclass(frozen=True)
@@ -55,52 +55,6 @@ class Form:
     error: float
     macs: int
     build: Callable[[], nn.Module]
-
-
-class Crop(nn.Module):
-    """Rows and columns of maps (N, C, H, W) by slices, a pair of numbers each."""
-
-    def __init__(self, rows: Pair, columns: Pair):
-        super().__init__()
-        self.rows, self.columns = rows, columns
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x[:, :, slice(*self.rows), slice(*self.columns)]
-
-    def extra_repr(self) -> str:
-        return f"rows={self.rows}, columns={self.columns}"
-
-
-class MatrixFilter(nn.Module):
-    """(N, C, n, m) -> (N, C, *size) by `matrix`, (C, outputs, n * m), and an offset a channel."""
-
-    def __init__(self, matrix: torch.Tensor, offset: torch.Tensor, size: Pair):
-        super().__init__()
-        self.register_buffer("matrix", matrix)
-        self.register_buffer("offset", offset)
-        self.size = size
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = torch.matmul(x.flatten(2).transpose(0, 1), self.matrix.transpose(1, 2))
-        return y.transpose(0, 1).unflatten(2, self.size) + self.offset[:, None, None]
-
-
-class ProductFilter(nn.Module):
-    """(N, C, n, m) -> its `rows` and `columns` after a filter, and an offset a channel.
-
-    real, imaginary: of the filter's half spectrum, (C, n, m // 2 + 1).
-    """
-
-    def __init__(self, spectrum: torch.Tensor, offset: torch.Tensor, rows: range, columns: range):
-        super().__init__()
-        self.register_buffer("real", spectrum.real.contiguous())
-        self.register_buffer("imaginary", spectrum.imag.contiguous())
-        self.register_buffer("offset", offset)
-        self.rows, self.columns = rows, columns
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        kept = {"rows": self.rows, "columns": self.columns}
-        return filter_by_products(x, self.real, self.imaginary, **kept) + self.offset[:, None, None]
 
 
 class Folding:
@@ -161,8 +115,12 @@ class Folding:
         self.factor, self.offset = zeros + layer.scale, bias
         pads = tuple(layer.affine._reversed_padding_repeated_twice)
         kernel = weight * scale[:, None, None, None]
-        self.affine = _convolution(
-            kernel, own * scale + shift, pads=pads, groups=len(scale), mode=layer.affine.padding_mode
+        self.affine = plain_convolution(
+            kernel,
+            own * scale + shift,
+            pads=pads,
+            groups=len(scale),
+            mode=layer.affine.padding_mode,
         )
 
     def forms(self) -> Iterator[Form]:
@@ -205,7 +163,7 @@ class Folding:
             yield Form(f"window {side}x{side}", error, macs, lambda r=radius: self._windowed(r))
 
     def _merged(self) -> Iterator[Form]:
-        """Of v * W, reaching out of the kernel by a few pixels; the rest of its energy is missed."""
+        """Of v * W, reaching out of W by a few pixels; the energy beyond is missed."""
         n, m = self.ring
         extent = tuple(d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel, strict=True))
         mirrored = self.response.flip(1, 2).roll((1, 1), (1, 2))  # v[-s] at s
@@ -233,13 +191,17 @@ class Folding:
     ) -> Callable[[], nn.Module]:
         """One convolution by a kernel without dilation, with the offset."""
         return lambda: self._whole(
-            _convolution(kernel, self.offset, stride, pads, groups=self.layer.groups, mode=mode)
+            plain_convolution(
+                kernel, self.offset, stride, pads, groups=self.layer.groups, mode=mode
+            )
         )
 
     def _on_ring(self) -> nn.Module:
         """The layer's own convolution, on the whole ring."""
         dilation, groups = self.dilation, self.layer.groups
-        return _convolution(self.weight, None, self.before, self.turn, dilation, groups, self.mode)
+        return plain_convolution(
+            self.weight, None, self.before, self.turn, dilation, groups, self.mode
+        )
 
     def _windowed(self, radius: int) -> nn.Module:
         (top, left), (height, width) = self.first, self.outputs
@@ -251,7 +213,7 @@ class Folding:
         parts = [self._on_ring(), closed]
         if (rows, columns) != ((0, self.ring[0] + 2 * radius), (0, self.ring[1] + 2 * radius)):
             parts.append(Crop(rows, columns))
-        filtered = _convolution(kernel, self.offset, self.behind, groups=len(kernel))
+        filtered = plain_convolution(kernel, self.offset, self.behind, groups=len(kernel))
         return self._whole(*parts, filtered)
 
     def _kept(self) -> tuple[range, range]:
@@ -274,38 +236,8 @@ class Folding:
         return whole.eval().requires_grad_(False)
 
 
-def _convolution(
-    kernel: torch.Tensor,
-    bias: torch.Tensor | None,
-    stride: Pair = (1, 1),
-    pads: Pads = (0, 0, 0, 0),
-    dilation: Pair = (1, 1),
-    groups: int = 1,
-    mode: str = "zeros",
-) -> nn.Module:
-    """A plain convolution by a kernel, behind a padding of its own where sides differ."""
-    left, right, top, bottom = pads
-    even = mode == "zeros" and (left, top) == (right, bottom)
-    outputs, inputs, *size = kernel.shape
-    conv = nn.Conv2d(
-        inputs * groups,
-        outputs,
-        tuple(size),
-        stride,
-        (top, left) if even else 0,
-        dilation,
-        groups,
-        bias is not None,
-        device="meta",
-    )
-    conv.weight = nn.Parameter(kernel.contiguous())
-    if bias is not None:
-        conv.bias = nn.Parameter(bias.clone())
-    return conv if even or not any(pads) else nn.Sequential(PADDINGS[mode](pads), conv)
-
-
 def _correlated(response: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
-    """Filters v (C, n, m) behind which a depthwise convolution by (C, 1, a, b) stands on the ring."""
+    """Filters v (C, n, m) and a depthwise convolution by (C, 1, a, b) behind them, on the ring."""
     rows, columns = (side // 2 for side in kernel.shape[2:])
     n, m = response.shape[1:]
     down, right = torch.arange(-rows, n + rows) % n, torch.arange(-columns, m + columns) % m

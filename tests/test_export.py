@@ -15,18 +15,13 @@ BATCH = torch.export.Dim("batch", min=1, max=64)
 
 
 def network(**options) -> nn.Module:
-    """A small model with a layer of every form at a tolerance of 5 %."""
+    """A small model on both grids, and with an affine of both modes."""
     torch.manual_seed(0)
     model = nn.Sequential(
-        ConvNorm2d(1, 8, 3, padding=1, **options),  # the image: few inputs
+        ConvNorm2d(1, 4, 3, padding=1, **options),  # the image: few inputs
         nn.ReLU(),
-        ConvNorm2d(8, 8, 4, 2, 1, grid="native", **options),
-        nn.ReLU(),
-        ConvNorm2d(8, 16, 1, **options),
-        ConvNorm2d(16, 16, 3, padding=1, affine_mode="circular", **options),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(16, 10),
+        ConvNorm2d(4, 4, 4, 2, 1, grid="native", affine_mode="circular", **options),
+        ConvNorm2d(4, 8, 1, **options),
     )
     return model.eval().requires_grad_(False)
 
@@ -41,28 +36,27 @@ def more() -> torch.Tensor:
     return torch.randn(5, 1, 20, 20)
 
 
-def models(x: torch.Tensor) -> dict[str, nn.Module]:
-    return {
-        "as it is": network(),
-        "by products": network(filter="matmul"),
-        "folded": fold(network(), x, tolerance=0.05)[0],
-        "folded exactly": fold(network(), x, tolerance=0)[0],
-    }
+def model_as(name: str, x: torch.Tensor) -> nn.Module:
+    match name:
+        case "as it is":
+            return network()
+        case "by products":
+            return network(filter="matmul")
+        case "folded":
+            return fold(network(), x, tolerance=0.05)[0]
+    return fold(network(), x, tolerance=0)[0]
 
 
-NAMES = ("as it is", "by products", "folded", "folded exactly")
-
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["as it is", "by products", "folded exactly"])
 def test_a_program_takes_any_batch(name, x, more):
-    model = models(x)[name]
+    model = model_as(name, x)
     program = torch.export.export(model, (x,), dynamic_shapes=({0: BATCH},))
     torch.testing.assert_close(program.module()(more), model(more), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", NAMES[1:])
+@pytest.mark.parametrize("name", ["by products", "folded", "folded exactly"])
 def test_torchscript_is_saved_and_loaded(name, x, more):
-    model = models(x)[name]
+    model = model_as(name, x)
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchScript is deprecated; sizes become constants
@@ -74,11 +68,11 @@ def test_torchscript_is_saved_and_loaded(name, x, more):
     torch.testing.assert_close(loaded(more), model(more), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["as it is", "folded"])
 def test_onnxruntime_computes_the_same(name, x, more, tmp_path):
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
-    model, file = models(x)[name], str(tmp_path / "model.onnx")
+    model, file = model_as(name, x), str(tmp_path / "model.onnx")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter's own
         program = torch.onnx.export(

@@ -79,10 +79,10 @@ def fold(
     Within PyTorch it is not faster: `fixed_weights` computes each gain once already.
 
     example: an input as that of `convert`: one argument, a tuple or a dict of keyword arguments.
-    tolerance: of the forms whose |y' - y| / |y| on random signs is at most that, each layer gets the
-        one with the fewest multiply-adds; 0 takes exact forms alone. Whole maps count, with their
-        borders, which a merged kernel takes for zeros and the full grid closes to a ring. The
-        errors of layers add up: the report has that of the output.
+    tolerance: of the forms whose |y' - y| / |y| on random signs is at most that, each layer gets
+        the one with the fewest multiply-adds; 0 takes exact forms alone. Whole maps count, with
+        their borders, which a merged kernel takes for zeros and the full grid closes to a ring.
+        The errors of layers add up: the report has that of the output.
 
     Affines are never merged; BatchNorms of the layers are, and so is the division of
     `spectral_convnorm`. Weights of other kinds (spectral norm, ONI, ...) are kept as they are

@@ -1,7 +1,7 @@
 """A ConvNorm2d on maps of one size as plain modules: which forms there are, and what each costs.
 
-With fixed weights the layer is its convolution, and behind it, on a ring, a fixed circular filter v,
-the inverse DFT of the gain. It can be computed
+With fixed weights the layer is its convolution, and behind it a circular filter that is fixed too,
+v, the inverse DFT of the gain on a ring. It can be computed
 
     scaled      1x1 kernels: the filter is a factor of each channel. Exact.
     window      convolution, then a depthwise one by the middle of v, closed to a ring. Good where

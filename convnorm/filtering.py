@@ -51,7 +51,7 @@ def matrix_is_faster(num_outputs: int, batch_size: int, device_type: str) -> boo
     return num_outputs <= 144 and num_outputs <= 16 * batch_size
 
 
-def _filter_matrix(
+def filter_matrix(
     gain: torch.Tensor, grid: Pair, rows: tuple[int, ...], columns: tuple[int, ...]
 ) -> torch.Tensor:
     """The filter as one matrix a channel: (C, kept outputs, n * m)."""
@@ -85,7 +85,7 @@ def circular_filter(
             return fused_filter(x, gain, rows, columns)
         maps = x.to(gain.real.dtype)
         if holds(matrix_is_faster(len(rows) * len(columns), x.shape[0], x.device.type)):
-            matrix = computed_once(_filter_matrix, gain, (n, m), tuple(rows), tuple(columns))
+            matrix = computed_once(filter_matrix, gain, (n, m), tuple(rows), tuple(columns))
             y = torch.bmm(maps.flatten(2).transpose(0, 1), matrix.transpose(1, 2))
             return y.transpose(0, 1).unflatten(2, (len(rows), len(columns))).to(x.dtype)
         maps = maps.contiguous()  # channels_last input has failed in compiled FFTs

@@ -158,7 +158,7 @@ def _normalized(
         x, padding, padding_mode = pad(x, padding, padding_mode), NO_PADDING, "zeros"
     height, width = (int(side) for side in x.shape[2:])  # torch.jit.trace has tensors there
     size = output_size((height, width), kernel, stride, padding, dilation)
-    if kernel == (1, 1):
+    if _is_pointwise(weight, affine):
         weight = _pointwise(weight, gain, eps, affine)
         return convolve(x, weight, stride, padding, dilation, groups, padding_mode)
     if grid == "native":
@@ -213,8 +213,9 @@ def conv_norm2d_adjoint(
         geometry = (padded, stride, NO_PADDING, dilation, groups)
         x = conv_norm2d_adjoint(y, weight, *geometry, eps=eps, affine=affine)
         return pad_adjoint(x, padding, padding_mode)
-    if kernel == (1, 1) or grid == "native":
-        if kernel == (1, 1):
+    pointwise = _is_pointwise(weight, affine)
+    if pointwise or grid == "native":
+        if pointwise:
             weight = _pointwise(weight, constant_gain, eps, affine)
         else:
             ring = tuple(y.shape[2:])
@@ -274,6 +275,10 @@ def _affine_waves(affine: torch.Tensor, ring: Pair) -> Complex:
     with outside_autocast(affine.device.type):
         real, imaginary = (waves @ affine.flatten(1).t()).chunk(2)
     return real, imaginary
+
+
+def _is_pointwise(weight: torch.Tensor, affine: torch.Tensor | None) -> bool:
+    return all(kernel is None or kernel.shape[2:] == (1, 1) for kernel in (weight, affine))
 
 
 def _pointwise(

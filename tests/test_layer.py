@@ -134,19 +134,22 @@ def test_affine_keeps_the_map_and_starts_as_the_identity_when_dirac(kernel, padd
 
 
 @every_grid
-def test_on_circular_maps_an_affine_is_the_same_in_both_modes(grid):
+@pytest.mark.parametrize(("kernel", "affine"), [(3, 3), (1, 1), (1, 3), (3, 5)])
+def test_on_circular_maps_an_affine_is_the_same_in_both_modes(grid, kernel, affine):
     """With a bias before it, whose map the affine filters too."""
     torch.manual_seed(0)
+    options = {"padding": kernel // 2, "bias": True, "padding_mode": "circular", "grid": grid}
     layers = [
-        ConvNorm2d(
-            3, 4, 3, padding=1, bias=True, padding_mode="circular", grid=grid, affine_mode=mode
-        ).double()
+        ConvNorm2d(3, 4, kernel, **options, affine_mode=mode, affine_size=affine).double()
         for mode in ("same", "circular")
     ]
     layers[1].load_state_dict(layers[0].state_dict())
     x = torch.randn(2, 3, 6, 5, dtype=torch.float64)
     torch.testing.assert_close(layers[0](x), layers[1](x))
     torch.testing.assert_close(layers[0].linear(x), layers[1].linear(x))
+    y = torch.randn(2, 4, 6, 5, dtype=torch.float64)
+    adjoints = [layer.linear_adjoint(y, (6, 5)) for layer in layers]
+    torch.testing.assert_close(*adjoints)
 
 
 @every_grid

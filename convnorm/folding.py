@@ -56,6 +56,11 @@ class Form:
     macs: int
     build: Callable[[], nn.Module]
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether it is the layer at the borders of the maps too."""
+        return self.name in ("scaled", "matrix", "products")
+
 
 class Folding:
     """What all forms of a layer have in common, in float64: its ring, its filter, its constants.

@@ -161,7 +161,7 @@ def _folded(
         expected, constant = module(signs), module(torch.zeros_like(signs[:1]))
         power = (expected - constant).norm().item()  # constants are exact in every form
         for form in sorted(folding.forms(), key=lambda form: form.macs):
-            if form.error > tolerance or (tolerance == 0 and not form.is_exact):
+            if form.error > tolerance:
                 continue
             built = form.build().to(like.device, like.dtype)
             error = (built(signs) - expected).norm().item() / max(power, 1e-30)

@@ -32,9 +32,11 @@ class ConvNorm2d(nn.Conv2d):
     """Convolution, spectral normalization of each output channel, then affine and BatchNorm.
 
     Liu et al., NeurIPS 2021 (arXiv 2103.00673); the formulas are in convnorm.functional. Under
-    circular padding every output channel A_o is an isometry, A_o A_o^T = I, and the layer's
-    operator norm lies in [max(1, sqrt(O/I)), sqrt(O)] for O output and I input channels. It is
-    not 1-Lipschitz, and with other paddings A_o A_o^T = I fails near the border.
+    circular padding every output channel A_o is an isometry, A_o A_o^T = I, and for O output and I
+    input channels and a stride s that divides the map the operator norm of all of them lies in
+    [max(1, sqrt(O / (s^2 I))), sqrt(O)]. It is not 1-Lipschitz. With zeros around the map
+    A_o A_o^T = I fails near the border; on the full grid sqrt(O) still bounds the norm, on the
+    native grid nothing does where a kernel's spectrum vanishes, as that of few inputs may.
 
     The first arguments are those of nn.Conv2d. Input (N, I, H, W), where N may be 0, or (I, H, W);
     output as nn.Conv2d's, and channels_last for an input in channels_last.

@@ -137,3 +137,40 @@ DEGENERATE = {
     "sobel": [[[1.0, 0, -1], [2, 0, -2], [1, 0, -1]]],
     "box": [[[1.0, 1, 1], [1, 1, 1], [1, 1, 1]]],
 }
+
+
+def stages(layer: nn.Conv2d) -> dict[str, Callable]:
+    """What a ConvNorm2d with circular padding computes after each of its parts, without offsets.
+
+    Each is a function of (N, I, H, W); the stride divides H and W.
+    """
+    weight, scale = layer.weight.detach(), layer.scale
+    stride, pads = layer.stride, tuple(layer._reversed_padding_repeated_twice)
+    geometry = (pads, layer.dilation, layer.groups, "circular")
+
+    def conv(x):
+        return F.conv2d(
+            F.pad(x, pads, "circular"), weight, None, stride, 0, layer.dilation, layer.groups
+        )
+
+    def gain(x, stride=stride):
+        found = explicit(x, weight, stride, *geometry, grid=layer.grid, eps=layer.eps)
+        return scale * found
+
+    def convolved(y):
+        kernel = layer.affine.weight.detach()
+        k = kernel.shape[2:]
+        ring = F.pad(y, (k[1] // 2, k[1] // 2, k[0] // 2, k[0] // 2), "circular")
+        return F.conv2d(ring, kernel, None, groups=len(kernel))
+
+    def affine(x):
+        if layer.affine_mode == "circular" and layer.grid == "full":  # before the stride
+            return convolved(gain(x, (1, 1)))[:, :, :: stride[0], :: stride[1]]
+        return convolved(gain(x))
+
+    def batch_norm(x):
+        norm = layer.batch_norm
+        factor = norm.weight.detach() / (norm.running_var + norm.eps).sqrt()
+        return affine(x) * factor[:, None, None]
+
+    return {"conv": conv, "gain": gain, "affine": affine, "batch_norm": batch_norm}

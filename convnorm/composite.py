@@ -1,0 +1,207 @@
+"""What a layer is made of: a convolution, and what scales or filters each of its channels.
+
+That is all of a layer that has singular values in closed form, see convnorm.symbols. Each kind of
+the catalogue is one, but for those that divide an image by its own statistics.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from convnorm.chain import Chain
+from convnorm.functional import spectral_gain
+from convnorm.layer import ConvNorm2d
+from convnorm.operator_norm import UnitOperatorNorm
+from convnorm.scale import Factor
+from convnorm.tables import Pair
+
+BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+
+
+class NoSymbol(ValueError):
+    """A layer has no singular values in closed form, or no bound; the message says why."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What stands behind or before a convolution and multiplies its matrix at every frequency.
+
+    place: "inputs" for one factor an input channel; "ring" for a filter of each output channel
+        before the stride, "map" behind it.
+    factor: the size (n, m) of a ring -> the factors on its half grid, (C, n, m // 2 + 1), or
+        (C, 1, 1) where they are equal at all frequencies.
+    reach: by how many pixels the filter reaches beyond a map that has zeros around it.
+    """
+
+    name: str
+    place: Literal["inputs", "ring", "map"]
+    factor: Callable[[Pair], torch.Tensor]
+    reach: Pair = (0, 0)
+
+
+@dataclass(frozen=True)
+class Composite:
+    """A convolution and its parts in their order, all in one dtype.
+
+    conv: for its geometry. weight: (O, I / groups, k_h, k_w), as the layer uses it.
+    missing: why what follows the last part is left out; None where nothing is.
+    """
+
+    conv: nn.Conv2d
+    weight: torch.Tensor
+    parts: tuple[Part, ...]
+    missing: str | None = None
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Names of what the layer is after the convolution alone and after each of its parts."""
+        return ("conv", *(part.name for part in self.parts))
+
+
+@torch.no_grad()
+def composite_of(
+    layer: nn.Module, behind: nn.Module | None = None, dtype: torch.dtype = torch.float32
+) -> Composite:
+    """Take a layer apart, which must be in evaluation mode.
+
+    layer: a convolution, what a `Normalizer` returned, or a ConvNorm2d. behind: a BatchNorm that
+    takes just what the layer returns. Raises NoSymbol where the convolution itself has no symbol.
+    """
+    modules = [*_flat(layer), *([] if behind is None else [behind])]
+    place = next((i for i, m in enumerate(modules) if _is_convolution(m)), None)
+    if place is None:
+        raise NoSymbol(f"{type(layer).__name__} holds no convolution of its own")
+    core = modules[place].layer if isinstance(modules[place], UnitOperatorNorm) else modules[place]
+    conv, weight = _convolution(core, dtype)
+    parts, missing = [], None
+    try:
+        for module in modules[:place]:
+            parts.append(_channel_scale(module, "inputs", dtype))
+        if isinstance(core, ConvNorm2d):
+            parts += _of_conv_norm(core, weight, dtype)
+        if isinstance(modules[place], UnitOperatorNorm):
+            parts.append(_of_operator_norm(modules[place], dtype))
+        for module in modules[place + 1 :]:
+            is_filter = isinstance(module, nn.Conv2d)
+            parts.append(
+                _affine(module, "map", dtype) if is_filter else _channel_scale(module, "map", dtype)
+            )
+    except NoSymbol as error:
+        missing = str(error)
+    return Composite(conv, weight, tuple(parts), missing)
+
+
+def _flat(module: nn.Module) -> list[nn.Module]:
+    """The modules that run one after another, of a layer and what normalizes it."""
+    if isinstance(module, nn.Sequential):
+        return [inner for child in module for inner in _flat(child)]
+    return [module]
+
+
+def _is_convolution(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d | UnitOperatorNorm)
+
+
+def _convolution(conv: nn.Conv2d, dtype: torch.dtype) -> tuple[nn.Conv2d, torch.Tensor]:
+    kind = parametrize.type_before_parametrizations(conv)
+    own = [f for f in ("forward", "_conv_forward") if getattr(kind, f) is not getattr(nn.Conv2d, f)]
+    if own and not isinstance(conv, ConvNorm2d):
+        raise NoSymbol(f"{kind.__name__} has a forward of its own")
+    return conv, conv.weight.detach().to(dtype)
+
+
+def _of_conv_norm(layer: ConvNorm2d, weight: torch.Tensor, dtype: torch.dtype) -> list[Part]:
+    """Gain (with the layer's factor), affine and BatchNorm.
+
+    The published grid filters before the stride and the native one behind it; a circular affine
+    shares the ring of the filter.
+    """
+    pointwise = layer.kernel_size == (1, 1)
+    place = "ring" if layer.grid == "full" and not pointwise else "map"
+    stride = (1, 1) if place == "ring" or pointwise else layer.stride
+
+    def gain(ring: Pair) -> torch.Tensor:
+        ring = (1, 1) if pointwise else ring
+        return layer.scale * spectral_gain(weight, ring, layer.dilation, stride, layer.eps)
+
+    parts = [Part("gain", place, gain)]
+    if layer.affine is not None:
+        on_ring = layer.affine_mode == "circular"
+        parts.append(_affine(layer.affine, place if on_ring else "map", dtype, wraps=on_ring))
+    if layer.batch_norm is not None:
+        parts.append(_channel_scale(layer.batch_norm, "map", dtype))
+    return parts
+
+
+def _of_operator_norm(layer: UnitOperatorNorm, dtype: torch.dtype) -> Part:
+    norm = layer.operator_norm().to(dtype).clamp(min=1e-12) / layer.scale
+    return Part("norm", "map", lambda ring: (1 / norm).view(1, 1, 1))
+
+
+def _affine(conv: nn.Conv2d, place: str, dtype: torch.dtype, wraps: bool = False) -> Part:
+    """A convolution of each channel by itself. wraps: on a ring, whatever its padding is."""
+    kernel = conv.kernel_size
+    if not (
+        conv.groups == conv.in_channels == conv.out_channels
+        and conv.stride == conv.dilation == (1, 1)
+        and all(k % 2 for k in kernel)
+        and list(conv._reversed_padding_repeated_twice)
+        == [k // 2 for k in reversed(kernel) for _ in range(2)]
+    ):
+        raise NoSymbol(f"{conv} is a second convolution, which mixes channels or moves the map")
+    weight = conv.weight.detach().to(dtype)[:, 0]
+    on_ring = wraps or conv.padding_mode == "circular"
+    if not on_ring and conv.padding_mode != "zeros":
+        raise NoSymbol(f"an affine with padding {conv.padding_mode!r}")
+    reach = (0, 0) if on_ring else (kernel[0] - 1, kernel[1] - 1)
+
+    def factor(ring: Pair) -> torch.Tensor:
+        if kernel == (1, 1):
+            return weight
+        rows, columns = ring
+        along = waves(torch.arange(rows), kernel[0], rows, 1, kernel[0] // 2, weight)
+        across = waves(
+            torch.arange(columns // 2 + 1), kernel[1], columns, 1, kernel[1] // 2, weight
+        )
+        return torch.einsum("oij,ui,vj->ouv", weight.to(along.dtype), along, across)
+
+    return Part("affine", place, factor, reach)
+
+
+def waves(
+    frequencies: torch.Tensor, taps: int, n: int, dilation: int, centre: int, like: torch.Tensor
+) -> torch.Tensor:
+    """exp(2 pi i f t / n) for frequencies f (rows) and taps t (columns), complex, as `like`.
+
+    The taps are dilation * (k - centre), k = 0 .. taps - 1.
+    """
+    t = dilation * (torch.arange(taps, device=frequencies.device) - centre)
+    # Exact fractions of a turn: products are reduced as integers before the division.
+    angles = 2 * torch.pi * (frequencies[:, None] * t % n).double() / n
+    complex_dtype = torch.promote_types(like.dtype, torch.complex64)
+    return torch.polar(torch.ones_like(angles), angles).to(like.device, complex_dtype)
+
+
+def _channel_scale(module: nn.Module, place: str, dtype: torch.dtype) -> Part:
+    """What multiplies each channel by a number in evaluation mode."""
+    if isinstance(module, BATCH_NORMS):
+        if module.running_var is None:
+            raise NoSymbol(f"{type(module).__name__} without running statistics has no symbol")
+        scale = (module.running_var.to(dtype) + module.eps).rsqrt()
+        if module.weight is not None:
+            scale = scale * module.weight.detach().to(dtype)
+        name = "batch_norm"
+    elif isinstance(module, Chain):
+        scale, name = module(torch.ones_like(module.running_square)[None, :, None, None]), "chain"
+    elif isinstance(module, Factor):
+        scale, name = torch.tensor([module.factor]), "factor"
+    else:
+        raise NoSymbol(
+            f"{type(module).__name__} has no symbol: it is no fixed factor of each channel"
+        )
+    factors = scale.flatten().to(dtype)[:, None, None]
+    return Part(name, place, lambda ring: factors)

@@ -82,6 +82,21 @@ def timm_recipe(name: str) -> Recipe:
     return Recipe(model, height, config.interpolation, config.mean, config.std, config.num_classes)
 
 
+def untrained(name: str) -> nn.Module:
+    """Build a network of timm, a classifier of RGB images, with random weights.
+
+    Raises:
+        InputError: timm is missing, or has no such network.
+    """
+    timm = _timm(PREFIX + name)
+    if name not in timm.list_models():  # other names may be those of a hub
+        raise InputError(
+            f"{PREFIX}{name}: no such network; expected one of timm {timm.__version__}; "
+            "timm.list_models() lists them"
+        )
+    return timm.create_model(name, pretrained=False)
+
+
 def load_timm(
     recipe: Recipe, weights: Path | None, device: torch.device, allow_unverified: bool, keys: Keys
 ) -> Loaded:
@@ -154,12 +169,12 @@ def _is_square(num: int) -> bool:
     return num > 0 and math.isqrt(num) ** 2 == num
 
 
-def _timm() -> ModuleType:
+def _timm(key: str = "extractor") -> ModuleType:
     try:
         import timm
     except ImportError as error:
         raise InputError(
-            f"extractor: it needs timm, which is not installed ({error}); pip install 'timm>=1.0'"
+            f"{key}: it needs timm, which is not installed ({error}); pip install 'timm>=1.0'"
         ) from error
     return timm
 

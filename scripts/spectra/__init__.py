@@ -1,0 +1,1 @@
+"""The parts of scripts/spectrum.py: what is opened, measured, printed and drawn."""

@@ -53,7 +53,8 @@ def check_alike(placed: dict[str, dict[str, Placed]]) -> None:
 
 
 def _geometries(layers: dict[str, Placed]) -> dict[str, str]:
-    return {name: f"{told(_conv(it.layer))} on {it.input_size}" for name, it in layers.items()}
+    sizes = {name: "x".join(map(str, it.input_size or ("nothing",))) for name, it in layers.items()}
+    return {name: f"{told(_conv(it.layer))} on {sizes[name]}" for name, it in layers.items()}
 
 
 def _conv(layer: nn.Module) -> nn.Conv2d:

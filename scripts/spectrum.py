@@ -173,7 +173,9 @@ def measured(args: argparse.Namespace) -> list[Measured]:
     with progress(sum(len(layers) + 2 for layers in placed.values())) as tick:
         for subject in subjects:
             layers = placed[subject.source]
-            found.append(measure(subject, layers, DTYPES[args.dtype], args.images, tick))
+            found.append(
+                measure(subject, layers, DTYPES[args.dtype], args.images, args.layer, tick)
+            )
     return found
 
 

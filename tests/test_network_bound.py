@@ -8,11 +8,13 @@ from torch import nn
 from torch.autograd.functional import jacobian
 from torchvision.models import resnet18
 
+from classification.networks import build_network
 from convnorm import Normalizer, network_bound
 from convnorm.composite import composite_of
 from convnorm.gram import norm_bound
 from convnorm.jacobian import jacobian_norms
 from convnorm.network_bound import NoBound
+from gan.networks import build_discriminator
 
 DOUBLE = torch.float64
 
@@ -127,6 +129,40 @@ def test_torchvisions_networks_have_bounds_of_their_blocks(monkeypatch):
     found = network_bound.network_bound(resnet, torch.zeros(1, 3, 32, 32))
     blocks = (4 + 1) ** 5 * (4 + 2) ** 3
     assert found == pytest.approx(2 * 2 * blocks, rel=1e-6)  # the last map is a single pixel
+
+
+@pytest.mark.parametrize("kind", ["none", "convnorm", "spectral_convnorm", "weight", "chain"])
+@pytest.mark.parametrize("arch", ["dcgan", "sngan_resnet"])
+def test_the_suites_discriminators_have_bounds_above_what_they_do(arch, kind):
+    """Pooling, sums over the map, shortcuts; labels that are left out."""
+    torch.manual_seed(0)
+    normalize = Normalizer(kind, affine=True)
+    options = {"image_size": 16, "channels": 1, "options": {"discriminator_width": 4}}
+    network = build_discriminator(arch, normalize, **options)
+    assert_bounded(network, torch.rand(2, 1, 16, 16) * 2 - 1)
+
+
+@pytest.mark.parametrize(
+    ("arch", "settings"),
+    [
+        ("simple_cnn", {}),
+        ("resnet18", {"norm_position": "before_convolution"}),
+        ("resnet50", {"activation": "srelu"}),
+        ("vgg11", {"norm_position": "after_activation"}),
+    ],
+)
+def test_the_suites_classifiers_have_bounds_above_what_they_do(arch, settings):
+    torch.manual_seed(0)
+    normalize = Normalizer("batch", multiplier=True)
+    options = {"num_classes": 3, "channels": 1, "image_size": 32, "mean": [0.5], "std": [0.3]}
+    network = build_network(arch, normalize, **options, options={"width": 2}, **settings)
+    network(torch.rand(4, 1, 32, 32))
+    assert_bounded(network, torch.rand(2, 1, 32, 32))
+
+
+def assert_bounded(network, images):
+    norms = jacobian_norms(network, images)
+    assert 0 < norms.max() <= network_bound.network_bound(network, images[:1])
 
 
 def test_jacobians_have_the_norms_of_their_matrices():

@@ -193,6 +193,22 @@ def test_a_model_is_shown_at_its_input_size(small_models, tmp_path, capsys):
     assert f"error: --weights: {weights}: Error(s) in loading" in capsys.readouterr().err
 
 
+def test_a_network_that_diverged_is_shown_as_it_is(small_models, tmp_path, capsys):
+    """NaN in a table and gaps in pictures; JSON knows no NaN."""
+    argv = ["torchvision:resnet18", "--input_size", "8", "--device", "cpu"]
+    weights = tmp_path / "w.pt"
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, groups=4))
+    network.append(nn.GroupNorm(1, 4))
+    for parameter in network.parameters():
+        nn.init.constant_(parameter, float("nan"))
+    torch.save(network.state_dict(), weights)
+    assert called(*argv, "--weights", weights, "--out", tmp_path / "out") == 0
+    assert capsys.readouterr().out.splitlines()[3].split()[1:5] == ["conv", "nan", "nan", "nan"]
+    text = (tmp_path / "out" / "spectrum.json").read_text()
+    assert "NaN" not in text
+    assert json.loads(text)[0]["layers"][0]["stages"][0]["values"]["largest"] is None
+
+
 def test_a_bound_that_is_refused_says_why(small_models, tmp_path, capsys):
     argv = ["torchvision:resnet18", "--input_size", "8", "--data", "digits", "--images", "2"]
     assert called(*argv, "--device", "cpu") == 0

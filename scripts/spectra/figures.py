@@ -7,6 +7,7 @@ from textwrap import fill
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from convnorm.experiment.report.canvas import (
@@ -18,6 +19,7 @@ from convnorm.experiment.report.canvas import (
     theme,
     with_panels,
 )
+from convnorm.experiment.report.formats import number
 from convnorm.experiment.report.palette import INK, PAPER, places, style
 from spectra.records import Layer, Measured, Stage
 
@@ -30,7 +32,7 @@ TITLES = {
     "conv": "convolution alone",
     "gain": "with the gain",
     "affine": "with gain and affine",
-    WHOLE: WHOLE,
+    WHOLE: "whole layer, on a ring",
 }
 LAYERS = 3  # whose norms over training are drawn
 TICKS = 12
@@ -68,63 +70,65 @@ def _stages(methods: Methods) -> list[str]:
 
 
 def _norms(methods: Methods, looks: Looks) -> bytes:
-    """The largest singular value of each layer, a panel for each stage."""
-    stages = _stages(methods)
-    figure, panels = with_panels(len(stages), 3.0, columns=2)
-    values = [
-        value
-        for name, panel in zip(stages, panels, strict=True)
-        for value in _over_layers(panel, methods, looks, name, lambda stage: stage.values.largest)
+    """The norm of each layer on a ring, a panel for each stage, and with the padding it has.
+
+    The two differ where maps are small, by a factor of two and more on 4 x 4 pixels.
+    """
+    wanted = [
+        (TITLES[name], lambda layer, name=name: _of_stage(layer, name, "largest"))
+        for name in _stages(methods)
     ]
-    for name, panel in zip(stages, panels, strict=True):
-        panel.set_title(TITLES[name], fontsize="medium")
+    wanted.append(("whole layer, padded as it is", lambda layer: layer.below))
+    figure, panels = with_panels(len(wanted), 2.7, columns=2)
+    pairs = list(zip(wanted, panels, strict=True))
+    values = [v for (_, get), panel in pairs for v in _over_layers(panel, methods, looks, get)]
+    for (title, _), panel in pairs:
+        panel.set_title(title, fontsize="medium")
         _log(panel, values)
     for panel in panels[::2]:
         panel.set_ylabel("largest singular value")
     _name_layers(panels, methods)
-    draw_legend(figure, panels[-1:])
+    _legend(figure, panels)
     return as_png(figure)
 
 
 def _conditions(methods: Methods, looks: Looks) -> bytes:
     """Condition number and ratio of percentiles, of the convolution alone and of the whole."""
     figure, panels = with_panels(4, 2.8, columns=2)
-    wanted: list[tuple[str, str, Callable[[Stage], float]]] = [
-        ("conv", "condition number", lambda stage: stage.values.condition),
-        (WHOLE, "condition number", lambda stage: stage.values.condition),
-        ("conv", "99th / 1st percentile", lambda stage: stage.values.spread),
-        (WHOLE, "99th / 1st percentile", lambda stage: stage.values.spread),
-    ]
-    for first in (0, 2):
-        row = list(zip(wanted, panels, strict=True))[first : first + 2]
+    rows = (("condition", "condition number"), ("spread", "99th / 1st percentile"))
+    for row, (key, told) in enumerate(rows):
+        pairs = list(zip(("conv", WHOLE), panels[2 * row :], strict=False))
         values = [
             value
-            for (name, _, get), panel in row
-            for value in _over_layers(panel, methods, looks, name, get)
+            for name, panel in pairs
+            for value in _over_layers(
+                panel, methods, looks, lambda layer, name=name, key=key: _of_stage(layer, name, key)
+            )
         ]
-        for (name, *_), panel in row:
+        for name, panel in pairs:
             panel.set_title(TITLES[name], fontsize="medium")
             _log(panel, values)
-        panels[first].set_ylabel(wanted[first][1])
+        pairs[0][1].set_ylabel(told)
     _name_layers(panels, methods)
-    draw_legend(figure, panels[-1:])
+    _legend(figure, panels)
     return as_png(figure)
 
 
+def _of_stage(layer: Layer, name: str, key: str) -> float | None:
+    stage = _stage(layer, name)
+    return None if stage is None else getattr(stage.values, key)
+
+
 def _over_layers(
-    panel: Axes, methods: Methods, looks: Looks, name: str, get: Callable[[Stage], float]
+    panel: Axes, methods: Methods, looks: Looks, get: Callable[[Layer], float | None]
 ) -> list[float]:
-    """Draw a number of a stage over the layers that have it; returns all that are finite.
+    """Draw a number over the layers that have it; returns all that are finite.
 
     What is not finite, such as a condition number that rounding hides, leaves a gap.
     """
     drawn = []
     for method, runs in methods.items():
-        rows = []
-        for run in runs:
-            stages = [_stage(layer, name) for layer in run.layers]
-            rows.append([math.nan if stage is None else get(stage) for stage in stages])
-        y = np.array(rows)
+        y = np.array([[get(layer) for layer in run.layers] for run in runs], dtype=float)
         y[~np.isfinite(y) | (y <= 0)] = math.nan
         if np.isfinite(y).any():
             x = np.arange(1, y.shape[1] + 1)
@@ -137,9 +141,16 @@ def _label(method: str, runs: Sequence[Measured]) -> str:
     return f"{fill(method, 40)} (n\u00a0=\u00a0{len(runs)})"
 
 
+def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
+    """Below all panels; none where no value is finite, as of a network that diverged."""
+    if any(panel.get_legend_handles_labels()[0] for panel in panels):
+        draw_legend(figure, panels)
+
+
 def _log(panel: Axes, values: Sequence[float]) -> None:
-    """A logarithmic axis for values of any span."""
+    """A logarithmic axis for positive values of any span."""
     panel.set_yscale("log")
+    values = [value for value in values if 0 < value < math.inf]
     if not values:
         return
     low, high = math.log10(min(values)), math.log10(max(values))
@@ -181,7 +192,7 @@ def _values(methods: Methods, looks: Looks, layer: str) -> bytes:
         panel.set_xlabel("place among the values (%)")
     for panel in panels[::2]:
         panel.set_ylabel(f"singular value of {layer}")
-    draw_legend(figure, panels[-1:])
+    _legend(figure, panels)
     return as_png(figure)
 
 
@@ -206,7 +217,7 @@ def _training(methods: Methods, looks: Looks) -> bytes:
         panel.set_title(fill(layer, 24), fontsize="medium")
         panel.set_xlabel("steps of training")
     panels[0].set_ylabel("operator norm, zero padding")
-    draw_legend(figure, panels)
+    _legend(figure, panels)
     return as_png(figure)
 
 
@@ -221,18 +232,19 @@ def _bound(methods: Methods, looks: Looks) -> bytes:
             mean = sum(values) / len(values)
             ends = [[mean - min(values)], [max(values) - mean]]
             panel.bar(place + shift, mean, 0.38, color=colour, alpha=alpha, yerr=ends, capsize=3)
-            panel.annotate(f"{mean:.3g}", (place + shift, max(values)), (0, 3),
-                           textcoords="offset points", ha="center", fontsize="small")  # fmt: skip
+            beside = {"textcoords": "offset points", "ha": "center", "fontsize": "small"}
+            panel.annotate(number(mean), (place + shift, max(values)), (0, 3), **beside)
             shown += values
-    panel.set_yscale("log")
-    positive = [value for value in shown if value > 0] or [1.0]
+    _log(panel, shown)
+    positive = [value for value in shown if 0 < value < math.inf] or [1.0]
     panel.set_ylim(min(positive) / 3, max(positive) * 3)
-    labels = [fill(_label(method, runs), 22) for method, runs in methods.items()]
-    panel.set_xticks(range(len(methods)), labels)
+    panel.set_xticks(range(len(methods)), [fill(_label(*it), 18) for it in methods.items()])
     panel.tick_params("x", labelsize="small")
     images = next(iter(methods.values()))[0].images
-    panel.set_ylabel("change of the output over change of the input", fontsize="small")
+    panel.set_ylabel("change of output / change of input", fontsize="small")
     panel.set_title(
-        f"left: largest Jacobian norm over {images} test images (from below); "
-        "right: product of layers' bounds (from above)", fontsize="x-small")  # fmt: skip
+        f"left: largest Jacobian norm over {images} test images, from below\n"
+        "right: bound from the norms of the layers, from above",
+        fontsize="small",
+    )
     return as_png(figure)

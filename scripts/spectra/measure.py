@@ -78,13 +78,21 @@ def _one(pair: tuple[int, int]) -> str:
 
 
 def measure(
-    subject: Subject, placed: dict[str, Placed], dtype: torch.dtype, images: int, tick: Tick
+    subject: Subject,
+    placed: dict[str, Placed],
+    dtype: torch.dtype,
+    images: int,
+    curve_of: str | None,
+    tick: Tick,
 ) -> Measured:
-    """Measure a network; tick: is called with the name of what comes next."""
+    """Measure a network.
+
+    curve_of: the layer whose singular values are kept. tick: gets the name of what comes next.
+    """
     layers, notes = [], []
     for name, place in placed.items():
         tick(name)
-        layers.append(_layer(name, place, dtype))
+        layers.append(_layer(name, place, dtype, POINTS if name == curve_of else 0))
     jacobian, bound, taken = None, None, 0
     if subject.images is not None and images > 0:
         tick("Jacobian")
@@ -117,7 +125,7 @@ def _largest_jacobians(network: nn.Module, images: Tensor) -> list[float]:
     return [jacobian_norms(network, part).max().item() for part in images.split(PART)]
 
 
-def _layer(name: str, place: Placed, dtype: torch.dtype) -> Layer:
+def _layer(name: str, place: Placed, dtype: torch.dtype, points: int) -> Layer:
     what = told(_conv(place.layer))
     if place.input_size is None:
         return Layer(name, what, None, None, (), None, None, ("does not run in evaluation",))
@@ -134,7 +142,7 @@ def _layer(name: str, place: Placed, dtype: torch.dtype) -> Layer:
     if symbol.ring != size:
         notes.append(f"taken on a map of {'x'.join(map(str, symbol.ring))}: the stride divides it")
     stages = tuple(
-        Stage(stage, summary_of(values, symbol), _curve(values))
+        Stage(stage, summary_of(values, symbol), _curve(values, points))
         for stage, values in zip(composite.stages, singular_values(symbol), strict=True)
     )
     below = operator_norm(_affine_map(place, composite), torch.Size((1, *place.input_size)))
@@ -166,7 +174,7 @@ class _Scaled(nn.Module):
         return self.layer(x) * self.factor.to(x.dtype)
 
 
-def _curve(values: Tensor) -> tuple[float, ...]:
+def _curve(values: Tensor, points: int) -> tuple[float, ...]:
     """Values in descending order at evenly spread places, the first and the last among them."""
-    places = torch.linspace(0, len(values) - 1, min(POINTS, len(values))).round().long()
+    places = torch.linspace(0, len(values) - 1, min(points, len(values))).round().long()
     return tuple(values[places].tolist())

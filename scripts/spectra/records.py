@@ -24,7 +24,7 @@ TOLD = {
 
 @dataclass(frozen=True)
 class Stage:
-    """A layer up to a part of it; curve: its singular values from the largest to the smallest."""
+    """A layer up to a part of it; curve: its singular values, falling, where they are drawn."""
 
     name: str
     values: Summary

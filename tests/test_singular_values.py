@@ -8,13 +8,13 @@ import reference
 import torch
 from torch import nn
 
-from convnorm import CATALOGUE, ConvNorm2d, Normalizer, symbols
+from convnorm import CATALOGUE, ConvNorm2d, Normalizer, functional, symbols
 from convnorm.composite import NoSymbol, composite_of
 from convnorm.gram import gram_bounds, norm_bound
 from convnorm.placement import placed_convolutions
 from convnorm.singular_values import singular_values, summary_of
 from convnorm.spectrum import operator_norm
-from convnorm.symbols import circular_symbol, matrices
+from convnorm.symbols import circular_symbol, enclosing_symbol, matrices
 
 DOUBLE = torch.float64
 
@@ -309,6 +309,23 @@ def test_the_ring_of_the_map_itself_bounds_nothing_with_zeros_around_it():
     truth = dense_values(conv, (1, 1, 3))[0].item()
     own = all_values(conv, (1, 3))[0][0].item()
     assert own < truth <= norm_bound(composite_of(conv, dtype=DOUBLE), (1, 3))
+    layer = conv_norm(1, 1, (1, 3), padding_mode="zeros", batch_norm=False)
+    nn.init.dirac_(layer.weight)
+    layer.affine.weight.data.copy_(conv.weight)
+    assert dense_values(layer, (1, 1, 3))[0].item() == pytest.approx(truth)
+    assert truth <= norm_bound(composite_of(layer, dtype=DOUBLE), (1, 3))
+
+
+@pytest.mark.parametrize("padding", [0, 1, (3, 2)])
+def test_the_ring_of_a_gain_is_the_one_that_the_layer_has(padding):
+    """On another one the gain is another, and what it bounds is another layer."""
+    layer = ConvNorm2d(2, 3, 3, 2, padding, (1, 2), affine=False, batch_norm=False, dtype=DOUBLE)
+    rings = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(functional, "circular_filter", lambda c, *_, **__: rings.append(c.shape[2:]))
+        patch.setattr(functional, "spectrum_is_faster", lambda *_: False)
+        layer(torch.zeros(1, 2, 7, 6, dtype=DOUBLE))
+    assert enclosing_symbol(composite_of(layer, dtype=DOUBLE), (7, 6)).ring == tuple(rings[0])
 
 
 @pytest.mark.parametrize("mode", ["reflect", "replicate"])

@@ -145,13 +145,10 @@ def _of_operator_norm(layer: UnitOperatorNorm, dtype: torch.dtype) -> Part:
 def _affine(conv: nn.Conv2d, place: str, dtype: torch.dtype, wraps: bool = False) -> Part:
     """A convolution of each channel by itself. wraps: on a ring, whatever its padding is."""
     kernel = conv.kernel_size
-    if not (
-        conv.groups == conv.in_channels == conv.out_channels
-        and conv.stride == conv.dilation == (1, 1)
-        and all(k % 2 for k in kernel)
-        and list(conv._reversed_padding_repeated_twice)
-        == [k // 2 for k in reversed(kernel) for _ in range(2)]
-    ):
+    left, right, top, bottom = conv._reversed_padding_repeated_twice
+    keeps_size = (top + bottom, left + right) == (kernel[0] - 1, kernel[1] - 1)
+    alone = conv.groups == conv.in_channels == conv.out_channels
+    if not (alone and keeps_size and conv.stride == conv.dilation == (1, 1)):
         raise NoSymbol(f"{conv} is a second convolution, which mixes channels or moves the map")
     weight = conv.weight.detach().to(dtype)[:, 0]
     on_ring = wraps or conv.padding_mode == "circular"
@@ -163,10 +160,8 @@ def _affine(conv: nn.Conv2d, place: str, dtype: torch.dtype, wraps: bool = False
         if kernel == (1, 1):
             return weight
         rows, columns = ring
-        along = waves(torch.arange(rows), kernel[0], rows, 1, kernel[0] // 2, weight)
-        across = waves(
-            torch.arange(columns // 2 + 1), kernel[1], columns, 1, kernel[1] // 2, weight
-        )
+        along = waves(torch.arange(rows), kernel[0], rows, 1, top, weight)
+        across = waves(torch.arange(columns // 2 + 1), kernel[1], columns, 1, left, weight)
         return torch.einsum("oij,ui,vj->ouv", weight.to(along.dtype), along, across)
 
     return Part("affine", place, factor, reach)

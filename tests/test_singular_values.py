@@ -8,7 +8,7 @@ import reference
 import torch
 from torch import nn
 
-from convnorm import CATALOGUE, ConvNorm2d, Normalizer, functional, symbols
+from convnorm import CATALOGUE, ConvNorm2d, Normalizer, symbols
 from convnorm.composite import NoSymbol, composite_of
 from convnorm.gram import gram_bounds, norm_bound
 from convnorm.placement import placed_convolutions
@@ -316,16 +316,40 @@ def test_the_ring_of_the_map_itself_bounds_nothing_with_zeros_around_it():
     assert truth <= norm_bound(composite_of(layer, dtype=DOUBLE), (1, 3))
 
 
-@pytest.mark.parametrize("padding", [0, 1, (3, 2)])
+@pytest.mark.parametrize("padding", [(0, 0), (1, 3), (2, 4), (4, 5)])
 def test_the_ring_of_a_gain_is_the_one_that_the_layer_has(padding):
-    """On another one the gain is another, and what it bounds is another layer."""
-    layer = ConvNorm2d(2, 3, 3, 2, padding, (1, 2), affine=False, batch_norm=False, dtype=DOUBLE)
-    rings = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(functional, "circular_filter", lambda c, *_, **__: rings.append(c.shape[2:]))
-        patch.setattr(functional, "spectrum_is_faster", lambda *_: False)
-        layer(torch.zeros(1, 2, 7, 6, dtype=DOUBLE))
-    assert enclosing_symbol(composite_of(layer, dtype=DOUBLE), (7, 6)).ring == tuple(rings[0])
+    """On another one the gain is another, and what is bounded is another layer's norm."""
+    torch.manual_seed(0)
+    layer = ConvNorm2d(2, 3, 3, 1, padding, (1, 2), affine=False, batch_norm=False, dtype=DOUBLE)
+    symbol = enclosing_symbol(composite_of(layer, dtype=DOUBLE), (7, 6))
+    gained = torch.cat([A[:, 0] for stage, A, _ in matrices(symbol) if stage == 1])
+    n, m = symbol.ring
+    response = torch.fft.irfft2(gained.view(n, m // 2 + 1, 3, 2), s=(n, m), dim=(0, 1))
+    impulses = torch.zeros(2, 2, 7, 6, dtype=DOUBLE)
+    impulses[[0, 1], [0, 1], 0, 0] = 1
+    y = layer(impulses)
+    rows, columns = (
+        (torch.arange(outputs) - before) % size
+        for outputs, before, size in zip(y.shape[2:], padding, (n, m), strict=True)
+    )
+    assert torch.allclose(y, response[rows][:, columns].permute(3, 2, 0, 1), atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+@pytest.mark.parametrize("kernel", [4, (2, 3)])
+def test_an_affine_of_even_size_counts_too(kernel):
+    """It keeps the map by padding that is larger on one side."""
+    torch.manual_seed(0)
+    for mode in ("circular", "zeros"):
+        geometry = {"padding_mode": mode, "dtype": DOUBLE}
+        affine = nn.Conv2d(4, 4, kernel, padding="same", groups=4, **geometry)
+        layer = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1, **geometry), affine)
+        composite = composite_of(layer, dtype=DOUBLE)
+        assert composite.stages == ("conv", "affine")
+        truth = dense_values(lambda x, layer=layer: layer(x), (2, 5, 6))
+        assert truth[0] <= norm_bound(composite, (5, 6)) * (1 + 1e-12)
+        if mode == "circular":
+            assert_equal(singular_values(circular_symbol(composite, (5, 6)))[-1], truth)
 
 
 @pytest.mark.parametrize("mode", ["reflect", "replicate"])

@@ -4,7 +4,7 @@ That is all of a layer that has singular values in closed form, see convnorm.sym
 the catalogue is one, but for those that divide an image by its own statistics.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -82,7 +82,8 @@ def composite_of(
         for module in modules[:place]:
             parts.append(_channel_scale(module, "inputs", dtype))
         if isinstance(core, ConvNorm2d):
-            parts += _of_conv_norm(core, weight, dtype)
+            for part in _of_conv_norm(core, weight, dtype):
+                parts.append(part)  # those before one that has no symbol stay
         if isinstance(modules[place], UnitOperatorNorm):
             parts.append(_of_operator_norm(modules[place], dtype))
         for module in modules[place + 1 :]:
@@ -114,7 +115,7 @@ def _convolution(conv: nn.Conv2d, dtype: torch.dtype) -> tuple[nn.Conv2d, torch.
     return conv, conv.weight.detach().to(dtype)
 
 
-def _of_conv_norm(layer: ConvNorm2d, weight: torch.Tensor, dtype: torch.dtype) -> list[Part]:
+def _of_conv_norm(layer: ConvNorm2d, weight: torch.Tensor, dtype: torch.dtype) -> Iterator[Part]:
     """Gain (with the layer's factor), affine and BatchNorm.
 
     The published grid filters before the stride and the native one behind it; a circular affine
@@ -128,13 +129,12 @@ def _of_conv_norm(layer: ConvNorm2d, weight: torch.Tensor, dtype: torch.dtype) -
         ring = (1, 1) if pointwise else ring
         return layer.scale * spectral_gain(weight, ring, layer.dilation, stride, layer.eps)
 
-    parts = [Part("gain", place, gain)]
+    yield Part("gain", place, gain)
     if layer.affine is not None:
         on_ring = layer.affine_mode == "circular"
-        parts.append(_affine(layer.affine, place if on_ring else "map", dtype, wraps=on_ring))
+        yield _affine(layer.affine, place if on_ring else "map", dtype, wraps=on_ring)
     if layer.batch_norm is not None:
-        parts.append(_channel_scale(layer.batch_norm, "map", dtype))
-    return parts
+        yield _channel_scale(layer.batch_norm, "map", dtype)
 
 
 def _of_operator_norm(layer: UnitOperatorNorm, dtype: torch.dtype) -> Part:

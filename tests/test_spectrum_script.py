@@ -13,6 +13,7 @@ from runs import classifier_run, run, script
 from torch import nn
 
 from classification.models import load_classifier
+from convnorm import ConvNorm2d
 from convnorm.experiment.errors import InputError
 from convnorm.spectrum import operator_norm
 
@@ -191,6 +192,23 @@ def test_a_model_is_shown_at_its_input_size(small_models, tmp_path, capsys):
     torch.save(nn.Sequential(nn.Conv2d(3, 4, 3)).state_dict(), weights)
     assert called(*argv, "--weights", weights) == 2
     assert f"error: --weights: {weights}: Error(s) in loading" in capsys.readouterr().err
+
+
+def test_norms_are_of_the_stage_that_they_stand_beside(monkeypatch, tmp_path):
+    """Of a whole layer, beside what a part that has no symbol was left out of."""
+    import torchvision
+
+    layer = ConvNorm2d(3, 4, 3, padding=1, batch_norm=False)
+    layer.affine = nn.Conv2d(4, 4, 1)  # mixes channels
+    network = nn.Sequential(layer, nn.Conv2d(4, 2, 1))
+    monkeypatch.setattr(torchvision.models, "get_model", lambda name, weights: network)
+    argv = ["torchvision:resnet18", "--input_size", "8", "--device", "cpu", "--out", tmp_path]
+    assert called(*argv) == 0
+    found = {(row["layer"], row["stage"]): row for row in rows(tmp_path)}
+    assert list(found) == [("0", "conv"), ("0", "gain"), ("1", "conv")]
+    assert found["0", "gain"]["lanczos"] == found["0", "gain"]["bound"] == ""
+    assert "second convolution" in found["0", "gain"]["notes"]
+    assert float(found["1", "conv"]["lanczos"]) > 0
 
 
 def test_a_network_that_diverged_is_shown_as_it_is(small_models, tmp_path, capsys):

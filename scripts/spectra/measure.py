@@ -9,6 +9,7 @@ from convnorm.composite import Composite, NoSymbol, composite_of
 from convnorm.experiment.errors import InputError
 from convnorm.gram import norm_bound
 from convnorm.jacobian import jacobian_norms
+from convnorm.layer import ConvNorm2d
 from convnorm.network_bound import NoBound, network_bound
 from convnorm.placement import Placed, placed_convolutions
 from convnorm.singular_values import singular_values, summary_of
@@ -145,8 +146,9 @@ def _layer(name: str, place: Placed, dtype: torch.dtype, points: int) -> Layer:
         Stage(stage, summary_of(values, symbol), _curve(values, points))
         for stage, values in zip(composite.stages, singular_values(symbol), strict=True)
     )
-    below = operator_norm(_affine_map(place, composite), torch.Size((1, *place.input_size)))
-    above = None
+    below = above = None
+    if (measured := _affine_map(place, composite)) is not None:
+        below = operator_norm(measured, torch.Size((1, *place.input_size)))
     try:
         above = norm_bound(composite_of(place.layer, place.behind, torch.float64), size)
     except NoSymbol as error:
@@ -155,11 +157,17 @@ def _layer(name: str, place: Placed, dtype: torch.dtype, points: int) -> Layer:
     return Layer(name, what, size, symbol.ring, stages, below, above, tuple(notes))
 
 
-def _affine_map(place: Placed, composite: Composite) -> nn.Module:
-    """The layer with the BatchNorm behind it, if that is one of its parts."""
-    if place.behind is None or composite.missing is not None:
+def _affine_map(place: Placed, composite: Composite) -> nn.Module | None:
+    """The layer up to its last stage, with a BatchNorm behind it; None where no module is that."""
+    if composite.missing is not None:
+        return place.layer if composite.stages == ("conv",) and _is_plain(place.layer) else None
+    if place.behind is None:
         return place.layer
     return _Scaled(place.layer, composite.parts[-1].factor((1, 1))[None])
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Conv2d) and not isinstance(layer, ConvNorm2d)
 
 
 class _Scaled(nn.Module):

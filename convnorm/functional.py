@@ -119,7 +119,7 @@ def conv_norm2d(
     geometry = (stride, padding, dilation, groups, padding_mode)
     gain = spectral_gain if gradient_through_gain else constant_gain
     y = _normalized(maps, weight, *geometry, grid, eps, gain, filter, affine)
-    return as_given(_in_layout_of(maps, y), x)
+    return as_given(in_layout_of(maps, y), x)
 
 
 def check_real(dtype: torch.dtype) -> None:
@@ -128,7 +128,7 @@ def check_real(dtype: torch.dtype) -> None:
         raise TypeError(f"ConvNorm takes real numbers, not {dtype}")
 
 
-def _in_layout_of(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def in_layout_of(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """y in channels_last where x is, as nn.Conv2d returns it."""
     if x.stride(1) != 1 or x.shape[1] == 1 or x.shape[2] * x.shape[3] == 1:
         return y

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from convnorm.affine import AFFINE_INITS, depthwise_affine
 from convnorm.convolution import as_batch, as_given, convolve, convolve_adjoint
 from convnorm.functional import (
     FILTERS,
@@ -19,13 +20,23 @@ from convnorm.functional import (
 from convnorm.plain import check_plain
 from convnorm.ring import check_ring
 
-AFFINE_INITS = ("default", "dirac")
 AFFINE_MODES = ("same", "circular")
 
 # torch.fx does not trace into these, whose ways depend on the input.
 torch.fx.wrap("conv_norm2d")
 torch.fx.wrap("as_batch")
 torch.fx.wrap("as_given")
+
+
+def check_options(affine_init: str, eps: float, scale: float, dtype: torch.dtype | None) -> None:
+    """Raise ValueError for an option out of its range, TypeError for complex numbers."""
+    if affine_init not in AFFINE_INITS:
+        raise ValueError(f"affine_init must be one of {AFFINE_INITS}, not {affine_init!r}")
+    if eps < 0:
+        raise ValueError(f"eps must be 0 or more, not {eps}")
+    if not 0 < scale < math.inf:
+        raise ValueError(f"scale must be more than 0 and finite, not {scale}")
+    check_real(dtype or torch.get_default_dtype())
 
 
 class ConvNorm2d(nn.Conv2d):
@@ -111,17 +122,11 @@ class ConvNorm2d(nn.Conv2d):
     ):
         if grid not in GRIDS:
             raise ValueError(f"grid must be one of {GRIDS}, not {grid!r}")
-        if affine_init not in AFFINE_INITS:
-            raise ValueError(f"affine_init must be one of {AFFINE_INITS}, not {affine_init!r}")
         if affine_mode not in AFFINE_MODES:
             raise ValueError(f"affine_mode must be one of {AFFINE_MODES}, not {affine_mode!r}")
         if filter not in FILTERS:
             raise ValueError(f"filter must be one of {FILTERS}, not {filter!r}")
-        if eps < 0:
-            raise ValueError(f"eps must be 0 or more, not {eps}")
-        if not 0 < scale < math.inf:
-            raise ValueError(f"scale must be more than 0 and finite, not {scale}")
-        check_real(dtype or torch.get_default_dtype())
+        check_options(affine_init, eps, scale, dtype)
         factory = {"device": device, "dtype": dtype}
         super().__init__(
             in_channels,
@@ -182,19 +187,8 @@ class ConvNorm2d(nn.Conv2d):
             size = (size, size)
         if self.affine_mode == "circular" and not all(k % 2 for k in size):
             raise ValueError(f"affine_mode='circular' needs an odd affine_size, not {size}")
-        affine = nn.Conv2d(
-            self.out_channels,
-            self.out_channels,
-            size,
-            padding=tuple((k - 1) // 2 for k in size),  # "same" is a word, which int8 refuses
-            groups=self.out_channels,
-            padding_mode="circular" if self.padding_mode == "circular" else "zeros",
-            **factory,
-        )
-        if init == "dirac":
-            nn.init.dirac_(affine.weight, groups=self.out_channels)
-            nn.init.zeros_(affine.bias)
-        return affine
+        circular = self.padding_mode == "circular"
+        return depthwise_affine(self.out_channels, size, init, circular, **factory)
 
     def _pads(self) -> tuple[int, int, int, int]:
         """(left, right, top, bottom); "same" puts an odd pixel right and below, as nn.Conv2d."""

@@ -1,28 +1,29 @@
-"""What a plain nn.Conv2d is: one that another layer can stand in for without losing anything."""
+"""What a plain convolution is: one that another layer can stand in for without losing anything."""
 
 from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 
-def check_plain(conv: nn.Module) -> None:
-    """Refuse, by name, what is no plain convolution.
+def check_plain(conv: nn.Module, plain: type[nn.Module] = nn.Conv2d) -> None:
+    """Refuse, by name, what is no plain convolution; `plain` is torch's own class of it.
 
     TypeError: another module, a subclass with a forward pass of its own, a lazy or a parametrized
     one. ValueError: one with hooks, which would stay behind.
     """
     name = type(conv).__name__
-    if not isinstance(conv, nn.Conv2d):
-        raise TypeError(f"expected an nn.Conv2d, not a {name}")
+    if not isinstance(conv, plain):
+        raise TypeError(f"expected an nn.{plain.__name__}, not a {name}")
     if parametrize.is_parametrized(conv):
         names = ", ".join(conv.parametrizations)
         raise TypeError(
             f"the {name} has a parametrized {names}: normalize first, then parametrize the result"
         )
     for method in ("forward", "_conv_forward"):
-        if getattr(type(conv), method) is not getattr(nn.Conv2d, method):
+        if getattr(type(conv), method, None) is not getattr(plain, method, None):
             raise TypeError(
-                f"{name} computes in a way of its own ({method}), and not as nn.Conv2d does"
+                f"{name} computes in a way of its own ({method}), and not as "
+                f"nn.{plain.__name__} does"
             )
     if is_lazy(conv.weight):
         raise TypeError(f"the {name} has no weight yet: run it once before")

@@ -15,13 +15,14 @@ from torch.nn.utils import parametrizations, parametrize
 from convnorm.aol import AOL
 from convnorm.chain import Chain, chains_penalty, observe
 from convnorm.group_norm import GroupNorm
-from convnorm.kind import Kind
+from convnorm.kind import Kind, as_it_is
 from convnorm.layer import ConvNorm2d
 from convnorm.operator_norm import OperatorNorm, UnitOperatorNorm
 from convnorm.parametrizations import (
     ONI,
     OWN,
     Bidirectional,
+    OutputsFirst,
     OutsideAutocast,
     Scale,
     StandardizedRows,
@@ -30,6 +31,7 @@ from convnorm.parametrizations import (
 from convnorm.penalties import orthogonality
 from convnorm.precision import convolutions_are_rounded
 from convnorm.scale import scale_weight
+from convnorm.transposed import ConvNormTranspose2d
 
 if TYPE_CHECKING:
     from convnorm.normalizers import Normalizer
@@ -72,14 +74,33 @@ def _with_weight(layer: nn.Module, parametrization: nn.Module) -> nn.Module:
     return layer
 
 
+def _by_outputs(layer: nn.Module, parametrization: nn.Module) -> nn.Module:
+    """A parametrization whose rows belong to outputs, for the weight as the layer has it."""
+    if isinstance(layer, nn.ConvTranspose2d):
+        return OutputsFirst(parametrization, layer.groups)
+    return parametrization
+
+
+def _dim_of_outputs(layer: nn.Module) -> int:
+    """Where torch's parametrizations find a layer's outputs in its weight."""
+    if not isinstance(layer, nn.ConvTranspose2d):
+        return 0
+    if layer.groups > 1:
+        raise ValueError(
+            f"a transposed convolution of {layer.groups} groups, whose outputs lie in two "
+            "dimensions of its weight, has neither spectral nor weight norm here; expected groups=1"
+        )
+    return 1
+
+
 def _weight(layer: nn.Module, options: "Normalizer") -> nn.Module:
     if options.multiplier:
-        return parametrizations.weight_norm(layer)
-    return _with_weight(layer, UnitRows())
+        return parametrizations.weight_norm(layer, dim=_dim_of_outputs(layer))
+    return _with_weight(layer, _by_outputs(layer, UnitRows()))
 
 
 def _spectral(layer: nn.Module, options: "Normalizer") -> nn.Module:
-    parametrizations.spectral_norm(layer)
+    parametrizations.spectral_norm(layer, dim=_dim_of_outputs(layer))
     norms = layer.parametrizations.weight
     norms[0] = OutsideAutocast(norms[0])
     return layer
@@ -89,7 +110,7 @@ def _chains_convolution(conv: nn.Conv2d, options: "Normalizer") -> nn.Conv2d:
     return scale_weight(_spectral(conv, options), options.scale)
 
 
-def _bidirectional(conv: nn.Conv2d, options: "Normalizer") -> nn.Conv2d:
+def _bidirectional(conv: nn.Module, options: "Normalizer") -> nn.Conv2d:
     return _with_weight(conv, OutsideAutocast(Bidirectional(conv.weight, conv.groups)))
 
 
@@ -124,9 +145,10 @@ def _iterate(layer: nn.Module) -> None:
 
 
 def _orthogonal(layer: nn.Module, parametrization: nn.Module, options: "Normalizer") -> nn.Module:
-    _with_weight(layer, OutsideAutocast(parametrization))
+    rows = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+    _with_weight(layer, OutsideAutocast(_by_outputs(layer, parametrization)))
     if options.multiplier:
-        _with_weight(layer, Scale(1.0, learned_rows=len(layer.weight)))
+        _with_weight(layer, _by_outputs(layer, Scale(1.0, learned_rows=rows)))
     return layer
 
 
@@ -141,8 +163,10 @@ def _own(layer: nn.Module, options: "Normalizer") -> nn.Module:
 
 
 def _aol(layer: nn.Module, options: "Normalizer") -> nn.Module:
-    geometry = (layer.stride, layer.dilation, layer.groups) if isinstance(layer, nn.Conv2d) else ()
-    return _with_weight(layer, OutsideAutocast(AOL(*geometry)))
+    if isinstance(layer, nn.Linear):
+        return _with_weight(layer, OutsideAutocast(AOL()))
+    # A transposed convolution has the weight, and the norm, of the convolution whose adjoint it is.
+    return _with_weight(layer, OutsideAutocast(AOL(layer.stride, layer.dilation, layer.groups)))
 
 
 def _orthogonality(network: nn.Module, options: "Normalizer") -> torch.Tensor:
@@ -164,6 +188,18 @@ def _convnorm(conv: nn.Conv2d, options: "Normalizer") -> ConvNorm2d:
     )
 
 
+def _transposed_convnorm(conv: nn.ConvTranspose2d, options: "Normalizer") -> ConvNormTranspose2d:
+    return ConvNormTranspose2d.from_conv(
+        conv,
+        affine=options.affine,
+        affine_init=options.affine_init,
+        batch_norm=False,
+        gradient_through_gain=options.gradient_through_gain,
+        eps=options.eps,
+        scale=options.scale,
+    )
+
+
 def _spectral_convnorm(conv: nn.Conv2d, options: "Normalizer") -> UnitOperatorNorm:
     return UnitOperatorNorm(_convnorm(conv, options), scale=options.scale)
 
@@ -177,6 +213,7 @@ def _of_each_image(does: str, output: Callable[[int, "Normalizer"], nn.Module]) 
     """A kind that normalizes a map by statistics of the image itself."""
     return Kind(
         does=does,
+        transposed=as_it_is,
         output=output,
         reads=("scale", "multiplier"),
         is_affine=False,
@@ -201,10 +238,11 @@ RELU_GAIN = 2**0.5  # of orthogonal weights, by Huang et al. (2020); 1 in their 
 
 CATALOGUE: dict[str, Kind] = {
     # Really nothing.
-    "none": Kind(does="nothing at all"),
+    "none": Kind(does="nothing at all", transposed=as_it_is),
     # Ioffe & Szegedy, 2015; not on the layer that sees the image (Radford et al., 2016).
     "batch": Kind(
         does="BatchNorm of its output (Ioffe & Szegedy 2015); in D not where the image enters",
+        transposed=as_it_is,
         output=_batch,
         at_input=False,
         reads=("scale", "multiplier"),
@@ -225,6 +263,7 @@ CATALOGUE: dict[str, Kind] = {
         does="every row of the reshaped weight has norm 1 (Salimans & Kingma 2016)",
         conv=_weight,
         linear=_weight,
+        transposed=_weight,
         reads=("scale", "multiplier", "batch_norm"),
         ignores_scale=_without_multiplier,
     ),
@@ -233,6 +272,7 @@ CATALOGUE: dict[str, Kind] = {
         does="reshaped weight divided by its largest singular value (Miyato et al. 2018)",
         conv=_spectral,
         linear=_spectral,
+        transposed=_spectral,
         reads=("scale", "batch_norm"),
         ignores_scale=_always,
         advance=_iterate,
@@ -243,6 +283,7 @@ CATALOGUE: dict[str, Kind] = {
         does="weight divided by the mean norm of its two reshapings (Lin et al. 2021)",
         conv=_bidirectional,
         linear=_spectral,
+        transposed=_bidirectional,  # its two reshapings are those of the convolution
         reads=("scale", "batch_norm"),
         ignores_scale=_always,
         advance=_iterate,
@@ -258,6 +299,7 @@ CATALOGUE: dict[str, Kind] = {
     "convnorm": Kind(
         does="output channels divided by their spectrum (Liu et al. 2021)",
         conv=_convnorm,
+        transposed=_transposed_convnorm,
         reads=CONVNORM,
         conv_scales=True,
         conv_has_shift=_with_affine,
@@ -294,6 +336,7 @@ CATALOGUE: dict[str, Kind] = {
         does="reshaped weight made orthogonal by Newton's iteration (Huang et al. 2020)",
         conv=_oni,
         linear=_oni,
+        transposed=_oni,
         reads=("scale", "multiplier", "batch_norm", "iterations", "groups", "as_published"),
         relu_gain=RELU_GAIN,
         ignores_scale=lambda options: not options.multiplier and not options.as_published,
@@ -303,6 +346,7 @@ CATALOGUE: dict[str, Kind] = {
         does="reshaped weight made orthogonal exactly (Huang et al. 2018)",
         conv=_own,
         linear=_own,
+        transposed=_own,
         reads=("scale", "multiplier", "batch_norm", "groups"),
         waits=True,  # for whether its eigenvalues were found
         relu_gain=RELU_GAIN,
@@ -314,6 +358,7 @@ CATALOGUE: dict[str, Kind] = {
         does="inputs rescaled so that the operator norm is at most 1 (Prach & Lampert 2022)",
         conv=_aol,
         linear=_aol,
+        transposed=_aol,
         reads=("scale", "batch_norm"),
         ignores_scale=_always,
     ),

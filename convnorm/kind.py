@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from convnorm.normalizers import Normalizer
 
 
-def _as_it_is(layer: nn.Module, options: "Normalizer") -> nn.Module:
+def as_it_is(layer: nn.Module, options: "Normalizer") -> nn.Module:
     return layer
 
 
@@ -32,6 +32,8 @@ class Kind:
     How it normalizes:
     conv: what a convolution becomes; it may be changed and is part of the result.
     linear: what the last, linear layer of a discriminator becomes.
+    transposed: what a transposed convolution becomes, likewise; None where the kind has no form for
+        one, and refuses it.
     output: makes what normalizes a map of so many channels; None where nothing does.
     at_input: whether `output` also normalizes the maps of a discriminator's layers that see the
         image itself; `conv` always does its part.
@@ -69,8 +71,9 @@ class Kind:
     """
 
     does: str = ""
-    conv: Callable[[nn.Conv2d, "Normalizer"], nn.Module] = _as_it_is
-    linear: Callable[[nn.Linear, "Normalizer"], nn.Module] = _as_it_is
+    conv: Callable[[nn.Conv2d, "Normalizer"], nn.Module] = as_it_is
+    linear: Callable[[nn.Linear, "Normalizer"], nn.Module] = as_it_is
+    transposed: Callable[[nn.ConvTranspose2d, "Normalizer"], nn.Module] | None = None
     output: Callable[[int, "Normalizer"], nn.Module | None] = _nothing
     at_input: bool = True
     reads: tuple[str, ...] = ("scale",)
@@ -91,12 +94,21 @@ class Kind:
     @property
     def normalizes_convolution(self) -> bool:
         """Whether it does anything to a convolution itself."""
-        return self.conv is not _as_it_is
+        return self.conv is not as_it_is
 
     @property
     def normalizes_linear(self) -> bool:
         """Whether it does anything to the last, linear layer of a discriminator."""
-        return self.linear is not _as_it_is
+        return self.linear is not as_it_is
+
+    @property
+    def stands_in_generators(self) -> bool:
+        """Whether it normalizes transposed convolutions, and that is all it does.
+
+        A generator has a BatchNorm of its own on its maps, and no loss that takes a penalty.
+        """
+        alone = not self.normalizes_map and self.penalty is None and self.observe is None
+        return self.transposed is not None and alone
 
     @property
     def normalizes_map(self) -> bool:

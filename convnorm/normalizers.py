@@ -166,14 +166,24 @@ class Normalizer:
         if self.definition.observe is not None:
             self.definition.observe(discriminator, logits)
 
-    def convolution(self, conv: nn.Conv2d) -> nn.Module:
+    def convolution(self, conv: nn.Conv2d | nn.ConvTranspose2d) -> nn.Module:
         """What the kind makes of the convolution itself; `conv` may be changed and is part of it.
+
+        Raises ValueError for a transposed one where the kind has no form for it.
 
         The global random state is left as it was found, here and in `__call__`, so that all
         kinds build the rest of a network from the same random numbers.
         """
+        transposed = isinstance(conv, nn.ConvTranspose2d)
+        make = self.definition.transposed if transposed else self.definition.conv
+        if make is None:
+            able = [kind for kind, known in CATALOGUE.items() if known.transposed is not None]
+            raise ValueError(
+                f"normalizer.kind: {self.kind!r} has no form for a transposed convolution; "
+                f"expected one of {', '.join(able)}"
+            )
         with torch.random.fork_rng(devices=[]):
-            made = self.definition.conv(conv, self)
+            made = make(conv, self)
         scaled = self.definition.conv_scales or self.definition.normalizes_map
         return self._marked(made if scaled else scale_weight(made, self.scale))
 
@@ -189,7 +199,11 @@ class Normalizer:
             return [self._marked(module) for module in modules]
 
     def __call__(
-        self, layer: nn.Conv2d | nn.Linear, *, at_input: bool = False, output_first: bool = False
+        self,
+        layer: nn.Conv2d | nn.ConvTranspose2d | nn.Linear,
+        *,
+        at_input: bool = False,
+        output_first: bool = False,
     ) -> nn.Module:
         """Return the normalized layer; `layer` itself may be changed and is part of it.
 

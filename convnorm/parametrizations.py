@@ -92,13 +92,33 @@ class Bidirectional(nn.Module):
 
     def _transposed(self, weight: torch.Tensor) -> torch.Tensor:
         """The matrix whose rows are the inputs: each meets the outputs of its own group."""
-        by_group = weight.unflatten(0, (self.conv_groups, -1))
-        return by_group.transpose(1, 2).flatten(0, 1).flatten(1)
+        return swapped(weight, self.conv_groups).flatten(1)
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         s1 = self.forward_norm(weight.flatten(1))
         s2 = self.backward_norm(self._transposed(weight))
         return weight / ((s1 + s2) / 2).clamp(min=1e-12)
+
+
+class OutputsFirst(nn.Module):
+    """A parametrization of convolutions for the weight (I, O / G, k_h, k_w) of a transposed one.
+
+    `parametrization` sees (O, I / G, k_h, k_w), whose rows belong to outputs.
+    """
+
+    def __init__(self, parametrization: nn.Module, conv_groups: int = 1):
+        super().__init__()
+        self.parametrization = parametrization
+        self.conv_groups = conv_groups
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        seen = self.parametrization(swapped(weight, self.conv_groups))
+        return swapped(seen, self.conv_groups)
+
+
+def swapped(weight: torch.Tensor, conv_groups: int) -> torch.Tensor:
+    """A weight (A, B / G, k_h, k_w) of G groups as (B, A / G, k_h, k_w)."""
+    return weight.unflatten(0, (conv_groups, -1)).transpose(1, 2).flatten(0, 1)
 
 
 class Scale(nn.Module):

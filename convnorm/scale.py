@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from convnorm.parametrizations import Scale
+from convnorm.parametrizations import OutputsFirst, Scale
 
 Layer = TypeVar("Layer", bound=nn.Module)
 WITH_MULTIPLIER = (nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d)
@@ -80,6 +80,7 @@ def _multiplier_of(layer: nn.Module) -> torch.Tensor | None:
     if hasattr(stored, "original0"):  # the lengths of the rows in torch's weight norm
         return stored.original0
     last = stored[-1]
+    last = last.parametrization if isinstance(last, OutputsFirst) else last
     return last.scale if isinstance(last, Scale) and not _is_constant(last) else None
 
 

@@ -8,9 +8,9 @@ from convnorm.experiment.config import options_of, require
 from convnorm.experiment.config.fields import LARGEST_SEED, bounded, check_ranges, choosing
 from convnorm.experiment.data import DataConfig
 from convnorm.experiment.errors import InputError
-from convnorm.normalizers import Normalizer
 from gan.losses import LOSSES, Penalty, gradient_penalty, r1, r2
 from gan.networks import ARCHITECTURES
+from gan.normalizer import GanNormalizer
 from gan.score_config import ScoreConfig
 from gan.train_config import TrainConfig
 
@@ -178,7 +178,7 @@ class GanConfig:
     Args:
         data: the real images.
         model: the networks.
-        normalizer: of the discriminator's layers.
+        normalizer: of the discriminator's layers and the generator's convolutions.
         loss: what is minimized.
         optim: the optimizer of both networks.
         train: what happens in a step.
@@ -191,7 +191,7 @@ class GanConfig:
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
-    normalizer: Normalizer = field(default_factory=lambda: Normalizer("convnorm"))
+    normalizer: GanNormalizer = field(default_factory=lambda: GanNormalizer("convnorm"))
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -265,12 +265,13 @@ class GanConfig:
 
 def _check_capture(config: GanConfig) -> None:
     """Raise InputError where steps are not all alike, or cannot be computed ahead."""
-    kind, optim, start = config.normalizer.kind, config.optim, config.loss.lecam_start
-    if config.normalizer.definition.waits:
-        raise InputError(
-            f"train.capture: 'graph' is not allowed, as normalizer.kind {kind!r} waits for the "
-            "device in an update; expected none, or another kind"
-        )
+    optim, start = config.optim, config.loss.lecam_start
+    for name, each in (("kind", config.normalizer), ("generator", config.normalizer.of_generator)):
+        if each.definition.waits:
+            raise InputError(
+                f"train.capture: 'graph' is not allowed, as normalizer.{name} {each.kind!r} waits "
+                "for the device in an update; expected none, or another kind"
+            )
     if optim.decay != "none" and optim.final_beta2 not in (None, optim.beta2):
         raise InputError(
             f"train.capture: 'graph' is not allowed, as optim.final_beta2 {optim.final_beta2} "

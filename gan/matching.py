@@ -61,6 +61,8 @@ def relevant(config: GanConfig, how: How) -> dict[str, Any]:
     for key in ("score", "log", "checkpoints", "seed"):
         del values[key]
     del values["data"]["root"], values["normalizer"]["scale"]
+    if values["normalizer"]["generator"] == "none":  # as in matches of before there was a choice
+        del values["normalizer"]["generator"]
     at_start = ("data", "model", "normalizer")
     return values if how == "plateau_matched" else {key: values[key] for key in at_start}
 

@@ -24,7 +24,7 @@ ADAM = 4  # the weights, their gradients and two means
 
 
 def estimate(config: GanConfig, world_size: int = 1) -> Estimate:
-    """Return what each of `world_size` processes needs, with a plain discriminator.
+    """Return what each of `world_size` processes needs, with plain networks.
 
     Raises InputError for networks that cannot be built.
     """

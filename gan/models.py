@@ -29,14 +29,15 @@ def build(config: GanConfig, channels: int) -> tuple[nn.Module, nn.Module]:
     With model.gradient_normalization, the discriminator is the normalized function; its layers and
     weights have the names and values of the plain one.
 
-    Each network has its own random stream: configs that differ in the normalizer alone give equal
-    generators, and discriminators that start from equal weights.
+    Each network has its own random stream: configs that differ in the normalizer alone give
+    networks that start from equal weights.
     """
     model = config.model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(streams.generator("cpu", config.seed, "generator").initial_seed())
         generator = build_generator(
             model.arch,
+            config.normalizer.of_generator.convolution,
             image_size=config.data.image_size,
             channels=channels,
             z_dim=model.z_dim,
@@ -52,6 +53,7 @@ def build(config: GanConfig, channels: int) -> tuple[nn.Module, nn.Module]:
         )
         size = config.data.image_size
         labels = torch.zeros(1, dtype=torch.long)
+        fit_to_maps(generator, torch.zeros(1, model.z_dim), labels)
         fit_to_maps(discriminator, torch.zeros(1, channels, size, size), labels)
     if model.gradient_normalization:
         discriminator = GradientNormalized(OrderedDict(discriminator.named_children()))
@@ -166,7 +168,7 @@ def load_generator(path: Path, device: torch.device | str = "cpu") -> LoadedGene
     file = path / checkpoint.CHECKPOINT if path.is_dir() else path
     state, sha256 = checkpoint.load_with_hash(file, FORMAT)
     try:
-        config = from_dict(GanConfig, state["config"])
+        config = from_dict(GanConfig, checkpoint.completed(state["config"], GanConfig()))
         generator, _ = build(config, state["channels"])
         ema = state["ema"] is not None
         generator.load_state_dict(state["ema"] if ema else state["generator"])

@@ -217,7 +217,7 @@ def test_slopes_are_those_of_the_papers():
 
 def test_generator_block_upsamples_by_nearest_neighbour_in_both_branches():
     torch.manual_seed(0)
-    block = GeneratorBlock(3, 5)
+    block = GeneratorBlock(plain, 3, 5)
     norm1, norm2 = modules_of(block, nn.BatchNorm2d)
     conv1, conv2, shortcut = modules_of(block, nn.Conv2d)
 

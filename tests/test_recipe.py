@@ -17,6 +17,7 @@ from convnorm.experiment.run.averaging import averaged, follow, running_statisti
 from convnorm.spectrum import layer_norms
 from gan.config import GanConfig
 from gan.networks import build_discriminator
+from gan.normalizer import GanNormalizer
 
 
 @pytest.fixture(autouse=True)
@@ -95,7 +96,7 @@ def test_configs_check_it():
     """It does not mix the images of a batch, and leaves the head's weights to a clip."""
     argv = ["--normalizer.kind", "rms", "--loss.gradient_penalty", "10"]
     config, _ = parse(GanConfig, "gan", "sngan_none", argv)
-    assert config.normalizer == Normalizer("rms")
+    assert config.normalizer == GanNormalizer("rms")
     tiny({"normalizer.kind": "rms", "loss.weight_clip": 0.1})
     assert Normalizer("rms").ignores_scale
     with pytest.raises(InputError, match=r"^normalizer\.kind: 'rmz' .* affine, rms$"):

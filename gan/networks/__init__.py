@@ -1,7 +1,8 @@
 """The generators and discriminators by name, built for an image size, with the inputs checked.
 
-A discriminator never names a normalizer: it hands each of its convolutions and its last linear
-layer, initialized, to `normalize` and uses what comes back.
+No network names a normalizer. A discriminator hands each of its convolutions and its last linear
+layer, initialized, to `normalize` and uses what comes back; a generator does so with each of its
+convolutions and transposed convolutions, and keeps the BatchNorm that its architecture has.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,11 +18,18 @@ from convnorm.experiment.errors import InputError
 from gan.networks import dcgan, sngan_cnn, sngan_resnet
 from gan.networks.layers import Widths
 
-# normalize(layer: nn.Conv2d | nn.Linear, *, at_input: bool = False) -> nn.Module
+# Of a discriminator: normalize(layer: nn.Conv2d | nn.Linear, *, at_input: bool = False).
 # `at_input` marks a layer that sees the image itself.
 Normalize = Callable[..., nn.Module]
+# Of a generator: normalize(layer: nn.Conv2d | nn.ConvTranspose2d).
+NormalizeGenerator = Callable[[nn.Module], nn.Module]
 
 PUBLISHED: Mapping[str, Any] = MappingProxyType({})  # no option of an architecture changed
+
+
+def plain(layer: nn.Module) -> nn.Module:
+    """The layer as it is: what leaves a network plain."""
+    return layer
 
 
 LARGEST = 256  # pixels, of a family that does not fix its sizes
@@ -32,7 +40,7 @@ class Architecture:
     """A generator and a discriminator with their options, and the images they are made for."""
 
     options: type  # a dataclass; its defaults are the published network
-    generator: Callable[..., nn.Module]  # (options, *, image_size, channels, z_dim)
+    generator: Callable[..., nn.Module]  # (normalize, options, *, image_size, channels, z_dim)
     discriminator: Callable[..., nn.Module]  # (normalize, options, *, image_size, channels)
     supports: Callable[[int], bool]  # of an image size
     sizes: str  # the supported image sizes in words
@@ -76,6 +84,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 def build_generator(
     arch: str,
+    normalize: NormalizeGenerator = plain,
     *,
     image_size: int,
     channels: int,
@@ -85,14 +94,17 @@ def build_generator(
     """Return G: z (N, z_dim), labels (N,) -> images (N, channels, H, W) in [-1, 1].
 
     `options` are fields of the architecture's `Options`; what is left out is as published. Weights
-    come from the global random number generator. Raises `InputError` for an unknown `arch` or
-    option, and for a size, channel count or value it cannot be built for.
+    come from the global random number generator, before `normalize` sees their layer. Raises
+    `InputError` for an unknown `arch` or option, and for a size, channel count or value it cannot
+    be built for.
     """
     architecture = _find(arch, image_size, channels)
     chosen = options_of(architecture.options, options, "model.options")
     if z_dim < 1:
         raise InputError(f"model.z_dim: {z_dim}, expected 1 or more")
-    return architecture.generator(chosen, image_size=image_size, channels=channels, z_dim=z_dim)
+    return architecture.generator(
+        normalize, chosen, image_size=image_size, channels=channels, z_dim=z_dim
+    )
 
 
 def build_discriminator(

@@ -28,7 +28,14 @@ from torch import nn
 from gan.networks.layers import Unconditional, Widths
 
 
-def generator(options: Widths, *, image_size: int, channels: int, z_dim: int) -> Unconditional:
+def generator(
+    normalize: Callable[[nn.Module], nn.Module],
+    options: Widths,
+    *,
+    image_size: int,
+    channels: int,
+    z_dim: int,
+) -> Unconditional:
     """Return G: z (N, z_dim) -> (N, channels, image_size, image_size) in [-1, 1]."""
     width = options.generator_width
     stages = [width * factor for factor in reversed(_factors(image_size))]
@@ -39,13 +46,14 @@ def generator(options: Widths, *, image_size: int, channels: int, z_dim: int) ->
         nn.ReLU(),
     ]
     for in_channels, out_channels in pairwise(stages):
+        conv = nn.ConvTranspose2d(in_channels, out_channels, 4, 2, 1, bias=False)
         layers += [
-            init_normal(nn.ConvTranspose2d(in_channels, out_channels, 4, 2, 1, bias=False)),
+            normalize(init_normal(conv)),
             _batch_norm(out_channels),
             nn.ReLU(),
         ]
-    layers += [init_normal(nn.ConvTranspose2d(stages[-1], channels, 4, 2, 1)), nn.Tanh()]
-    return Unconditional(*layers)
+    last = init_normal(nn.ConvTranspose2d(stages[-1], channels, 4, 2, 1))
+    return Unconditional(*layers, normalize(last), nn.Tanh())
 
 
 def discriminator(

@@ -26,7 +26,14 @@ TABLE_3 = (1, 1, 2, 2, 4, 4, 8)
 WIDE = (1, 2, 2, 4, 4, 8, 8)
 
 
-def generator(options: Widths, *, image_size: int, channels: int, z_dim: int) -> Unconditional:
+def generator(
+    normalize: Callable[[nn.Module], nn.Module],
+    options: Widths,
+    *,
+    image_size: int,
+    channels: int,
+    z_dim: int,
+) -> Unconditional:
     """Return G: z (N, z_dim) -> (N, channels, image_size, image_size) in [-1, 1].
 
     With w the width: dense to 8 w channels, then 4 w, 2 w and w after the three transposed
@@ -41,12 +48,12 @@ def generator(options: Widths, *, image_size: int, channels: int, z_dim: int) ->
     ]
     for in_channels, out_channels in pairwise((8 * width, 4 * width, 2 * width, width)):
         layers += [
-            init_normal(nn.ConvTranspose2d(in_channels, out_channels, 4, 2, 1)),
+            normalize(init_normal(nn.ConvTranspose2d(in_channels, out_channels, 4, 2, 1))),
             nn.BatchNorm2d(out_channels, eps=2e-5),
             nn.ReLU(),
         ]
-    layers += [init_normal(nn.Conv2d(width, channels, 3, 1, 1)), nn.Tanh()]
-    return Unconditional(*layers)
+    last = init_normal(nn.Conv2d(width, channels, 3, 1, 1))
+    return Unconditional(*layers, normalize(last), nn.Tanh())
 
 
 def discriminator(

@@ -51,7 +51,14 @@ class Options:
         check_ranges(self, "model.options")
 
 
-def generator(options: Options, *, image_size: int, channels: int, z_dim: int) -> Unconditional:
+def generator(
+    normalize: Callable[[nn.Module], nn.Module],
+    options: Options,
+    *,
+    image_size: int,
+    channels: int,
+    z_dim: int,
+) -> Unconditional:
     """Return G: z (N, z_dim) -> (N, channels, image_size, image_size) in [-1, 1]."""
     bottom, layout = image_size // 8, LAYOUTS[image_size]
     width = options.generator_width or layout.generator_width
@@ -59,10 +66,10 @@ def generator(options: Options, *, image_size: int, channels: int, z_dim: int) -
     return Unconditional(
         _init_glorot(nn.Linear(z_dim, stages[0] * bottom**2)),
         nn.Unflatten(1, (stages[0], bottom, bottom)),
-        *(GeneratorBlock(*in_and_out) for in_and_out in pairwise(stages)),
+        *(GeneratorBlock(normalize, *in_and_out) for in_and_out in pairwise(stages)),
         nn.BatchNorm2d(stages[-1], eps=2e-5),
         nn.ReLU(),
-        _init_glorot(nn.Conv2d(stages[-1], channels, 3, padding=1)),
+        normalize(_init_glorot(nn.Conv2d(stages[-1], channels, 3, padding=1))),
         nn.Tanh(),
     )
 
@@ -86,19 +93,21 @@ def discriminator(
 class GeneratorBlock(nn.Module):
     """A pre-activation residual block that doubles the map."""
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(
+        self, normalize: Callable[[nn.Module], nn.Module], in_channels: int, out_channels: int
+    ) -> None:
         super().__init__()
         self.residual = nn.Sequential(
             nn.BatchNorm2d(in_channels, eps=2e-5),
             nn.ReLU(),
             nn.Upsample(scale_factor=2),
-            _conv3x3(in_channels, out_channels),
+            normalize(_conv3x3(in_channels, out_channels)),
             nn.BatchNorm2d(out_channels, eps=2e-5),
             nn.ReLU(),
-            _conv3x3(out_channels, out_channels),
+            normalize(_conv3x3(out_channels, out_channels)),
         )
         self.shortcut = nn.Sequential(
-            nn.Upsample(scale_factor=2), _conv1x1(in_channels, out_channels)
+            nn.Upsample(scale_factor=2), normalize(_conv1x1(in_channels, out_channels))
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

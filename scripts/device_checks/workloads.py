@@ -21,9 +21,9 @@ from convnorm.experiment.config import RunOptions
 from convnorm.experiment.data import DataConfig, load_images
 from convnorm.experiment.run.distributed import Process
 from convnorm.experiment.run.loop import Trainer
-from convnorm.normalizers import Normalizer
 from device_checks.part import Setup
 from gan.config import GanConfig, LossConfig, ModelConfig, TrainConfig
+from gan.normalizer import GanNormalizer
 from gan.train import train as train_gan
 from gan.trainer import Trainer as GanTrainer
 
@@ -65,7 +65,7 @@ def gan_config(
     return GanConfig(
         data=data(setup),
         model=model,
-        normalizer=Normalizer(kind, grid=grid),
+        normalizer=GanNormalizer(kind, grid=grid),
         loss=LossConfig(gradient_penalty=gradient_penalty),
         train=train,
         steps=steps,

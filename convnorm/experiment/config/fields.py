@@ -167,6 +167,10 @@ def unread(config: object, defaults: object, prefix: str = "") -> list[str]:
     defaults: the same config with the values that nobody has set, which are passed over.
     """
     lines = []
+    choices = [part for part in fields(config) if "reads" in part.metadata]
+    settled = {  # what something reads, or was said of
+        name for part in choices for name in part.metadata["reads"][getattr(config, part.name)]
+    }
     for part in fields(config):
         value, usual = getattr(config, part.name), getattr(defaults, part.name)
         if is_dataclass(value):
@@ -177,8 +181,9 @@ def unread(config: object, defaults: object, prefix: str = "") -> list[str]:
             idle = [
                 f"{prefix}{name}"
                 for name in names
-                if name not in read and getattr(config, name) != getattr(defaults, name)
+                if name not in settled and getattr(config, name) != getattr(defaults, name)
             ]
+            settled.update(names)
             if idle:
                 why = f"{prefix}{part.name} {value} reads {', '.join(read) or 'no such option'}"
                 lines.append(f"{', '.join(idle)}: without effect, as {why}")

@@ -4,6 +4,7 @@ import copy
 import re
 from contextlib import nullcontext
 from dataclasses import asdict, fields, replace
+from types import SimpleNamespace
 
 import pytest
 import reference
@@ -15,6 +16,7 @@ from convnorm import CATALOGUE, ConvNorm2d, Normalizer
 from convnorm.experiment.config import parse, to_yaml
 from convnorm.experiment.data import load_images
 from convnorm.experiment.errors import InputError
+from convnorm.experiment.report.names import label_of
 from convnorm.experiment.run import checkpoint
 from convnorm.experiment.run.averaging import averaged, follow
 from convnorm.experiment.run.cost import macs
@@ -276,8 +278,16 @@ def test_a_resumed_run_is_bit_identical(kind, tmp_path, monkeypatch):
 
 
 @every_kind
-def test_every_kind_trains_a_generator(kind):
-    config = tiny({"normalizer.generator": kind, "train.ema_decay": 0.5})
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"train.ema_decay": 0.5},
+        {"train.precision": "bfloat16", "train.channels_last": True, "normalizer.affine": True},
+    ],
+    ids=["float32", "bfloat16"],
+)
+def test_every_kind_trains_a_generator(kind, changes):
+    config = tiny({"normalizer.generator": kind, **changes})
     trainer = Trainer(config, load_images(config.data), ALONE)
     before = copy.deepcopy(trainer.generator.state_dict())
     for _ in range(2):
@@ -347,6 +357,13 @@ def test_what_neither_network_reads_is_said_once(argv, warned, capsys):
     assert len(lines) == len(warned)
     for line, expected in zip(lines, warned, strict=True):
         assert line.startswith(f"warning: {expected}")
+
+
+def test_a_report_tells_the_generators_kind_from_the_discriminators():
+    axes = {"normalizer.generator": ["none", "spectral"], "normalizer.kind": ["convnorm"]}
+    report = SimpleNamespace(axes=axes, grid={"axes": axes})
+    assert label_of(report, "normalizer.generator", "spectral") == "generator: spectral"
+    assert label_of(report, "normalizer.kind", "convnorm") == "convnorm"
 
 
 def test_a_config_survives_its_dictionary_and_its_replacement():

@@ -8,6 +8,7 @@ from convnorm.experiment.records import Report
 
 KIND = "normalizer.kind"
 SCALE = "normalizer.scale"
+GENERATOR = "normalizer.generator"
 GROUPED = ("kind", "name")  # last parts of fields that only their group explains: noise.kind
 
 
@@ -51,13 +52,15 @@ def label_of(report: Report, axis: str, label: str) -> str:
     """Return a value as it is read: alone where it says what it is, else behind its axis.
 
     A normalizer says it, as reports are about these, and so does a word that a field takes. A
-    number does not, nor "none", what stands on another axis too, or a label of the grid's own.
+    number does not, nor "none", what stands on another axis too, or a label of the grid's own. The
+    generator's kind would pass for that of the discriminator.
     """
     if kind_of(report, axis, label) is not None:
         return label
     elsewhere = any(label in labels for other, labels in report.axes.items() if other != axis)
     has_fields = isinstance(report.grid["axes"][axis], dict)
     alone = _is_word(label) and label != "none" and not elsewhere and not has_fields
+    alone = alone and axis != GENERATOR
     return label if alone else f"{_short(report, axis)}: {label}"
 
 

@@ -31,7 +31,8 @@ class GanNormalizer(Normalizer):
         generator: how the generator's convolutions and transposed convolutions are normalized, as
             `kind`, with the same options but for scale and batch_norm, which are the
             discriminator's. The BatchNorm of its architecture stays where it is. ConvNorm filters
-            transposed convolutions on the native grid, whatever `grid` is.
+            transposed convolutions on the native grid and has its affine behind them, whatever
+            `grid` and `affine_mode` are.
     """
 
     generator: str = field(default="none", metadata={"reads": _Reads()})

@@ -175,8 +175,8 @@ def test_a_dirac_affine_starts_as_the_identity():
 @pytest.mark.parametrize("through_gain", [False, True])
 def test_gradients_of_both_orders(mode, kernel, through_gain):
     geometry = ((1, 1), (kernel // 2,) * 2, (0, 0), 1, (1, 1), mode)
-    weight = bare(2, 3, kernel).weight.detach().requires_grad_(through_gain)
-    x = torch.randn(2, 2, 4, 3, dtype=torch.float64, requires_grad=True)
+    weight = bare(2, 1, kernel).weight.detach().requires_grad_(through_gain)
+    x = torch.randn(1, 2, 4, 3, dtype=torch.float64, requires_grad=True)
 
     def layer(x, weight):
         options = {"gradient_through_gain": through_gain, "eps": 1e-3}

@@ -41,9 +41,9 @@ def matrix_is_faster(num_outputs: int, batch_size: int, device_type: str) -> boo
     """Whether `num_outputs` of each map come cheaper from one matrix per channel than by FFT.
 
     Per point of the grid the matrix costs as many products as there are outputs, so the size of
-    the grid does not matter; and making it has to pay over the batch. On a CPU it is within 5 % of
-    the faster of the two in the 45 cases that were measured (scripts/bench_speed.py filter), on an
-    H100 within 15 % in the 18 of results/check_device_h100.json.
+    the grid does not matter; and making it has to pay over the batch. On a CPU it is the faster
+    of the two in 44 of 45 cases and 1.33 times as slow in one (results/speed_cpu.json), on an H100
+    within 15 % in the 18 of results/check_device_h100.json.
     """
     # The batch last, and in no `min`: a compiler may leave its size open, and `holds` asks then.
     if device_type == "cuda":

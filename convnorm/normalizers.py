@@ -5,7 +5,7 @@ kind. Whoever needs to know something of the kind asks the Normalizer.
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -175,6 +175,7 @@ class Normalizer:
         kinds build the rest of a network from the same random numbers.
         """
         transposed = isinstance(conv, nn.ConvTranspose2d)
+        make: Callable[[Any, Normalizer], nn.Module] | None
         make = self.definition.transposed if transposed else self.definition.conv
         if make is None:
             able = [kind for kind, known in CATALOGUE.items() if known.transposed is not None]
@@ -214,14 +215,14 @@ class Normalizer:
             with torch.random.fork_rng(devices=[]):
                 made = self.definition.linear(layer, self)
             return self._marked(scale_weight(made, self.scale))
-        like = {"device": layer.weight.device, "dtype": layer.weight.dtype}
+        device, dtype = layer.weight.device, layer.weight.dtype
         conv = self.convolution(layer)
         if at_input and not self.definition.at_input:  # no map is normalized there, or scaled
             return conv if self.definition.conv_scales else scale_weight(conv, self.scale)
         output = self.output(layer.in_channels if output_first else layer.out_channels)
         if not output:
             return conv
-        output = [module.to(**like) for module in output]
+        output = [module.to(device, dtype) for module in output]
         return self._marked(Normalized(*((*output, conv) if output_first else (conv, *output))))
 
     def _marked(self, module: nn.Module) -> nn.Module:

@@ -174,18 +174,19 @@ class Normalizer:
         The global random state is left as it was found, here and in `__call__`, so that all
         kinds build the rest of a network from the same random numbers.
         """
-        transposed = isinstance(conv, nn.ConvTranspose2d)
-        make: Callable[[Any, Normalizer], nn.Module] | None
-        make = self.definition.transposed if transposed else self.definition.conv
+        kind = self.definition
+        make: Callable[[Any, Normalizer], nn.Module] | None = kind.conv
+        if isinstance(conv, nn.ConvTranspose2d):
+            make = kind.transposed
         if make is None:
-            able = [kind for kind, known in CATALOGUE.items() if known.transposed is not None]
+            able = [name for name, known in CATALOGUE.items() if known.transposed is not None]
             raise ValueError(
                 f"normalizer.kind: {self.kind!r} has no form for a transposed convolution; "
                 f"expected one of {', '.join(able)}"
             )
         with torch.random.fork_rng(devices=[]):
             made = make(conv, self)
-        scaled = self.definition.conv_scales or self.definition.normalizes_map
+        scaled = kind.conv_scales or kind.normalizes_map
         return self._marked(made if scaled else scale_weight(made, self.scale))
 
     def output(self, channels: int) -> list[nn.Module]:

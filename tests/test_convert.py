@@ -362,7 +362,7 @@ def test_the_image_is_of_few_channels_that_nothing_mixed():
         (lambda name, conv: conv.stride == (2, 2), {"conv"}),
         ("*", {"conv", "point"}),
     ],
-    ids=str,
+    ids=["a pattern", "patterns", "a predicate", "all"],
 )
 def test_select_by_names_or_by_a_predicate(select, converted):
     _, report = convert(Net(), select=select)

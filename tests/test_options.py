@@ -58,6 +58,7 @@ GAN = {
         "circular",
     ),
     "normalizer.batch_norm": ({}, True),
+    "normalizer.generator": ({}, "spectral"),
     "normalizer.gradient_through_gain": ({}, True),
     "normalizer.fused_filter": ({}, True),
     "normalizer.eps": ({}, 0.1),

@@ -121,7 +121,7 @@ def _of_conv_norm(layer: ConvNorm2d, weight: torch.Tensor, dtype: torch.dtype) -
     The published grid filters before the stride and the native one behind it; a circular affine
     shares the ring of the filter.
     """
-    pointwise = layer.kernel_size == (1, 1)
+    pointwise = layer.is_pointwise
     place = "ring" if layer.grid == "full" and not pointwise else "map"
     stride = (1, 1) if place == "ring" or pointwise else layer.stride
 

@@ -130,8 +130,7 @@ class Folding:
 
     def forms(self) -> Iterator[Form]:
         """All forms that the layer has, in no order."""
-        circular = self.layer.affine is not None and self.layer.affine_mode == "circular"
-        if self.kernel == (1, 1) and not (circular and self.layer.affine.kernel_size != (1, 1)):
+        if self.layer.is_pointwise:
             # The filter of a 1x1 kernel is a factor on any ring: its first entry is all of it.
             kernel = self.weight * self.response[:, :1, :1, None]
             build = self._convolved(kernel, self.pads, self.stride, self.mode)

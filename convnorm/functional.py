@@ -158,7 +158,7 @@ def _normalized(
         x, padding, padding_mode = pad(x, padding, padding_mode), NO_PADDING, "zeros"
     height, width = (int(side) for side in x.shape[2:])  # torch.jit.trace has tensors there
     size = output_size((height, width), kernel, stride, padding, dilation)
-    if _is_pointwise(weight, affine):
+    if is_pointwise(weight, affine):
         weight = _pointwise(weight, gain, eps, affine)
         return convolve(x, weight, stride, padding, dilation, groups, padding_mode)
     if grid == "native":
@@ -213,7 +213,7 @@ def conv_norm2d_adjoint(
         geometry = (padded, stride, NO_PADDING, dilation, groups)
         x = conv_norm2d_adjoint(y, weight, *geometry, eps=eps, affine=affine)
         return pad_adjoint(x, padding, padding_mode)
-    pointwise = _is_pointwise(weight, affine)
+    pointwise = is_pointwise(weight, affine)
     if pointwise or grid == "native":
         if pointwise:
             weight = _pointwise(weight, constant_gain, eps, affine)
@@ -277,7 +277,8 @@ def _affine_waves(affine: torch.Tensor, ring: Pair) -> Complex:
     return real, imaginary
 
 
-def _is_pointwise(weight: torch.Tensor, affine: torch.Tensor | None) -> bool:
+def is_pointwise(weight: torch.Tensor, affine: torch.Tensor | None) -> bool:
+    """Whether a kernel and an affine on its ring are 1x1: the filter is a factor of each channel."""
     return all(kernel is None or kernel.shape[2:] == (1, 1) for kernel in (weight, affine))
 
 

@@ -15,6 +15,7 @@ from convnorm.functional import (
     check_real,
     conv_norm2d,
     conv_norm2d_adjoint,
+    is_pointwise,
     spectral_gain,
 )
 from convnorm.plain import check_plain
@@ -232,6 +233,11 @@ class ConvNorm2d(nn.Conv2d):
             affine=self._affine_on_ring(),
         )
         return self.scale * x if self.scale != 1 else x
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether the filter, with an affine on its ring, is a mere factor of each channel."""
+        return is_pointwise(self.weight, self._affine_on_ring())
 
     def _affine_on_ring(self) -> torch.Tensor | None:
         circular = self.affine is not None and self.affine_mode == "circular"

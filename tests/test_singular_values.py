@@ -87,6 +87,13 @@ def test_every_stage_of_a_layer_has_the_values_of_its_matrix(geometry, size, gri
     assert_equal(found[-1], dense_values(layer, (layer.in_channels, *size)))
 
 
+def test_a_wider_circular_affine_stands_before_the_stride_of_a_1x1_kernel():
+    """The kernel alone is a factor on any ring; with that affine on its ring it is a filter."""
+    layer = conv_norm(kernel=1, stride=2, affine_mode="circular", affine_size=3, batch_norm=False)
+    assert not layer.is_pointwise
+    assert_equal(all_values(layer, (6, 4))[-1], dense_values(layer, (6, 6, 4)))
+
+
 @pytest.mark.parametrize("kind", CATALOGUE)
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("output_first", [False, True])

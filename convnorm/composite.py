@@ -16,6 +16,7 @@ from convnorm.chain import Chain
 from convnorm.functional import spectral_gain
 from convnorm.layer import ConvNorm2d
 from convnorm.operator_norm import UnitOperatorNorm
+from convnorm.plain import own_method
 from convnorm.scale import Factor
 from convnorm.tables import Pair
 
@@ -109,8 +110,7 @@ def _is_convolution(module: nn.Module) -> bool:
 
 def _convolution(conv: nn.Conv2d, dtype: torch.dtype) -> tuple[nn.Conv2d, torch.Tensor]:
     kind = parametrize.type_before_parametrizations(conv)
-    own = [f for f in ("forward", "_conv_forward") if getattr(kind, f) is not getattr(nn.Conv2d, f)]
-    if own and not isinstance(conv, ConvNorm2d):
+    if own_method(kind) and not isinstance(conv, ConvNorm2d):
         raise NoSymbol(f"{kind.__name__} has a forward of its own")
     return conv, conv.weight.detach().to(dtype)
 

@@ -111,15 +111,20 @@ def conv_norm2d(
         raise ValueError(f"grid must be one of {GRIDS}, not {grid!r}")
     if filter not in FILTERS:
         raise ValueError(f"filter must be one of {FILTERS}, not {filter!r}")
-    if x.dim() not in (3, 4):
-        raise ValueError(f"the input must be (N, I, H, W) or (I, H, W), not {tuple(x.shape)}")
-    for tensor in (x, weight):
-        check_real(tensor.dtype)
-    maps = as_batch(x)
+    maps = checked_batch(x, weight)
     geometry = (stride, padding, dilation, groups, padding_mode)
     gain = spectral_gain if gradient_through_gain else constant_gain
     y = _normalized(maps, weight, *geometry, grid, eps, gain, filter, affine)
     return as_given(in_layout_of(maps, y), x)
+
+
+def checked_batch(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """x: (N, I, H, W) or (I, H, W) -> (N, I, H, W); ValueError or TypeError for anything else."""
+    if x.dim() not in (3, 4):
+        raise ValueError(f"the input must be (N, I, H, W) or (I, H, W), not {tuple(x.shape)}")
+    for tensor in (x, weight):
+        check_real(tensor.dtype)
+    return as_batch(x)
 
 
 def check_real(dtype: torch.dtype) -> None:
@@ -159,7 +164,7 @@ def _normalized(
     height, width = (int(side) for side in x.shape[2:])  # torch.jit.trace has tensors there
     size = output_size((height, width), kernel, stride, padding, dilation)
     if is_pointwise(weight, affine):
-        weight = _pointwise(weight, gain, eps, affine)
+        weight = pointwise(weight, gain, eps, affine)
         return convolve(x, weight, stride, padding, dilation, groups, padding_mode)
     if grid == "native":
         c = convolve(x, weight, stride, padding, dilation, groups, padding_mode)
@@ -213,10 +218,10 @@ def conv_norm2d_adjoint(
         geometry = (padded, stride, NO_PADDING, dilation, groups)
         x = conv_norm2d_adjoint(y, weight, *geometry, eps=eps, affine=affine)
         return pad_adjoint(x, padding, padding_mode)
-    pointwise = is_pointwise(weight, affine)
-    if pointwise or grid == "native":
-        if pointwise:
-            weight = _pointwise(weight, constant_gain, eps, affine)
+    is_factor = is_pointwise(weight, affine)
+    if is_factor or grid == "native":
+        if is_factor:
+            weight = pointwise(weight, constant_gain, eps, affine)
         else:
             ring = tuple(y.shape[2:])
             symbol = _symbol(weight, constant_gain, ring, dilation, stride, eps, affine)
@@ -234,9 +239,10 @@ def conv_norm2d_adjoint(
     return convolve_adjoint(c, weight, size, (1, 1), turn, dilation, groups, padding_mode)
 
 
-def _gain_of(
+def gain_of(
     weight: torch.Tensor, gain: GainFunction, ring: Pair, dilation: Pair, stride: Pair, eps: float
 ) -> torch.Tensor:
+    """What `gain` gives for a weight, once a step where weights are shared."""
     constant = gain is constant_gain
     return computed_once_a_step(gain, weight, ring, dilation, stride, eps, constant=constant)
 
@@ -251,7 +257,7 @@ def _symbol(
     affine: torch.Tensor | None,
 ) -> Symbol:
     """The gain, or the parts of the gain times the spectrum of `affine`: (O, n, m // 2 + 1)."""
-    factor = _gain_of(weight, gain, ring, dilation, stride, eps)
+    factor = gain_of(weight, gain, ring, dilation, stride, eps)
     if affine is None:
         return (factor,)
     real, imaginary = (
@@ -278,15 +284,15 @@ def _affine_waves(affine: torch.Tensor, ring: Pair) -> Complex:
 
 
 def is_pointwise(weight: torch.Tensor, affine: torch.Tensor | None) -> bool:
-    """Whether a kernel and an affine on its ring are 1x1: the filter is a factor of each channel."""
+    """Whether a kernel and an affine on its ring are 1x1: then the filter is a factor."""
     return all(kernel is None or kernel.shape[2:] == (1, 1) for kernel in (weight, affine))
 
 
-def _pointwise(
-    weight: torch.Tensor, gain: GainFunction, eps: float, affine: torch.Tensor | None
+def pointwise(
+    weight: torch.Tensor, gain: GainFunction, eps: float, affine: torch.Tensor | None = None
 ) -> torch.Tensor:
     """A normalized 1x1 kernel: its spectrum is flat, so the filter is a factor of each channel."""
-    factor = _gain_of(weight, gain, (1, 1), (1, 1), (1, 1), eps)[:, None]
+    factor = gain_of(weight, gain, (1, 1), (1, 1), (1, 1), eps)[:, None]
     if affine is not None:
         factor = factor * affine
     return (weight * factor).to(weight.dtype)
@@ -296,7 +302,7 @@ def _normalized_kernel(
     weight: torch.Tensor, gain: GainFunction, ring: Pair, dilation: Pair, eps: float
 ) -> Complex:
     """The convolution and its filter at every frequency of the ring, see `frequency_kernel`."""
-    by_columns = _gain_of(weight, gain, ring, dilation, (1, 1), eps)  # (O, n, m // 2 + 1)
+    by_columns = gain_of(weight, gain, ring, dilation, (1, 1), eps)  # (O, n, m // 2 + 1)
     # It is even: what is left of the columns is what is there, of the opposite frequencies.
     opposite = by_columns.flip(1).roll(1, 1)[:, :, 1 : (ring[1] + 1) // 2].flip(2)
     whole = torch.cat([by_columns, opposite], 2)

@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 from torch import nn
 
-from convnorm.affine import AFFINE_INITS, depthwise_affine
-from convnorm.convolution import as_batch, as_given, convolve, convolve_adjoint
+from convnorm.affine import AFFINE_INITS, behind_filter, depthwise_affine, odd_size
+from convnorm.convolution import convolve, convolve_adjoint
 from convnorm.functional import (
     FILTERS,
     GRIDS,
@@ -18,15 +18,13 @@ from convnorm.functional import (
     is_pointwise,
     spectral_gain,
 )
-from convnorm.plain import check_plain
+from convnorm.plain import check_plain, geometry_of, in_place_of
 from convnorm.ring import check_ring
 
 AFFINE_MODES = ("same", "circular")
 
-# torch.fx does not trace into these, whose ways depend on the input.
+# torch.fx does not trace into it: its ways depend on the input.
 torch.fx.wrap("conv_norm2d")
-torch.fx.wrap("as_batch")
-torch.fx.wrap("as_given")
 
 
 def check_options(affine_init: str, eps: float, scale: float, dtype: torch.dtype | None) -> None:
@@ -160,30 +158,14 @@ class ConvNorm2d(nn.Conv2d):
         plain convolution, or would lose something on the way: see convnorm.plain.
         """
         check_plain(conv)
-        layer = cls(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,
-            conv.stride,
-            conv.padding,
-            conv.dilation,
-            conv.groups,
-            conv.bias is not None,
-            conv.padding_mode,
-            conv.weight.device,
-            conv.weight.dtype,
-            **options,
-        )
-        layer.weight, layer.bias = conv.weight, conv.bias
-        if layer.affine is not None:
-            layer.affine.requires_grad_(conv.weight.requires_grad)
-        return layer.train(conv.training)
+        like = {"device": conv.weight.device, "dtype": conv.weight.dtype}
+        return in_place_of(conv, cls(**geometry_of(conv), **like, **options))
 
     def _depthwise_affine(
         self, size: int | tuple[int, int] | None, init: str, factory: dict
     ) -> nn.Conv2d:
         if size is None:
-            size = tuple(k - 1 + k % 2 for k in self.kernel_size)
+            size = odd_size(self.kernel_size)
         elif isinstance(size, int):
             size = (size, size)
         if self.affine_mode == "circular" and not all(k % 2 for k in size):
@@ -250,19 +232,12 @@ class ConvNorm2d(nn.Conv2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self._filtered(x)
+        bias, affine = self.bias, self.affine
         if self._affine_on_ring() is not None:
-            offset = self.affine.bias
+            bias, affine = self.affine.bias, None
             if self.bias is not None:  # a constant map is filtered by the sum of a kernel
-                offset = offset + self.bias * self.affine.weight.sum((1, 2, 3))
-            y = y + offset.to(y.dtype)[:, None, None]
-        else:
-            if self.bias is not None:
-                y = y + self.bias.to(y.dtype)[:, None, None]
-            if self.affine is not None:
-                y = self.affine(y)
-        if self.batch_norm is not None:
-            y = as_given(self.batch_norm(as_batch(y)), y)
-        return y
+                bias = bias + self.bias * self.affine.weight.sum((1, 2, 3))
+        return behind_filter(y, bias, affine, self.batch_norm)
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 from convnorm.layer import ConvNorm2d
 from convnorm.normalizers import Normalizer
 from convnorm.operator_norm import UnitOperatorNorm
+from convnorm.plain import geometry_of
 from convnorm.selection import CONVERTERS, Candidate
 
 
@@ -61,18 +62,7 @@ def plain_layer(layer: nn.Module) -> nn.Conv2d:
         weight = stored.original1 if hasattr(stored, "original1") else stored.original
     else:
         raise ValueError(f"a {type(conv).__name__} that convert did not make of a plain nn.Conv2d")
-    plain = nn.Conv2d(
-        conv.in_channels,
-        conv.out_channels,
-        conv.kernel_size,
-        conv.stride,
-        conv.padding,
-        conv.dilation,
-        conv.groups,
-        conv.bias is not None,
-        conv.padding_mode,
-        "meta",
-    )
+    plain = nn.Conv2d(**geometry_of(conv), device="meta")
     plain.weight, plain.bias = weight, conv.bias
     ours = {*vars(ConvNorm2d(1, 1, 1, device="meta")), "normalized_by", "scale"}
     _hand_over(layer, plain, ours)

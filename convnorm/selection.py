@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 from convnorm.execution import Use
 from convnorm.layer import ConvNorm2d
 from convnorm.normalizers import Normalizer
+from convnorm.plain import own_method
 
 Selector = Callable[[str, nn.Conv2d], bool]
 Converter = Callable[[nn.Conv2d, Normalizer], nn.Module]
@@ -86,7 +87,7 @@ def obstacle(found: Candidate, normalizer: Normalizer) -> str | None:
     if {"forward", "_conv_forward"} & set(vars(conv)):
         return "its forward was replaced"
     if plain is not nn.Conv2d and plain not in CONVERTERS:
-        own = " with a forward of its own" if _has_own_forward(plain) else ""
+        own = " with a forward of its own" if own_method(plain) else ""
         return f"{plain.__name__}, a subclass{own} (see CONVERTERS)"
     # Pruning and the old weight and spectral norm make the weight from what they keep there.
     own = (*conv.named_parameters(), *conv.named_buffers(), *conv.named_children())
@@ -100,12 +101,6 @@ def obstacle(found: Candidate, normalizer: Normalizer) -> str | None:
             sizes = ", ".join(f"{h}x{w}" for h, w in sorted(found.use.inputs))
             return f"runs on maps of several sizes ({sizes}); {normalizer.kind} is fitted to one"
     return None
-
-
-def _has_own_forward(kind: type[nn.Conv2d]) -> bool:
-    return (
-        kind.forward is not nn.Conv2d.forward or kind._conv_forward is not nn.Conv2d._conv_forward
-    )
 
 
 def _image(found: Candidate) -> str | None:

@@ -12,21 +12,25 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from convnorm.affine import depthwise_affine
-from convnorm.convolution import as_batch, as_given
+from convnorm.affine import behind_filter, depthwise_affine, odd_size
+from convnorm.convolution import as_given
 from convnorm.filtering import circular_filter
-from convnorm.fixed import computed_once_a_step
-from convnorm.functional import check_real, constant_gain, in_layout_of, spectral_gain
+from convnorm.functional import (
+    checked_batch,
+    constant_gain,
+    gain_of,
+    in_layout_of,
+    pointwise,
+    spectral_gain,
+)
 from convnorm.layer import check_options
-from convnorm.plain import check_plain
+from convnorm.plain import check_plain, geometry_of, in_place_of
 from convnorm.tables import Pair
 
 PADDING_MODES = ("zeros", "circular")
 
-# torch.fx does not trace into these, whose ways depend on the input.
+# torch.fx does not trace into it: its ways depend on the input.
 torch.fx.wrap("conv_norm_transpose2d")
-torch.fx.wrap("as_batch")
-torch.fx.wrap("as_given")
 
 
 def conv_norm_transpose2d(
@@ -50,14 +54,10 @@ def conv_norm_transpose2d(
     of other dimensions or channels, without pixels, or whose output would have none, and for
     circular padding that `check_turn` refuses; TypeError for complex numbers.
     """
-    if x.dim() not in (3, 4):
-        raise ValueError(f"the input must be (N, I, H, W) or (I, H, W), not {tuple(x.shape)}")
-    for tensor in (x, weight):
-        check_real(tensor.dtype)
+    maps = checked_batch(x, weight)
     kernel = tuple(weight.shape[2:])
     if padding_mode == "circular":
         check_turn(kernel, stride, padding, output_padding, dilation)
-    maps = as_batch(x)
     if maps.shape[1] != len(weight):
         raise ValueError(f"the input has {maps.shape[1]} channels; expected {len(weight)}")
     size = tuple(int(side) for side in maps.shape[2:])  # torch.jit.trace has tensors there
@@ -66,15 +66,11 @@ def conv_norm_transpose2d(
     if min(*size, *result) < 1:
         raise ValueError(f"an input of {size} pixels gives {result}; expected 1 or more")
 
-    of = spectral_gain if gradient_through_gain else constant_gain
-    ring = (1, 1) if kernel == (1, 1) else size
-    gain = computed_once_a_step(
-        of, weight, ring, dilation, stride, eps, constant=not gradient_through_gain
-    )
-    if kernel == (1, 1):  # its spectrum is flat
-        weight, filtered = (weight * gain[:, None]).to(weight.dtype), maps
+    gain = spectral_gain if gradient_through_gain else constant_gain
+    if kernel == (1, 1):
+        weight, filtered = pointwise(weight, gain, eps), maps
     else:
-        filtered = circular_filter(maps, gain)
+        filtered = circular_filter(maps, gain_of(weight, gain, size, dilation, stride, eps))
     if padding_mode == "zeros":
         y = F.conv_transpose2d(
             filtered, weight, None, stride, padding, output_padding, groups, dilation
@@ -184,7 +180,7 @@ class ConvNormTranspose2d(nn.ConvTranspose2d):
         if circular:
             geometry = (self.stride, self.padding, self.output_padding, self.dilation)
             check_turn(self.kernel_size, *geometry)
-        size = tuple(k - 1 + k % 2 for k in self.kernel_size)
+        size = odd_size(self.kernel_size)
         self.affine = (
             depthwise_affine(out_channels, size, affine_init, circular, **factory)
             if affine
@@ -200,25 +196,9 @@ class ConvNormTranspose2d(nn.ConvTranspose2d):
         plain transposed convolution, or would lose something on the way: see convnorm.plain.
         """
         check_plain(conv, nn.ConvTranspose2d)
-        layer = cls(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,
-            conv.stride,
-            conv.padding,
-            conv.output_padding,
-            conv.groups,
-            conv.bias is not None,
-            conv.dilation,
-            conv.padding_mode,
-            conv.weight.device,
-            conv.weight.dtype,
-            **options,
-        )
-        layer.weight, layer.bias = conv.weight, conv.bias
-        if layer.affine is not None:
-            layer.affine.requires_grad_(conv.weight.requires_grad)
-        return layer.train(conv.training)
+        like = {"device": conv.weight.device, "dtype": conv.weight.dtype}
+        geometry = {**geometry_of(conv), "output_padding": conv.output_padding}
+        return in_place_of(conv, cls(**geometry, **like, **options))
 
     def forward(self, x: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:
         """output_size: as in nn.ConvTranspose2d, in place of `output_padding`."""
@@ -238,13 +218,7 @@ class ConvNormTranspose2d(nn.ConvTranspose2d):
         )
         if self.scale != 1:
             y = self.scale * y
-        if self.bias is not None:
-            y = y + self.bias.to(y.dtype)[:, None, None]
-        if self.affine is not None:
-            y = self.affine(y)
-        if self.batch_norm is not None:
-            y = as_given(self.batch_norm(as_batch(y)), y)
-        return y
+        return behind_filter(y, self.bias, self.affine, self.batch_norm)
 
     def extra_repr(self) -> str:
         scale = f", scale={self.scale:g}" if self.scale != 1 else ""

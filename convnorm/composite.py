@@ -12,15 +12,14 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from convnorm.batch_norm import BATCH_NORMS, batch_norm_factor
 from convnorm.chain import Chain
 from convnorm.functional import spectral_gain
 from convnorm.layer import ConvNorm2d
 from convnorm.operator_norm import UnitOperatorNorm
 from convnorm.plain import own_method
 from convnorm.scale import Factor
-from convnorm.tables import Pair
-
-BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+from convnorm.tables import Pair, turns_at
 
 
 class NoSymbol(ValueError):
@@ -175,8 +174,7 @@ def waves(
     The taps are dilation * (k - centre), k = 0 .. taps - 1.
     """
     t = dilation * (torch.arange(taps, device=frequencies.device) - centre)
-    # Exact fractions of a turn: products are reduced as integers before the division.
-    angles = 2 * torch.pi * (frequencies[:, None] * t % n).double() / n
+    angles = turns_at(frequencies, t, n)
     complex_dtype = torch.promote_types(like.dtype, torch.complex64)
     return torch.polar(torch.ones_like(angles), angles).to(like.device, complex_dtype)
 
@@ -186,10 +184,7 @@ def _channel_scale(module: nn.Module, place: str, dtype: torch.dtype) -> Part:
     if isinstance(module, BATCH_NORMS):
         if module.running_var is None:
             raise NoSymbol(f"{type(module).__name__} without running statistics has no symbol")
-        scale = (module.running_var.to(dtype) + module.eps).rsqrt()
-        if module.weight is not None:
-            scale = scale * module.weight.detach().to(dtype)
-        name = "batch_norm"
+        scale, name = batch_norm_factor(module, dtype), "batch_norm"
     elif isinstance(module, Chain):
         scale, name = module(torch.ones_like(module.running_square)[None, :, None, None]), "chain"
     elif isinstance(module, Factor):

@@ -1,7 +1,6 @@
 """Normalize the convolutions of a model that is there already, and take it back."""
 
 import copy
-import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import chain
@@ -19,6 +18,7 @@ from convnorm.execution import (
     hooked,
     observe,
     random_state_kept,
+    relative_error,
     tensors_in,
     undisturbed,
 )
@@ -257,7 +257,7 @@ def _calibrate(
 def _output_error(
     model: nn.Module, layers: Mapping[nn.Module, nn.Module], example: Any, expected: Any
 ) -> float | None:
-    """|y' - y| / |y| of what the converted model returns; None where that has no such number.
+    """`relative_error` of what the converted model returns.
 
     Raises RuntimeError if the model still calls a convolution that was replaced.
     """
@@ -278,13 +278,7 @@ def _output_error(
     finally:
         for hook in hooks:
             hook.remove()
-    pairs = list(zip(tensors_in(output), tensors_in(expected), strict=False))
-    pairs = [(y, was.double()) for y, was in pairs if was.is_floating_point()]
-    if not pairs or any(y.shape != was.shape for y, was in pairs):
-        return None
-    size = sum(was.square().sum().item() for _, was in pairs)
-    change = sum((y.double() - was).square().sum().item() for y, was in pairs)
-    return math.sqrt(change / size) if size > 0 else None
+    return relative_error(output, expected)
 
 
 def _row(

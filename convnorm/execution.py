@@ -4,6 +4,7 @@ Names and declarations do not tell it: modules are declared out of order, called
 and an output can go into a BatchNorm and past it. A pass does, for any control flow.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -42,6 +43,12 @@ class Use:
     users: set[str] = field(default_factory=set)
 
     @property
+    def several_sizes(self) -> str:
+        """The sizes of the inputs where there are several: "8x8, 16x16"; else ""."""
+        sizes = ", ".join("x".join(map(str, size)) for size in sorted(self.inputs))
+        return sizes if len(self.inputs) > 1 else ""
+
+    @property
     def is_absorbed(self) -> bool:
         """Whether a factor and an offset of each output channel change nothing in training."""
         return bool(self.users) and self.users <= ABSORBING
@@ -69,6 +76,17 @@ def tensors_in(value: Any) -> Iterator[torch.Tensor]:
     elif isinstance(value, Mapping | list | tuple):
         for item in value.values() if isinstance(value, Mapping) else value:
             yield from tensors_in(item)
+
+
+def relative_error(output: Any, expected: Any) -> float | None:
+    """|y' - y| / |y| over the real numbers of two outputs; None where they have no such number."""
+    pairs = list(zip(tensors_in(output), tensors_in(expected), strict=False))
+    pairs = [(y, was.double()) for y, was in pairs if was.is_floating_point()]
+    if not pairs or any(y.shape != was.shape for y, was in pairs):
+        return None
+    size = sum(was.square().sum().item() for _, was in pairs)
+    change = sum((y.double() - was).square().sum().item() for y, was in pairs)
+    return math.sqrt(change / size) if size > 0 else None
 
 
 @contextmanager

@@ -11,10 +11,10 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from convnorm.columns import aligned
-from convnorm.execution import Use, call, observe, tensors_in, undisturbed
+from convnorm.execution import Use, call, observe, relative_error, undisturbed
 from convnorm.folding import Folding
 from convnorm.layer import ConvNorm2d
-from convnorm.maps import in_evaluation
+from convnorm.maps import in_evaluation, random_signs
 from convnorm.operator_norm import UnitOperatorNorm
 from convnorm.replacement import replaced
 from convnorm.tables import Pair
@@ -42,11 +42,12 @@ class Fold:
 class FoldReport:
     """What `fold` did with each layer of a model; prints as a table.
 
-    output_error: |y' - y| / |y| of what the model returns on the example.
+    output_error: |y' - y| / |y| of what the model returns on the example; None where that has no
+        such number.
     """
 
     rows: tuple[Fold, ...]
-    output_error: float
+    output_error: float | None
 
     @property
     def folded(self) -> tuple[str, ...]:
@@ -66,6 +67,8 @@ class FoldReport:
             for row in self.rows
         ]
         table = aligned([("layer", "form", "error", "macs", "reason"), *cells])
+        if self.output_error is None:
+            return table
         return f"{table}\n\nError of the model's output on the example: {self.output_error:.2g}."
 
 
@@ -103,13 +106,14 @@ def fold(
             rows.append(Fold(name, reason=reason))
             continue
         (size,) = uses[layer].inputs
-        rows.append(_folded(name, module, layer, size, tolerance, new))
+        new[module], row = _folded(name, module, layer, size, tolerance)
+        rows.append(row)
     weights = _keep_weights(folded, new)
     if not rows and not weights:
         raise ValueError("the model has no ConvNorm2d and no parametrized weight to fold")
     folded = replaced(folded, new)
     with undisturbed(folded):
-        error = _relative(call(folded, example), run.output)
+        error = relative_error(call(folded, example), run.output)
     return folded, FoldReport(tuple(rows), error)
 
 
@@ -131,8 +135,7 @@ def _outermost(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def _reason_to_leave(layer: ConvNorm2d, use: Use | None) -> str:
     if use is None:
         return "not run by the example"
-    if len(use.inputs) > 1:
-        sizes = ", ".join(f"{h}x{w}" for h, w in sorted(use.inputs))
+    if sizes := use.several_sizes:
         return f"runs on maps of several sizes: {sizes}"
     norm = layer.batch_norm
     if norm is not None and norm.running_mean is None:
@@ -141,23 +144,16 @@ def _reason_to_leave(layer: ConvNorm2d, use: Use | None) -> str:
 
 
 def _folded(
-    name: str,
-    module: nn.Module,
-    layer: ConvNorm2d,
-    size: Pair,
-    tolerance: float,
-    new: dict[nn.Module, nn.Module],
-) -> Fold:
-    """Choose the form of a layer and note what takes its place in `new`."""
+    name: str, module: nn.Module, layer: ConvNorm2d, size: Pair, tolerance: float
+) -> tuple[nn.Module, Fold]:
+    """Choose the form of a layer; return what takes the place of `module`, and what to say."""
     with in_evaluation(module), torch.no_grad():
         factor = 1.0
         if module is not layer:
             factor = module.scale / max(module.operator_norm().item(), 1e-12)
         folding = Folding(layer, size, factor)
         like = layer.weight
-        signs = torch.empty(IMAGES, layer.in_channels, *size, dtype=like.dtype, device=like.device)
-        random = torch.Generator(signs.device).manual_seed(0)
-        signs.bernoulli_(generator=random).mul_(2).sub_(1)
+        signs = random_signs((IMAGES, layer.in_channels, *size), like.device, like.dtype)
         expected, constant = module(signs), module(torch.zeros_like(signs[:1]))
         power = (expected - constant).norm().item()  # constants are exact in every form
         for form in sorted(folding.forms(), key=lambda form: form.macs):
@@ -167,9 +163,8 @@ def _folded(
             error = (built(signs) - expected).norm().item() / max(power, 1e-30)
             if form.is_exact or error <= tolerance:
                 break
-    new[module] = built
     plain = layer.weight.numel() * math.prod(folding.outputs)
-    return Fold(name, form.name, error=error, macs=form.macs / plain)
+    return built, Fold(name, form.name, error=error, macs=form.macs / plain)
 
 
 def _keep_weights(model: nn.Module, new: dict[nn.Module, nn.Module]) -> int:
@@ -181,15 +176,3 @@ def _keep_weights(model: nn.Module, new: dict[nn.Module, nn.Module]) -> int:
                 parametrize.remove_parametrizations(module, name, leave_parametrized=True)
                 count += 1
     return count
-
-
-def _relative(output: Any, expected: Any) -> float:
-    """|y' - y| / |y| over all tensors of real numbers in what a model returned."""
-    pairs = [
-        (y.double(), was.double())
-        for y, was in zip(tensors_in(output), tensors_in(expected), strict=True)
-        if was.is_floating_point()
-    ]
-    size = sum(was.square().sum().item() for _, was in pairs)
-    change = sum((y - was).square().sum().item() for y, was in pairs)
-    return math.sqrt(change / size) if size > 0 else math.sqrt(change)

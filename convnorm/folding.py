@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from convnorm.batch_norm import batch_norm_factor
 from convnorm.convolution import Pads, output_size
 from convnorm.energy import spectral_energy
 from convnorm.filtering import filter_matrix
@@ -36,10 +37,10 @@ from convnorm.plain_modules import (
     plain_convolution,
 )
 from convnorm.ring import everywhere, kept_outputs
-from convnorm.tables import Pair
+from convnorm.tables import Pair, both_halves
 
 MOST_RADIUS = 8  # pixels by which a window or a merged kernel reaches out
-FEW_INPUTS = 32  # for which kernels are merged: they are on the whole ring for a moment
+FEWEST_UNMERGED = 32  # inputs: merged kernels lie on the whole ring for a moment
 LARGEST_MATRIX = 144  # pixels of a ring: 21,000 numbers a channel
 
 
@@ -102,11 +103,9 @@ class Folding:
         scale, shift = zeros + factor, zeros
         norm = layer.batch_norm
         if norm is not None:
-            variance, mean = norm.running_var.cpu().double(), norm.running_mean.cpu().double()
-            deviation = (variance + norm.eps).rsqrt()
-            learned = zeros + 1 if norm.weight is None else norm.weight.detach().cpu().double()
             own = zeros if norm.bias is None else norm.bias.detach().cpu().double()
-            scale, shift = factor * learned * deviation, factor * (own - learned * deviation * mean)
+            scale = factor * batch_norm_factor(norm, torch.float64).cpu()
+            shift = factor * own - scale * norm.running_mean.cpu().double()
         bias = zeros if layer.bias is None else layer.bias.detach().cpu().double()
         self.affine = None
         if layer.affine is None:
@@ -137,7 +136,7 @@ class Folding:
             yield Form("scaled", 0.0, self._plain_macs(self.outputs), build)
             return
         yield from self._windows()
-        if self.layer.grid == "full" and self.weight.shape[1] < FEW_INPUTS:
+        if self.layer.grid == "full" and self.weight.shape[1] < FEWEST_UNMERGED:
             yield from self._merged()
         n, m = self.ring
         on_ring, outputs = self._plain_macs(self.ring), math.prod(self.outputs)
@@ -155,7 +154,7 @@ class Folding:
     def _windows(self) -> Iterator[Form]:
         """Of v, in quadratic windows around its middle; their errors follow from P alone."""
         energy = spectral_energy(self.weight, self.ring, self.dilation, self.before)
-        energy = energy * _both_halves(self.ring[1])
+        energy = energy * both_halves(torch.arange(energy.shape[2]), self.ring[1])
         whole = torch.fft.rfft2(self.response)
         power = (whole.abs().square() * energy).sum()
         on_ring = self._plain_macs(self.ring)
@@ -256,9 +255,3 @@ def _window(response: torch.Tensor, radius: int) -> torch.Tensor:
         for side in response.shape[1:]
     ]
     return response * (near[0][:, None] & near[1])
-
-
-def _both_halves(m: int) -> torch.Tensor:
-    """How often each column of a half spectrum stands in the whole one, (m // 2 + 1,)."""
-    column = torch.arange(m // 2 + 1)
-    return torch.where((column == 0) | (2 * column == m), 1.0, 2.0).double()

@@ -1,10 +1,17 @@
-"""The maps that go into the layers of a network, found by running it once."""
+"""The maps of a network: those that go into its layers, and those on which layers are measured."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
+
+
+def random_signs(size: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """Numbers 1 and -1, the same ones every time: white inputs, on which a layer is measured."""
+    random = torch.Generator(device).manual_seed(0)
+    signs = torch.empty(size, device=device, dtype=dtype)
+    return signs.bernoulli_(generator=random).mul_(2).sub_(1)
 
 
 @contextmanager

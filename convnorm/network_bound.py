@@ -20,8 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from convnorm.batch_norm import BATCH_NORMS, batch_norm_factor
 from convnorm.chain import Chain
-from convnorm.composite import BATCH_NORMS, NoSymbol, composite_of
+from convnorm.composite import NoSymbol, composite_of
 from convnorm.gram import norm_bound
 from convnorm.maps import in_evaluation
 from convnorm.placement import placed_convolutions
@@ -88,8 +89,7 @@ def _linear(module: nn.Linear, x: torch.Tensor) -> float:
 def _batch_norm(module: nn.Module, x: torch.Tensor) -> float:
     if module.running_var is None:
         raise NoBound(f"{type(module).__name__} without running statistics has no bound")
-    scale = (module.running_var.double() + module.eps).rsqrt()
-    return (scale if module.weight is None else scale * module.weight.abs()).max().item()
+    return batch_norm_factor(module, torch.float64).abs().max().item()
 
 
 def _overlap(module: nn.Module) -> float:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from convnorm.composite import BATCH_NORMS
+from convnorm.batch_norm import BATCH_NORMS
 from convnorm.maps import in_evaluation
 from convnorm.spectrum import normalized_convolutions
 

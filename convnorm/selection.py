@@ -97,8 +97,7 @@ def obstacle(found: Candidate, normalizer: Normalizer) -> str | None:
     if normalizer.definition.fit is not None:
         if found.use is None:
             return f"not run by the example, and {normalizer.kind} is fitted to the maps"
-        if len(found.use.inputs) > 1:
-            sizes = ", ".join(f"{h}x{w}" for h, w in sorted(found.use.inputs))
+        if sizes := found.use.several_sizes:
             return f"runs on maps of several sizes ({sizes}); {normalizer.kind} is fitted to one"
     return None
 

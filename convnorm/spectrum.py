@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from convnorm.maps import in_evaluation, input_sizes
+from convnorm.maps import in_evaluation, input_sizes, random_signs
 from convnorm.normalizers import normalized_layers
 from convnorm.precision import convolutions_are_rounded, in_float64
 
@@ -131,9 +131,7 @@ def squared_frobenius(layer: nn.Module, input_size: torch.Size) -> tuple[float, 
     direction. NaN if the layer is not finite. The layer must be in evaluation mode.
     """
     layer, device, dtype = _in_full_precision(layer)
-    random = torch.Generator(device).manual_seed(0)
-    signs = torch.empty(PROBES, *input_size[1:], device=device, dtype=dtype)
-    signs.bernoulli_(generator=random).mul_(2).sub_(1)
+    signs = random_signs((PROBES, *input_size[1:]), device, dtype)
     offset = layer(torch.zeros_like(signs[:1]))
     image = (layer(signs) - offset).double()
     squared = (image.square().sum() / PROBES).item()

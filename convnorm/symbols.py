@@ -19,7 +19,8 @@ import torch
 
 from convnorm.composite import Composite, NoSymbol, Part, waves
 from convnorm.convolution import output_size
-from convnorm.tables import Pair
+from convnorm.ring import everywhere
+from convnorm.tables import Pair, both_halves
 
 CHUNK = 2**21  # complex numbers of the matrices that are held at a time
 
@@ -83,9 +84,8 @@ def enclosing_symbol(composite: Composite, size: Pair) -> Symbol:
     if composite.missing is not None:
         raise NoSymbol(composite.missing)
     conv = composite.conv
-    left, right, top, bottom = conv._reversed_padding_repeated_twice
+    left, right, top, bottom = pads = tuple(conv._reversed_padding_repeated_twice)
     reach = tuple(d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True))
-    before, after = (top, left), (bottom, right)
     total = (top + bottom, left + right)
     filtered = any(part.place == "ring" for part in composite.parts)
     if conv.padding_mode == "circular":
@@ -97,15 +97,12 @@ def enclosing_symbol(composite: Composite, size: Pair) -> Symbol:
         ring = size
     elif conv.padding_mode != "zeros":
         raise NoSymbol(f"padding {conv.padding_mode!r} repeats pixels")
-    elif filtered:  # on the very ring of ConvNorm's full grid, see `conv_norm2d`
-        ring = tuple(
-            n + 2 * max(r, b, a) - r for n, r, b, a in zip(size, reach, before, after, strict=True)
-        )
+    elif filtered:  # on the very ring of ConvNorm's full grid
+        _, ring, _ = everywhere(size, conv.kernel_size, pads, conv.dilation, "zeros")
     else:
         ring = tuple(-(-(n + r) // s) * s for n, r, s in zip(size, reach, conv.stride, strict=True))
     # Outputs at every s-th place are among those at every gcd(s, ring)-th, around the ring too.
     stride = tuple(gcd(s, n) for s, n in zip(conv.stride, ring, strict=True))
-    pads = tuple(conv._reversed_padding_repeated_twice)
     outputs = output_size(size, conv.kernel_size, conv.stride, pads, conv.dilation)
     factors = tuple((part.place, _largest(part, ring, outputs)) for part in composite.parts)
     return Symbol(composite.weight, ring, stride, conv.dilation, conv.groups, factors)
@@ -130,7 +127,7 @@ def matrices(symbol: Symbol) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]
     rows, columns = symbol.coarse
     u, v = (torch.arange(k, device=symbol.weight.device) for k in (rows, columns // 2 + 1))
     u, v = u.repeat_interleave(len(v)), v.repeat(rows)
-    times = torch.where((v == 0) | (2 * v == columns), 1, 2)
+    times = both_halves(v, columns)
     if symbol.is_flat:
         u, v, times = u[:1], v[:1], torch.full_like(u[:1], rows * columns)
     numbers = symbol.weight.shape[:2].numel() * prod(symbol.stride)

@@ -112,9 +112,14 @@ def circulant_index(
     return index.reshape(len(rows) * len(columns), n * m).to(device)
 
 
-def _turns(frequencies: torch.Tensor, places: torch.Tensor, n: int) -> torch.Tensor:
+def turns_at(frequencies: torch.Tensor, places: torch.Tensor, n: int) -> torch.Tensor:
     """Phases 2 pi w p / n, (frequencies, places), in float64; exact as in `cosine_table`."""
     return 2 * math.pi * (frequencies[:, None] * places % n).double() / n
+
+
+def both_halves(frequencies: torch.Tensor, n: int) -> torch.Tensor:
+    """How often those of a half spectrum stand in the whole of n: 2 where one lies opposite."""
+    return torch.where((frequencies == 0) | (2 * frequencies == n), 1, 2)
 
 
 def _complex_products(cosines: torch.Tensor, sines: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -127,14 +132,14 @@ def _complex_products(cosines: torch.Tensor, sines: torch.Tensor) -> tuple[torch
 @_kept
 def analysis_rows(n: int, height: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """exp(-i w p), (n // 2 + 1 frequencies x real and imaginary, places p = 0 .. height - 1)."""
-    turns = _turns(torch.arange(n // 2 + 1), torch.arange(height), n)
+    turns = turns_at(torch.arange(n // 2 + 1), torch.arange(height), n)
     return torch.stack([turns.cos(), -turns.sin()], 1).flatten(0, 1).to(device, dtype)
 
 
 @_kept
 def analysis_columns(m: int, width: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """exp(-i w p) for complex numbers: (m x real and imaginary, real and imaginary x width)."""
-    turns = _turns(torch.arange(m), torch.arange(width), m)
+    turns = turns_at(torch.arange(m), torch.arange(width), m)
     real, imaginary = _complex_products(turns.cos(), -turns.sin())
     both = torch.stack([real, imaginary], 1).transpose(2, 3)  # (m, 2, 2, width)
     return both.reshape(2 * m, 2 * width).to(device, dtype)
@@ -157,8 +162,8 @@ def kernel_waves(
     along_rows, along_columns = (
         (torch.arange(k) - c) * d for k, c, d in zip(kernel, centre, dilation, strict=True)
     )
-    rows = _turns(torch.arange(n // 2 + 1), along_rows, n)
-    columns = _turns(torch.arange(m), along_columns, m)
+    rows = turns_at(torch.arange(n // 2 + 1), along_rows, n)
+    columns = turns_at(torch.arange(m), along_columns, m)
     turns = (rows[:, None, :, None] + columns[None, :, None, :]).reshape(-1, kernel[0] * kernel[1])
     return torch.cat([turns.cos(), turns.sin()]).to(device, dtype)
 
@@ -168,7 +173,7 @@ def synthesis_columns(
     m: int, columns: tuple[int, ...], device: torch.device, dtype: torch.dtype
 ) -> torch.Tensor:
     """exp(i w p) / m for complex numbers: (real and imaginary x columns p, m x the same two)."""
-    turns = _turns(torch.tensor(columns), torch.arange(m), m)
+    turns = turns_at(torch.tensor(columns), torch.arange(m), m)
     both = torch.stack(_complex_products(turns.cos(), turns.sin()))  # (2, columns, m, 2)
     return (both / m).reshape(2 * len(columns), 2 * m).to(device, dtype)
 
@@ -179,7 +184,7 @@ def synthesis_rows(
 ) -> torch.Tensor:
     """The real part of exp(i w p) / n over both halves: (rows p, n // 2 + 1 x the two parts)."""
     half = torch.arange(n // 2 + 1)
-    turns = _turns(torch.tensor(rows), half, n)
+    turns = turns_at(torch.tensor(rows), half, n)
     real, _ = _complex_products(turns.cos(), turns.sin())
-    times = torch.where((half == 0) | (2 * half == n), 1, 2)[:, None]  # the mirrored half
+    times = both_halves(half, n)[:, None]
     return (times * real / n).flatten(1).to(device, dtype)

@@ -10,8 +10,6 @@ from torch import nn
 from classification.config import ClassifierConfig
 from classification.networks import build_network
 from convnorm.experiment import streams
-from convnorm.experiment.config import from_dict
-from convnorm.experiment.errors import InputError
 from convnorm.experiment.run import checkpoint
 from convnorm.normalizers import fit_to_maps
 
@@ -65,15 +63,12 @@ class LoadedClassifier:
 def load_classifier(file: Path, device: torch.device | str = "cpu") -> LoadedClassifier:
     """Read the classifier of a checkpoint file; InputError if the file is not a complete one."""
     state, sha256 = checkpoint.load_with_hash(file, FORMAT)
-    try:
-        config = from_dict(ClassifierConfig, state["config"])
+    with checkpoint.taken_apart(file):
+        config = checkpoint.config_in(state, ClassifierConfig)
         classes, channels = tuple(state["classes"]), state["channels"]
         network = build(config, len(classes), (0.5,) * channels, (0.5,) * channels)
         network.load_state_dict(state["network"] if state["ema"] is None else state["ema"])
         step, epoch, data_sha256 = state["step"], state["epoch"], state["data_sha256"]
-    except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{file}: not a complete checkpoint ({reason})") from None
     return LoadedClassifier(
         network.to(device).eval().requires_grad_(False),
         config,

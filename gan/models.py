@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from convnorm.experiment import streams
-from convnorm.experiment.config import from_dict
 from convnorm.experiment.data.pixels import to_uint8
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.run import checkpoint
@@ -167,15 +166,35 @@ def load_generator(path: Path, device: torch.device | str = "cpu") -> LoadedGene
     """
     file = path / checkpoint.CHECKPOINT if path.is_dir() else path
     state, sha256 = checkpoint.load_with_hash(file, FORMAT)
-    try:
-        config = from_dict(GanConfig, checkpoint.completed(state["config"], GanConfig()))
+    with checkpoint.taken_apart(file):
+        config = checkpoint.config_in(state, GanConfig)
         generator, _ = build(config, state["channels"])
         ema = state["ema"] is not None
         generator.load_state_dict(state["ema"] if ema else state["generator"])
         step, num_classes = state["step"], state["num_classes"]
-    except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(
-            f"{file}: not a complete checkpoint ({str(error).splitlines()[0]})"
-        ) from None
     generator = generator.to(device).eval()
     return LoadedGenerator(generator, config, num_classes, step, ema, sha256)
+
+
+@dataclass(frozen=True)
+class LoadedDiscriminator:
+    """The discriminator of a run in evaluation mode, with the settings it was trained with."""
+
+    network: nn.Module  # images (N, C, H, W) in [-1, 1], labels (N,) -> logits (N,)
+    config: GanConfig
+    channels: int
+    step: int
+
+
+def load_discriminator(file: Path, device: torch.device | str = "cpu") -> LoadedDiscriminator:
+    """Read the discriminator of a checkpoint file; InputError where it has none."""
+    state = checkpoint.load(file, FORMAT)
+    if "discriminator" not in state:
+        raise InputError(f"{file}: holds a generator alone; expected last.pt of the run")
+    with checkpoint.taken_apart(file):
+        config = checkpoint.config_in(state, GanConfig)
+        _, network = build(config, state["channels"])
+        network.load_state_dict(state["discriminator"])
+        channels, step = state["channels"], state["step"]
+    network = network.to(device).eval().requires_grad_(False)
+    return LoadedDiscriminator(network, config, channels, step)

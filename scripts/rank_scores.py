@@ -17,11 +17,12 @@ from typing import get_args
 SCRIPTS = Path(__file__).resolve().parent
 sys.path[:0] = [str(SCRIPTS.parent), str(SCRIPTS)]
 
+from convnorm.experiment import files
 from convnorm.experiment.config.arguments import Parser, path, whole
 from convnorm.experiment.config.fields import LARGEST_SEED
 from convnorm.experiment.data import DataConfig
 from convnorm.experiment.data.loading import Name
-from convnorm.experiment.errors import InputError, exit_code
+from convnorm.experiment.errors import exit_code
 from convnorm.experiment.run.distributed import pick_device
 from gan.extractors import EXTRACTORS, load_extractor
 from gan.protocols import MOST_IMAGES
@@ -74,10 +75,7 @@ def main() -> None:
     args = parse_args()
     data = DataConfig(args.data, args.data_root, args.image_size)
     extractor = load_extractor(args.extractor, pick_device(args.device))
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out: {args.out} cannot be made a folder ({error.strerror})") from None
+    files.make_folder(args.out, "--out")
     ranking = rank(data, args.num, extractor, args.seed, args.out)
     write_page(ranking, args.out)
     print(f"written: {args.out / PAGE}")

@@ -15,6 +15,7 @@ from torch import nn
 from classification.models import load_classifier
 from convnorm import ConvNorm2d
 from convnorm.experiment.errors import InputError
+from convnorm.experiment.run import checkpoint
 from convnorm.spectrum import operator_norm
 
 CLASSIFIER = {
@@ -54,6 +55,15 @@ def written(made, tmp_path_factory) -> Path:
     options = ["--images", "5", "--dtype", "float64", "--layer", "features.2", "--device", "cpu"]
     assert called(*sources, *options, "--out", out) == 0
     return out
+
+
+@pytest.mark.parametrize("name", ["batch0", "gan"])
+def test_a_run_of_before_an_option_is_read_with_its_default(made, name, tmp_path):
+    state = torch.load(made / name / "last.pt", weights_only=True)
+    del state["config"]["normalizer"]["scale"]
+    (tmp_path / "run").mkdir()
+    checkpoint.save(tmp_path / "run" / "last.pt", state)
+    assert called(tmp_path / "run", "--images", "0", "--device", "cpu") == 0
 
 
 def rows(out: Path) -> list[dict[str, str]]:

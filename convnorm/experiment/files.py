@@ -37,6 +37,14 @@ def write(path: Path, fill: Callable[[IO[bytes]], Any]) -> None:
         ) from None
 
 
+def make_folder(folder: Path, option: str) -> None:
+    """Make a folder, with those above it, unless it is there; InputError that names `option`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{option}: {folder} cannot be made a folder ({error.strerror})") from None
+
+
 def read(path: Path, expected: str = "one that can be read") -> bytes:
     """Return the content of a file.
 

@@ -21,10 +21,7 @@ def check_out(folder: Path, overwrite: bool) -> None:
         raise InputError(
             f"--out: {folder} holds {', '.join(there)}; expected another folder, or --overwrite"
         )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out: {folder} cannot be made a folder ({error.strerror})") from None
+    files.make_folder(folder, "--out")
 
 
 def write(methods: dict[str, list[Measured]], layer: str | None, folder: Path) -> list[str]:

@@ -12,16 +12,12 @@ from torch import Tensor, nn
 
 from classification.models import load_classifier
 from convnorm.experiment.benchmark.run_files import by_step, norms
-from convnorm.experiment.config import from_dict
 from convnorm.experiment.data import DataConfig, data_path, load_images
 from convnorm.experiment.data.pixels import from_uint8
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.records import NormPoint
-from convnorm.experiment.run import checkpoint
 from convnorm.experiment.streams import generator
-from gan.config import GanConfig
-from gan.models import FORMAT as GAN_FORMAT
-from gan.models import build as build_gan
+from gan.models import load_discriminator
 from gan.runs import checkpoint_of
 from gan.timm_extractors import PREFIX as TIMM
 from gan.timm_extractors import untrained
@@ -94,40 +90,22 @@ def _run(source: str, options: Options) -> Subject:
     except InputError as error:  # it names the format that was found
         if "holds 'convnorm-suite/gan/" not in str(error):
             raise
-        network, config, channels, step = _discriminator(file, options.device)
-        as_input = from_uint8
+        loaded, as_input = load_discriminator(file, options.device), from_uint8
     else:
-        network, config = loaded.network, loaded.config
-        channels, step = loaded.channels, loaded.step
         as_input = _in_unit_range
+    config, channels = loaded.config, loaded.channels
     data = config.data if options.data_root is None else config.data.at(options.data_root)
     return Subject(
         source,
-        network,
+        loaded.network,
         torch.Size((channels, data.image_size, data.image_size)),
         config.normalizer.kind,
         config.seed,
-        step,
+        loaded.step,
         _settings(asdict(config)),
         _logged(path),
         lambda n: as_input(_chosen(data, n, channels, source, options)).to(options.device),
     )
-
-
-def _discriminator(file: Path, device: torch.device) -> tuple[nn.Module, Any, int, int]:
-    """The discriminator of a GAN's checkpoint, its config, its channels and its step."""
-    state = checkpoint.load(file, GAN_FORMAT)
-    if "discriminator" not in state:
-        raise InputError(f"{file}: holds a generator alone; expected last.pt of the run")
-    try:
-        config = from_dict(GanConfig, state["config"])
-        _, network = build_gan(config, state["channels"])
-        network.load_state_dict(state["discriminator"])
-        channels, step = state["channels"], state["step"]
-    except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{file}: not a complete checkpoint ({reason})") from None
-    return network.to(device).eval().requires_grad_(False), config, channels, step
 
 
 def _in_unit_range(images: Tensor) -> Tensor:

@@ -8,12 +8,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, TypeVar
 
 import torch
 import yaml
 
-from convnorm.experiment.config import differences, to_yaml, yaml_text
+from convnorm.experiment.config import differences, from_dict, to_yaml, yaml_text
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.files import read, write
 
@@ -225,6 +225,24 @@ def completed(there: dict[str, Any], config: object) -> dict[str, Any]:
 def plain(config: object) -> dict[str, Any]:
     """Return a config as it comes back from its file."""
     return yaml.safe_load(to_yaml(config))
+
+
+Kind = TypeVar("Kind")
+
+
+def config_in(state: dict[str, Any], kind: type[Kind]) -> Kind:
+    """Return the config in a checkpoint, with the defaults of options that are newer."""
+    return from_dict(kind, completed(state["config"], kind()))
+
+
+@contextmanager
+def taken_apart(path: Path) -> Iterator[None]:
+    """Raise InputError for whatever the state of the checkpoint `path` lacks in here."""
+    try:
+        yield
+    except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path}: not a complete checkpoint ({reason})") from None
 
 
 def config_of(run_dir: Path) -> dict[str, Any] | None:

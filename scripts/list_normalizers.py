@@ -43,12 +43,8 @@ def layer_of(kind: str) -> nn.Module:
 
 def row(kind: str) -> list[str]:
     """The cells of a kind, in the order of COLUMNS."""
-    known, options, plain, layer = (
-        CATALOGUE[kind],
-        Normalizer(kind),
-        layer_of("none"),
-        layer_of(kind),
-    )
+    known, options = CATALOGUE[kind], Normalizer(kind)
+    plain, layer = layer_of("none"), layer_of(kind)
     x = torch.zeros(BATCH, CHANNELS, SIZE, SIZE)
     work = macs(layer, x) / macs(plain, x)
     added = num_parameters(layer) - num_parameters(plain)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from classification.label_noise import NoiseConfig
 from classification.networks import ARCHITECTURES
-from classification.networks.layers import ACTIVATIONS, NORM_POSITIONS
+from classification.networks.layers import ACTIVATIONS, INITS, NORM_POSITIONS
 from classification.radii import Length, grey_levels, step_levels
 from classification.splits import SplitConfig
 from convnorm.experiment.config import options_of, require
@@ -27,6 +27,9 @@ class ModelConfig:
         activation: as in classification.networks.layers.
         norm_position: where what normalizes a map stands; see
             classification.networks.layers.Builder.
+        init: what draws the weights of convolutions. kaiming_fan_out: N(0, 2 / fan_out). default:
+            nn.Conv2d's own, as in ConvNorm's code, with squares that are 6 C_in / C_out times
+            smaller. Where a layer ignores the scale of its weights, they learn faster by that.
     """
 
     arch: Literal[tuple(ARCHITECTURES)] = "resnet18"
@@ -36,9 +39,17 @@ class ModelConfig:
     )
     activation: Literal[tuple(ACTIVATIONS)] = "relu"
     norm_position: Literal[NORM_POSITIONS] = "before_activation"
+    init: Literal[tuple(INITS)] = "kaiming_fan_out"
 
     def __post_init__(self):
-        options_of(ARCHITECTURES[self.arch].options, self.options, "model.options")
+        architecture = ARCHITECTURES[self.arch]
+        options_of(architecture.options, self.options, "model.options")
+        require(
+            self.norm_position in architecture.norm_positions,
+            "model.norm_position",
+            self.norm_position,
+            f"{' or '.join(architecture.norm_positions)} in {self.arch}",
+        )
 
 
 @dataclass(frozen=True)

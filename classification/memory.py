@@ -36,6 +36,7 @@ def estimate(config: ClassifierConfig, world_size: int = 1) -> Estimate:
             options=model.options,
             activation=model.activation,
             norm_position=model.norm_position,
+            init=model.init,
         )
         batch = bytes_for_backward(lambda: network(torch.zeros(num, channels, size, size)))
     copies = 3 if config.optim.name == "sgd" else 4  # weights, gradients and one or two means

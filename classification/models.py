@@ -40,6 +40,7 @@ def build(
             options=model.options,
             activation=model.activation,
             norm_position=model.norm_position,
+            init=model.init,
         )
         fit_to_maps(network, torch.zeros(1, len(mean), size, size))
     return network

@@ -103,13 +103,24 @@ class State:
 
 
 def make_optimizer(optim: OptimConfig, network: nn.Module) -> torch.optim.Optimizer:
-    """SGD or AdamW over all parameters; the learning rate is set at every step."""
+    """SGD or AdamW over all parameters; the learning rate is set at every step.
+
+    Weight decay spares what a module names in `undecayed`.
+    """
+    spared = [
+        getattr(module, name)
+        for module in network.modules()
+        for name in getattr(module, "undecayed", ())
+    ]
+    groups = [{"params": [p for p in network.parameters() if all(p is not s for s in spared)]}]
+    if spared:
+        groups.append({"params": spared, "weight_decay": 0.0})
     if optim.name == "adamw":
         return torch.optim.AdamW(
-            network.parameters(), optim.lr, betas=optim.betas, weight_decay=optim.weight_decay
+            groups, optim.lr, betas=optim.betas, weight_decay=optim.weight_decay
         )
     return torch.optim.SGD(
-        network.parameters(),
+        groups,
         optim.lr,
         momentum=optim.momentum,
         nesterov=optim.nesterov,

@@ -12,7 +12,13 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import vgg
 
-from classification.networks import ARCHITECTURES, Architecture, build_network, resnet
+from classification.networks import (
+    ARCHITECTURES,
+    Architecture,
+    build_network,
+    preact_resnet,
+    resnet,
+)
 from classification.networks.layers import NORM_POSITIONS, SReLU, Standardize
 from convnorm import Normalizer
 from convnorm.experiment.errors import InputError
@@ -29,6 +35,13 @@ SHALLOW = {
         resnet.total_stride,
     )
     for residual in (resnet.basic, resnet.bottleneck)
+} | {
+    "preactivation": Architecture(
+        preact_resnet.Options,
+        partial(preact_resnet.features, depths=(1, 2)),
+        lambda options: 2,
+        ("before_activation",),
+    )
 }
 FAMILIES = (*SHALLOW, "vgg11", "simple_cnn")
 every_stem = pytest.mark.parametrize(("arch", "stem"), STEMS)
@@ -99,6 +112,15 @@ class Recorder:
         self.results.append(self.inner(layer))
         return self.results[-1]
 
+    def convolution(self, layer):
+        self.layers.append(layer)
+        self.weights.append(layer.weight.detach().clone())
+        self.results.append(self.inner.convolution(layer))
+        return self.results[-1]
+
+    def output(self, channels):
+        return self.inner.output(channels)
+
 
 @every_stem
 @pytest.mark.parametrize("channels", [1, 3])
@@ -125,6 +147,9 @@ def test_resnets_have_the_size_of_torchvisions(arch):
         ("resnet50", 23_520_842),
         ("resnet101", 42_512_970),
         ("resnet152", 58_156_618),
+        ("preact_resnet18", 11_172_170),
+        ("wrn_28_10", 36_479_194),
+        ("wrn_34_10", 46_160_474),
         ("vgg11", 9_228_362),
         ("vgg13", 9_413_066),
         ("vgg16", 14_724_042),
@@ -145,6 +170,8 @@ def test_cifar_networks_have_the_published_size(arch, parameters):
         ("resnet50", "imagenet", 224, 4.087),
         ("resnet18", "cifar", 32, 0.555),
         ("resnet50", "cifar", 32, 1.298),
+        ("preact_resnet18", "cifar", 32, 0.556),
+        ("wrn_28_10", "cifar", 32, 5.243),
         ("vgg16", "cifar", 32, 0.313),
         ("simple_cnn", "cifar", 32, 0.019),
     ],
@@ -186,6 +213,43 @@ def test_vggs_compute_the_features_of_torchvisions(arch, letter):
     with torch.no_grad():
         assert theirs(x).std() > 0
         torch.testing.assert_close(ours(x), theirs(x))
+
+
+def preactivation(state, x, depths):
+    """Pre-activation blocks as their paper has them, from the values of a state in its order."""
+    values = iter(state)
+
+    def conv(x, stride=1):
+        weight = next(values)
+        return F.conv2d(x, weight, stride=stride, padding=weight.shape[2] // 2)
+
+    def activated(x):
+        weight, bias, mean, variance, _ = (next(values) for _ in range(5))
+        return F.batch_norm(x, mean, variance, weight, bias).relu()
+
+    x = conv(x)
+    for stage, depth in enumerate(depths):
+        for block in range(depth):
+            stride = 2 if stage > 0 and block == 0 else 1
+            a = activated(x)
+            y = conv(activated(conv(a, stride)))
+            x = y + (conv(a, stride) if y.shape != x.shape else x)
+    x = activated(x).mean((2, 3))
+    return F.linear(x, next(values), next(values))
+
+
+@pytest.mark.parametrize(
+    ("arch", "depths"), [("preact_resnet18", (2,) * 4), ("wrn_28_10", (4,) * 3)]
+)
+def test_pre_activation_networks_compute_what_is_published(arch, depths):
+    """Another order within a block, or a shortcut of what is not activated."""
+    torch.manual_seed(0)
+    network = build(arch, "batch", mean=[0.0] * 3, std=[1.0] * 3)
+    network(torch.rand(8, 3, 16, 16))  # moves running statistics
+    x = torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        state = list(network.eval().state_dict().values())[2:]  # without mean and std
+        torch.testing.assert_close(network(x), preactivation(state, x, depths))
 
 
 @every_arch
@@ -233,7 +297,9 @@ def test_every_convolution_is_normalized_once_and_runs_once(arch, kind):
     network = build(arch, recorder)
     convs = modules_of(network, nn.Conv2d)
     assert sorted(map(id, recorder.layers)) == sorted(map(id, convs))
-    assert len(modules_of(network, nn.BatchNorm2d)) == (len(convs) if kind == "batch" else 0)
+    # A pre-activation network normalizes what enters its units; shortcuts share that of a branch.
+    norms = 2 * 3 + 1 if arch == "preactivation" else len(convs)
+    assert len(modules_of(network, nn.BatchNorm2d)) == (norms if kind == "batch" else 0)
     assert all((conv.bias is None) == (kind == "batch") for conv in convs)
     calls = []
     for result in recorder.results:
@@ -266,13 +332,19 @@ def test_kinds_start_from_equal_weights(arch):
 
 
 @every_family
-def test_initialization(arch):
-    """Kaiming's normal with fan_out; biases 0; the head as nn.Linear has it."""
+@pytest.mark.parametrize("init", ["kaiming_fan_out", "default"])
+def test_initialization(arch, init):
+    """Kaiming's normal with fan_out, or nn.Conv2d's; biases 0; the head as nn.Linear has it."""
     torch.manual_seed(0)
-    network = build(arch, "none", width=32)
+    network = build(arch, "none", width=32, init=init)
     for conv in modules_of(network, nn.Conv2d):
-        fan_out = conv.out_channels * conv.kernel_size[0] * conv.kernel_size[1]
-        assert conv.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.1)
+        taps = conv.kernel_size[0] * conv.kernel_size[1]
+        variance = {
+            "kaiming_fan_out": 2 / (taps * conv.out_channels),
+            "default": 1 / (3 * taps * conv.in_channels),
+        }[init]
+        assert conv.weight.std().item() == pytest.approx(variance**0.5, rel=0.1)
+        assert (conv.weight.abs().max() <= (3 * variance) ** 0.5) == (init == "default")
         assert not conv.bias.any()
     head, bound = network.head.linear, network.head.linear.in_features**-0.5
     for parameter in (head.weight, head.bias):
@@ -303,15 +375,15 @@ def test_standardization_refuses_a_std_that_is_not_positive(std):
 
 def test_srelu_is_the_maximum_with_a_learned_number_per_channel():
     activation = SReLU(2)
-    assert torch.equal(activation.bias, torch.tensor([-1.0, -1.0]))
+    assert torch.equal(activation.shift, torch.tensor([-1.0, -1.0]))
     with torch.no_grad():
-        activation.bias[1] = 0.5
+        activation.shift[1] = 0.5
     x = torch.tensor([[-3.0, -0.5, 2.0], [-3.0, 0.25, 2.0]]).view(1, 2, 1, 3).requires_grad_()
     y = activation(x)
     assert torch.equal(y.flatten(), torch.tensor([-1.0, -0.5, 2.0, 0.5, 0.5, 2.0]))
     y.sum().backward()
     assert torch.equal(x.grad.flatten(), torch.tensor([0.0, 1.0, 1.0, 0.0, 0.0, 1.0]))
-    assert torch.equal(activation.bias.grad, torch.tensor([1.0, 2.0]))
+    assert torch.equal(activation.shift.grad, torch.tensor([1.0, 2.0]))
     assert activation(x.bfloat16()).dtype == torch.bfloat16
 
 
@@ -324,7 +396,20 @@ def test_srelu_takes_every_place_of_relu(arch):
     assert len(srelus) == len(relus) > 0
     assert not modules_of(network, nn.ReLU)
     network(images_for(arch)).sum().backward()
-    assert all(srelu.bias.grad.isfinite().all() for srelu in srelus)
+    assert all(srelu.shift.grad.isfinite().all() for srelu in srelus)
+
+
+@pytest.mark.parametrize(("arch", "channels"), [("resnet18", 1984), ("resnet50", 18_944)])
+def test_the_activations_of_a_block_share_their_numbers(arch, channels):
+    """ConvNorm's ResNet-18 has 1,984 shifts; in a bottleneck the last sees more channels."""
+    with torch.device("meta"):
+        network = build(arch, "batch", width=None, activation="srelu")
+        plain = build(arch, "batch", width=None)
+    assert count(network) - count(plain) == channels
+    block = build(arch, "batch", activation="srelu").features.stage1[0]
+    inner = modules_of(block.residual, SReLU)
+    assert len(inner) == 1
+    assert (block.activation is inner[0]) == (arch == "resnet18")
 
 
 @every_kind
@@ -392,6 +477,11 @@ def test_memory_formats_agree_and_bf16_is_finite(kind):
         ),
         ({"norm_position": "last"}, r"model\.norm_position: 'last', expected before_activation or"),
         ({"activation": "gelu"}, r"model\.activation: 'gelu', expected relu or srelu"),
+        ({"init": "zeros"}, r"model\.init: 'zeros', expected kaiming_fan_out or default"),
+        (
+            {"arch": "wrn_28_10", "norm_position": "after_activation"},
+            r"model\.norm_position: 'after_activation', expected before_activation",
+        ),
         (
             {"options": {"width": 0}},
             r"model\.options\.width: 0 is not allowed; expected 1 to 8192",
@@ -452,7 +542,7 @@ def test_the_normalizer_stands_where_it_is_asked_to(position, chain, branch):
     assert " ".join(order_of(build("basic", "batch", **options), 8)) == expected
 
 
-@every_family
+@pytest.mark.parametrize("arch", [*list(SHALLOW)[:2], "vgg11", "simple_cnn"])
 @every_position
 @pytest.mark.parametrize("kind", ["batch", "convnorm", "layer", "oni"])
 def test_positions_start_from_equal_weights(arch, position, kind):

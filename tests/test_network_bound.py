@@ -149,6 +149,7 @@ def test_the_suites_discriminators_have_bounds_above_what_they_do(arch, kind):
         ("resnet18", {"norm_position": "before_convolution"}),
         ("resnet50", {"activation": "srelu"}),
         ("vgg11", {"norm_position": "after_activation"}),
+        ("preact_resnet18", {}),
     ],
 )
 def test_the_suites_classifiers_have_bounds_above_what_they_do(arch, settings):

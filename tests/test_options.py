@@ -134,6 +134,7 @@ CLASSIFIER = {
     "model.options.stem": ({"model.arch": "resnet18", "data.image_size": 32}, "imagenet"),
     "model.activation": ({}, "srelu"),
     "model.norm_position": ({}, "after_activation"),
+    "model.init": ({}, "default"),
     "normalizer.kind": ({}, "none"),
     "normalizer.multiplier": ({"normalizer.kind": "layer"}, False),
     "normalizer.grid": ({}, "native"),

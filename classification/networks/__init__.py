@@ -13,9 +13,10 @@ from typing import Any
 
 from torch import nn
 
-from classification.networks import resnet, simple_cnn, vgg
+from classification.networks import preact_resnet, resnet, simple_cnn, vgg
 from classification.networks.layers import (
     ACTIVATIONS,
+    INITS,
     NORM_POSITIONS,
     Builder,
     Standardize,
@@ -35,11 +36,22 @@ class Architecture:
     features: Callable[..., tuple[nn.Sequential, int]]
     # options -> the stride of all layers together, which is the smallest image size
     stride: Callable[[Any], int]
+    # where what normalizes a map can stand in it
+    norm_positions: tuple[str, ...] = NORM_POSITIONS
 
 
 def _resnet(residual: resnet.Residual, *depths: int) -> Architecture:
     features = partial(resnet.features, residual=residual, depths=depths)
     return Architecture(resnet.Options, features, resnet.total_stride)
+
+
+def _preact(options: type, *depths: int) -> Architecture:
+    return Architecture(
+        options,
+        partial(preact_resnet.features, depths=depths),
+        lambda chosen: preact_resnet.total_stride(depths),
+        ("before_activation",),
+    )
 
 
 def _vgg(*depths: int) -> Architecture:
@@ -52,6 +64,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "resnet50": _resnet(resnet.bottleneck, 3, 4, 6, 3),
     "resnet101": _resnet(resnet.bottleneck, 3, 4, 23, 3),
     "resnet152": _resnet(resnet.bottleneck, 3, 8, 36, 3),
+    "preact_resnet18": _preact(preact_resnet.Options, 2, 2, 2, 2),
+    "wrn_28_10": _preact(preact_resnet.WideOptions, 4, 4, 4),
+    "wrn_34_10": _preact(preact_resnet.WideOptions, 5, 5, 5),
     "vgg11": _vgg(1, 1, 2, 2, 2),
     "vgg13": _vgg(2, 2, 2, 2, 2),
     "vgg16": _vgg(2, 2, 3, 3, 3),
@@ -75,15 +90,16 @@ def build_network(
     options: Mapping[str, Any] = PUBLISHED,
     activation: str = "relu",
     norm_position: str = "before_activation",
+    init: str = "kaiming_fan_out",
 ) -> nn.Module:
     """Return a classifier: x (N, channels, H, W) in [0, 1] -> logits (N, num_classes).
 
     `mean` and `std` of the training images, in units of x, one for each channel: the first layer
     standardizes with them. `options` are fields of the architecture's `Options`; what is left out
-    is as published. `activation`: "relu" or "srelu". `norm_position`: see `Builder`. Any image of
-    at least the total stride goes through; `image_size` is checked against it. Weights come from
-    the global random number generator, each layer's before its normalizer sees it: kinds start
-    from equal weights. Raises `InputError` for what is unknown or cannot be built.
+    is as published. `activation`: "relu" or "srelu". `norm_position`, `init`: see `Builder`. Any
+    image of at least the total stride goes through; `image_size` is checked against it. Weights
+    come from the global random number generator, each layer's before its normalizer sees it: kinds
+    start from equal weights. Raises `InputError` for what is unknown or cannot be built.
     """
     if arch not in ARCHITECTURES:
         raise InputError(f"model.arch: {arch!r}, expected one of {', '.join(ARCHITECTURES)}")
@@ -91,7 +107,8 @@ def build_network(
     chosen = options_of(architecture.options, options, "model.options")
     for key, value, known in (
         ("activation", activation, ACTIVATIONS),
-        ("norm_position", norm_position, NORM_POSITIONS),
+        ("norm_position", norm_position, architecture.norm_positions),
+        ("init", init, INITS),
     ):
         if value not in known:
             raise InputError(f"model.{key}: {value!r}, expected {' or '.join(known)}")
@@ -101,7 +118,7 @@ def build_network(
         sizes = f"{arch} with {settings} expects {stride} to {LARGEST}"
         raise InputError(f"data.image_size: {image_size}, {sizes}")
     _check_data(num_classes, channels, mean, std)
-    build = Builder(normalizer.for_relu(), ACTIVATIONS[activation], norm_position)
+    build = Builder(normalizer.for_relu(), ACTIVATIONS[activation], norm_position, init)
     features, num_features = architecture.features(build, chosen, channels=channels)
     return nn.Sequential(
         OrderedDict(

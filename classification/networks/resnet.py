@@ -8,6 +8,9 @@ convolution with what normalizes it (where that stands, `Builder` decides):
     bottleneck    conv 1x1, activation, conv 3x3, activation, conv 1x1 to 4 times the channels;
                   plus shortcut; activation
 
+Activations of a block that see equally many channels are one, as in ConvNorm's code: an SReLU
+has its numbers once. The code has no bottleneck with SReLU.
+
     choice                     value                                  source
     shortcut, new shape        conv 1x1 with the stride (option B)    paper, section 3.3
     stride of a bottleneck     in its 3x3 convolution                 torchvision ("v1.5")
@@ -26,8 +29,9 @@ from torch import nn
 from classification.networks.layers import Builder
 from convnorm.experiment.config.fields import bounded, check_ranges
 
-# (build, in_channels, width, stride) -> (branch, the number of its output channels)
-Residual = Callable[..., tuple[nn.Sequential, int]]
+# (build, in_channels, width, stride) -> (branch, the number of its output channels, the activation
+# behind the sum)
+Residual = Callable[..., tuple[nn.Sequential, int, nn.Module]]
 
 
 class Block(nn.Module):
@@ -43,25 +47,29 @@ class Block(nn.Module):
         return self.activation(self.residual(x) + self.shortcut(x))
 
 
-def basic(build: Builder, in_channels: int, width: int, stride: int) -> tuple[nn.Sequential, int]:
+def basic(
+    build: Builder, in_channels: int, width: int, stride: int
+) -> tuple[nn.Sequential, int, nn.Module]:
     """The residual branch of a basic block; see `Residual`."""
+    activation = build.activation(width)
     branch = nn.Sequential(
-        *build.activated(in_channels, width, 3, stride, padding=1),
+        *build.activated(in_channels, width, 3, stride, padding=1, activation=activation),
         build.conv(width, width, 3, padding=1),
     )
-    return branch, width
+    return branch, width, activation
 
 
 def bottleneck(
     build: Builder, in_channels: int, width: int, stride: int
-) -> tuple[nn.Sequential, int]:
+) -> tuple[nn.Sequential, int, nn.Module]:
     """The residual branch of a bottleneck; see `Residual`."""
+    activation = build.activation(width)
     branch = nn.Sequential(
-        *build.activated(in_channels, width, 1),
-        *build.activated(width, width, 3, stride, padding=1),
+        *build.activated(in_channels, width, 1, activation=activation),
+        *build.activated(width, width, 3, stride, padding=1, activation=activation),
         build.conv(width, 4 * width, 1),
     )
-    return branch, 4 * width
+    return branch, 4 * width, build.activation(4 * width)
 
 
 def _stage(
@@ -75,11 +83,11 @@ def _stage(
     """`depth` blocks, the first of which has the stride; and the number of output channels."""
     blocks = []
     for _ in range(depth):
-        branch, out_channels = residual(build, in_channels, width, stride)
+        branch, out_channels, activation = residual(build, in_channels, width, stride)
         shortcut = nn.Identity()
         if stride != 1 or in_channels != out_channels:
             shortcut = build.conv(in_channels, out_channels, 1, stride)
-        blocks.append(Block(branch, shortcut, build.activation(out_channels)))
+        blocks.append(Block(branch, shortcut, activation))
         in_channels, stride = out_channels, 1
     return nn.Sequential(*blocks), in_channels
 

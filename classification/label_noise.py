@@ -4,21 +4,21 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from classification import human_labels
 from convnorm.experiment import files
 from convnorm.experiment.config import require
-from convnorm.experiment.config.fields import LARGEST_SEED, bounded, check_ranges
+from convnorm.experiment.config.fields import LARGEST_SEED, bounded, check_ranges, choosing
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.streams import generator
 
-Kind = Literal[
-    "none", "symmetric", "symmetric_exclusive", "pair", "asymmetric", "asymmetric_as_published"
-]
+DRAWN = ("symmetric", "symmetric_exclusive", "pair", "asymmetric", "asymmetric_as_published")
+KINDS = ("none", *DRAWN, *human_labels.KINDS)
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 # Patrini et al., CVPR 2017: the classes that are mistaken for another, in the order of the labels.
@@ -70,22 +70,35 @@ class NoiseConfig:
     applies to what earlier rules have changed, which turns cats to dogs and back; CIFAR-100's
     superclasses are runs of five labels in alphabetical order.
 
+    Or none is drawn, and all are those that people gave (Wei et al., ICLR 2022), from a `file`:
+    human_worst, human_aggregate, human_random1 to 3 of CIFAR-10N, human_fine of CIFAR-100N.
+
     Args:
         kind: what replaces a label.
         rate: the fraction of the labels that are drawn; at 0 every kind leaves them as they are.
         seed: of the noise alone, so that runs of different training seeds have the same labels.
+        file: CIFAR-10_human.pt or CIFAR-100_human.pt, which is the user's own copy.
     """
 
-    kind: Kind = "none"
+    kind: Literal[KINDS] = choosing(
+        "none",
+        {"none": ()}
+        | dict.fromkeys(DRAWN, ("rate", "seed"))
+        | dict.fromkeys(human_labels.KINDS, ("file",)),
+    )
     rate: float = bounded(0.0, least=0, most=1)
     seed: int = bounded(0, least=0, most=LARGEST_SEED)
+    file: str | None = None
 
     def __post_init__(self):
-        kinds = get_args(Kind)
-        require(self.kind in kinds, "noise.kind", self.kind, f"one of {', '.join(kinds)}")
+        require(self.kind in KINDS, "noise.kind", self.kind, f"one of {', '.join(KINDS)}")
         check_ranges(self, "noise")
-        if self.kind == "none":
-            require(self.rate == 0, "noise.rate", self.rate, "0 where noise.kind is none")
+        if self.kind not in DRAWN:
+            require(self.rate == 0, "noise.rate", self.rate, f"0 where noise.kind is {self.kind}")
+        if self.kind in human_labels.KINDS:
+            number, _ = human_labels.KINDS[self.kind]
+            wanted = f"the path of CIFAR-{number}_human.pt of CIFAR-N"
+            require(bool(self.file), "noise.file", self.file, wanted)
 
 
 def noisy_labels(labels: Tensor, classes: Sequence[str], config: NoiseConfig) -> Tensor:
@@ -108,6 +121,14 @@ def noisy_labels(labels: Tensor, classes: Sequence[str], config: NoiseConfig) ->
     if config.kind == "none":
         return labels.clone()
     require(len(classes) > 1, "noise.kind", config.kind, "none for data of one class")
+    if config.kind in human_labels.KINDS:
+        number, _ = human_labels.KINDS[config.kind]
+        known = {10: CIFAR10, 100: CIFAR100}[number]
+        is_defined = tuple(classes) == known
+        require(
+            is_defined, "noise.kind", config.kind, f"another for data that are not CIFAR-{number}"
+        )
+        return human_labels.read(Path(config.file), config.kind, labels)
     random = generator("cpu", config.seed, "label noise", "which")
     if config.kind == "asymmetric_as_published" and tuple(sorted(classes)) == CIFAR10:
         return _chained(labels, classes, config.rate, random)
@@ -168,16 +189,16 @@ def describe(clean: Tensor, noisy: Tensor, num_classes: int, config: NoiseConfig
     """Describe the requested and the actual noise of all labels, or of a part, ready for JSON.
 
     Returns:
-        kind, seed, requested_rate; images: N; actual_rate: the fraction of labels that changed;
-        class_rates: the same of each true class (0 for one without images); sha256: of the noisy
-        labels as little-endian int64.
+        kind, seed, requested_rate (None where people gave the labels); images: N; actual_rate: the
+        fraction of labels that changed; class_rates: the same of each true class (0 for one without
+        images); sha256: of the noisy labels as little-endian int64.
     """
     counts = torch.bincount(clean, minlength=num_classes)
     changed = torch.bincount(clean[clean != noisy], minlength=num_classes)
     return {
         "kind": config.kind,
         "seed": config.seed,
-        "requested_rate": config.rate,
+        "requested_rate": config.rate if config.kind in DRAWN else None,
         "images": len(clean),
         "actual_rate": int(changed.sum()) / max(len(clean), 1),
         "class_rates": (changed.double() / counts.clamp(min=1)).tolist(),

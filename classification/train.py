@@ -89,9 +89,10 @@ def _keep_noise(data: TrainingData, config: ClassifierConfig, run_dir: Path) -> 
         return
     parts = (data.clean, data.noisy, data.train_positions, data.validation_positions)
     label_noise.save(run_dir / checkpoint.NOISY_LABELS, *parts, config.noise)
-    actual = noise_report(data, config)["train"]["actual_rate"]
+    report = noise_report(data, config)["train"]
+    rate, actual = report["requested_rate"], report["actual_rate"]
     print(
-        f"label noise: {config.noise.kind}, rate {config.noise.rate:g} requested, "
+        f"label noise: {config.noise.kind}, {'' if rate is None else f'rate {rate:g} requested, '}"
         f"{actual:.4f} of the {len(data.train.labels)} training labels are wrong",
         file=sys.stderr,
     )

@@ -1,5 +1,6 @@
 """Noisy labels follow the definition of their kind, whatever else a run does."""
 
+import io
 import json
 import random
 from itertools import pairwise
@@ -11,10 +12,12 @@ import torch
 from numpy.testing import assert_array_equal
 from scipy.stats import binom
 
+from classification import human_labels
 from classification.label_noise import (
     CIFAR10,
     CIFAR100,
     CIFAR100_SUPERCLASSES,
+    DRAWN,
     NoiseConfig,
     describe,
     noisy_labels,
@@ -27,7 +30,7 @@ LABELS = {
     C: torch.randperm(50_000, generator=torch.Generator().manual_seed(C)) % C for C in CLASSES
 }
 RATES = (0.2, 0.4, 0.8)
-KINDS = ("symmetric", "symmetric_exclusive", "pair", "asymmetric", "asymmetric_as_published")
+KINDS = DRAWN
 # What the files of CIFAR-100 say: the superclass, in alphabetical order, of each fine label.
 # fmt: off
 SUPERCLASS = torch.tensor([
@@ -289,6 +292,14 @@ def test_the_saved_file_tells_every_image_and_is_the_same_each_time(tmp_path):
         ({"kind": "pair", "rate": 1.1}, r"noise\.rate: 1\.1 is not allowed; expected 0 to 1"),
         ({"kind": "pair", "rate": float("nan")}, r"noise\.rate: nan is not allowed"),
         ({"rate": 0.4}, r"noise\.rate: 0\.4 is not allowed; expected 0 where noise\.kind is none"),
+        (
+            {"kind": "human_worst"},
+            r"noise\.file: None is not allowed; expected the path of CIFAR-10_human\.pt",
+        ),
+        (
+            {"kind": "human_fine", "file": "labels.pt", "rate": 0.4},
+            r"noise\.rate: 0\.4 is not allowed; expected 0 where noise\.kind is human_fine",
+        ),
         ({"seed": -1}, r"noise\.seed: -1 is not allowed; expected 0 to 9223372036854775807"),
     ],
 )
@@ -302,3 +313,79 @@ def test_one_class_cannot_be_mistaken_for_another():
         noisy_labels(
             torch.zeros(5, dtype=torch.int64), ("all",), NoiseConfig("symmetric_exclusive")
         )
+
+
+# Labels that people gave: files as CIFAR-N has them, of other labels.
+
+
+def humans(C: int, **changes) -> dict[str, np.ndarray]:
+    """A file of CIFAR-N for the labels of these tests: every key has its own shift."""
+    keys = [key for number, key in human_labels.KINDS.values() if number == C]
+    clean = LABELS[C].numpy()
+    shifted = {key: (clean + shift) % C for shift, key in enumerate(keys, 1)}
+    return {"clean_label": clean, **shifted, **changes}
+
+
+def as_of_numpy_1(content: bytes) -> bytes:
+    """The bytes that an older numpy would have pickled."""
+    assert b"numpy._core.multiarray" in content
+    return content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("kind", human_labels.KINDS)
+def test_human_labels_are_those_of_their_key(tmp_path, kind, old):
+    """Another key, or a file of numpy 1 that cannot be read without running what it holds."""
+    C, key = human_labels.KINDS[kind]
+    content = io.BytesIO()
+    torch.save(humans(C), content, _use_new_zipfile_serialization=False)
+    file = tmp_path / f"CIFAR-{C}_human.pt"
+    file.write_bytes(as_of_numpy_1(content.getvalue()) if old else content.getvalue())
+    config = NoiseConfig(kind, file=str(file))
+    noisy = noisy_labels(LABELS[C], CLASSES[C], config)
+    assert_array_equal(noisy.numpy(), humans(C)[key])
+    report = describe(LABELS[C], noisy, C, config)
+    assert report["requested_rate"] is None
+    assert report["actual_rate"] == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"human\.pt: cannot be read \(No such file or directory\); expected CIFAR-10_human"),
+        (b"no pickle", r"human\.pt: damaged, or holds more than tensors and numbers; expected CIF"),
+        (random.Random(0), r"human\.pt: damaged, or holds more than tensors and numbers"),
+        ([1, 2], r"noise\.file: .*human\.pt has no clean_label; expected CIFAR-10_human\.pt"),
+        ({"clean_label": LABELS[10]}, r"noise\.file: .*human\.pt has no worse_label"),
+        (
+            humans(10, clean_label=LABELS[10].flip(0)),
+            r"noise\.file: .* holds 50000 labels, \d+ of them other than the 50000 of the data",
+        ),
+        (humans(10, clean_label=LABELS[10][:9]), r"noise\.file: .* holds 9 labels, other numbers"),
+        (
+            humans(10, worse_label=LABELS[10] + 1),
+            r"noise\.file: .*human\.pt: worse_label has other labels than 0 to 9",
+        ),
+        (
+            humans(10, worse_label=LABELS[10][:9]),
+            r"noise\.file: .*human\.pt: worse_label has .* labels than",
+        ),
+    ],
+)
+def test_a_file_that_is_not_of_these_images_is_refused(tmp_path, content, message):
+    file = tmp_path / "human.pt"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    elif content is not None:
+        torch.save(content, file)
+    config = NoiseConfig("human_worst", file=str(file))
+    with pytest.raises(InputError, match=f"{message}[^\n]*$"):
+        noisy_labels(LABELS[10], CIFAR10, config)
+
+
+@pytest.mark.parametrize("kind", ["human_worst", "human_fine"])
+def test_human_labels_are_of_cifar_alone(kind):
+    with pytest.raises(
+        InputError, match=rf"noise\.kind: '{kind}' is not allowed; expected another"
+    ):
+        noisy_labels(LABELS[10], tuple("0123456789"), NoiseConfig(kind, file="human.pt"))

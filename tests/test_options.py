@@ -129,6 +129,7 @@ CLASSIFIER = {
     "noise.kind": ({}, "symmetric"),
     "noise.rate": ({"noise.kind": "pair"}, 0.5),
     "noise.seed": ({"noise.kind": "pair", "noise.rate": 0.5}, 1),
+    "noise.file": ({}, "CIFAR-10_human.pt"),
     "model.arch": ({}, "resnet18"),
     "model.options.width": ({}, 5),
     "model.options.stem": ({"model.arch": "resnet18", "data.image_size": 32}, "imagenet"),
@@ -259,6 +260,10 @@ def test_every_option_has_an_effect(pipeline, key, traces):
     changed = {**base, key: value}
     if key == "noise.kind":  # without a rate, no kind does anything
         changed["noise.rate"] = 0.5
+    if key == "noise.file":  # people labelled CIFAR, and no digits
+        with pytest.raises(InputError, match="not CIFAR-10"):
+            traces(pipeline, {**changed, "noise.kind": "human_worst"})
+        return
     if key == "score.protocol":  # without one, no number of images is allowed
         changed |= SCORED
     assert differing(before, traces(pipeline, changed)) != []

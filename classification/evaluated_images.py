@@ -27,6 +27,11 @@ def subject_of(loaded: LoadedClassifier, options: Options, device: torch.device)
     data = loaded.config.data
     if options.data_root is not None:
         data = data.at(options.data_root)
+    if options.split == "validation" and loaded.data_sha256 is None:
+        raise InputError(
+            f"split: validation is not allowed, as {loaded.file} does not say what it was trained "
+            "on; expected test"
+        )
     images = load_images(data, "train" if options.split == "validation" else "test")
     _check_fit(loaded, images)
     _check_radius(options.budget.eps_l2, images)

@@ -58,7 +58,7 @@ class LoadedClassifier:
     epoch: int
     file: Path
     sha256: str  # of the checkpoint file
-    data_sha256: str  # of the training file, see training_data.sha256_of
+    data_sha256: str | None  # of the training file, see training_data.sha256_of; None if unknown
 
 
 def load_classifier(file: Path, device: torch.device | str = "cpu") -> LoadedClassifier:

@@ -1,11 +1,12 @@
-"""AutoAttack (Croce & Hein, ICML 2020) on a batch, by the package pyautoattack, without its traps.
+"""AutoAttack (Croce & Hein, ICML 2020) on a batch, or its first stages, by pyautoattack.
 
-Used directly, the package attacks a model in whatever mode it is in, reseeds the global random
-numbers, replaces the process's trace function, fails on channels_last images, and returns only the
-images.
+The package is used without its traps: by itself it attacks a model in whatever mode it is in,
+reseeds the global random numbers, replaces the process's trace function, fails on channels_last
+images, and returns only the images.
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -21,7 +22,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Outcome:
-    """Images after AutoAttack.
+    """Images after the stages.
 
     x_adv: (N, C, H, W) float32 in [0, 1], within the budget; an image is unchanged if no stage
         fooled the model with it.
@@ -33,14 +34,21 @@ class Outcome:
     fooled_by: list[str | None]
 
 
-def check_classes(num_classes: int) -> None:
-    """Raise InputError where there are too few classes for the targeted loss."""
+def check_classes(name: str, num_classes: int) -> None:
+    """Raise InputError where there are too few classes for the targeted loss of attack `name`."""
     if num_classes < 4:
-        raise InputError(f"autoattack: needs at least 4 classes, the model has {num_classes}")
+        raise InputError(f"{name}: needs at least 4 classes, the model has {num_classes}")
 
 
 def autoattack(
-    model: nn.Module, x: torch.Tensor, y: torch.Tensor, *, norm: Norm, eps: float, seed: int
+    model: nn.Module,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    *,
+    norm: Norm,
+    eps: float,
+    seed: int,
+    stages: Sequence[str] = STAGES,
 ) -> Outcome:
     """Run the standard version on x: (N, C, H, W) float32 in [0, 1] with labels y: (N,).
 
@@ -49,6 +57,9 @@ def autoattack(
     that are left as one batch, as in the package with a batch size of N. Its random numbers belong
     to the batch and not to the image, so the batch size is part of the protocol. The model
     and the global random states are left as they were found.
+
+    stages: those of STAGES that are run, in this order. Each draws from the seed anew, so that the
+        first ones find what they find in the whole.
 
     Raises `InputError` if the package is missing or the model has fewer than 4 classes, which the
     targeted loss needs.
@@ -64,7 +75,7 @@ def autoattack(
     with frozen(model), torch.no_grad(), torch.random.fork_rng(every_gpu):
         scores = model(x)
         num_classes = scores.shape[1]
-        check_classes(num_classes)
+        check_classes("apgd-t", num_classes)
 
         def forward(x: torch.Tensor) -> torch.Tensor:
             # Square may ask for the logits of no image, for which there is no FFT.
@@ -77,14 +88,15 @@ def autoattack(
         # Its warning of a zero gradient would go to standard error.
         attack.apgd_targeted.logger = SimpleNamespace(warning=log.debug)
 
-        stages = (attack.apgd, attack.apgd_targeted, attack.fab, attack.square)
+        all_stages = (attack.apgd, attack.apgd_targeted, attack.fab, attack.square)
+        by_name = dict(zip(STAGES, all_stages, strict=True))
         x_adv = x.clone()
         fooled_by = [None if right else "clean" for right in (scores.argmax(1) == y).tolist()]
-        for name, stage in zip(STAGES, stages, strict=True):
+        for name in stages:
             robust = [i for i, by in enumerate(fooled_by) if by is None]
             if not robust:
                 break
-            point = stage.perturb(x[robust], y[robust])
+            point = by_name[name].perturb(x[robust], y[robust])
             wrong = model(point).argmax(1) != y[robust]
             for k in wrong.nonzero().flatten().tolist():
                 x_adv[robust[k]], fooled_by[robust[k]] = point[k], name

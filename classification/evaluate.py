@@ -25,7 +25,7 @@ from classification.evaluation_record import (
     worst_cases,
 )
 from classification.models import FORMAT, LoadedClassifier, load_classifier
-from classification.named_attacks import Attack, Budget, attack_named, rank
+from classification.named_attacks import Attack, Budget, attack_named, rank, stages_of
 from classification.per_image import Rows, Subject, sha256_of
 from classification.records import Checkpoint, EvaluatedData, Evaluation
 from convnorm.experiment.data import Images
@@ -96,8 +96,8 @@ def evaluate(loaded: LoadedClassifier, options: Options, device: torch.device) -
     """
     names = dict.fromkeys(options.attacks)
     attacks = [attack_named(name, options.budget) for name in names if name != CORRUPTIONS]
-    if any(name.startswith("autoattack") for name in names):
-        check_classes(len(loaded.classes))
+    for name in filter(stages_of, names):
+        check_classes(name, len(loaded.classes))
     subject = subject_of(loaded, options, device)
     sources = _sources(options, subject.images)
     _make_folder(subject.folder)

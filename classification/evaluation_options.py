@@ -18,7 +18,8 @@ class Options:
     attacks: names, see `named_attacks.NAMES`; the clean accuracy is always measured.
     split: validation is what the run held out of its training file, with the file's own labels.
     num: a random subset of so many images, drawn with `budget.seed`; None for all.
-    batch_size: images at a time, up to 100,000; AutoAttack's result depends on it.
+    batch_size: images at a time, up to 100,000; AutoAttack's result and that of its first stages
+        depend on it.
     data_root: where the data are, if not where they were in training.
     corruptions_dir: of the official CIFAR-10-C or CIFAR-100-C, in place of corruptions made here.
     """

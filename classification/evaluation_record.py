@@ -9,7 +9,7 @@ from torch import Tensor
 from classification.autoattack import STAGES
 from classification.corruption_sources import Corruption
 from classification.corruptions import SEVERITIES
-from classification.named_attacks import Attack
+from classification.named_attacks import Attack, stages_of
 from classification.per_image import Rows
 from classification.records import (
     Accuracy,
@@ -70,7 +70,7 @@ def attack_record(attack: Attack, rows: Rows, n: int) -> AttackRecord:
         return replace(record, points=tuple(points))
     fooled, stages, queries = fooled_at.isfinite(), {}, None
     if "stage" in rows:
-        later = {name: rows["stage"] > k for k, name in enumerate(STAGES)}
+        later = {name: rows["stage"] > k for k, name in enumerate(stages_of(attack.name))}
         stages = {name: accuracy(int((left | ~fooled).sum()), n) for name, left in later.items()}
     if "queries" in rows:
         queries = _queries(rows["queries"][fooled])
@@ -174,7 +174,7 @@ def checks(attacks: Sequence[AttackRecord], chance: float) -> tuple[Check, ...]:
         pairs += [(strongest, search) for search in searches]
     accuracies = [((one.name, one.accuracy), (two.name, two.accuracy)) for one, two in pairs]
     for attack in attacks:
-        if attack.stages:
+        if set(STAGES[-2:]) <= attack.stages.keys():
             fab, square = ((f"{attack.name}'s {it}", attack.stages[it]) for it in STAGES[-2:])
             accuracies.append((fab, square))
     return (*found, *(_not_beaten(*stronger, *weaker) for stronger, weaker in accuracies))

@@ -97,6 +97,8 @@ def _settings(attack: AttackRecord, eps: float) -> str:
     if given.steps is not None:
         size = given.step_size or given.step_size_of_eps * eps
         parts.append(f"{given.steps} steps of {_length(given.norm, size)}")
+    if given.version not in (None, "standard"):
+        parts.append(given.version)
     if (given.restarts or 1) > 1:
         parts.append(f"{given.restarts} restarts")
     if attack.queries:

@@ -21,8 +21,8 @@ from convnorm.experiment.config import require
 from convnorm.experiment.errors import InputError
 
 NAMES = (
-    "fgsm, pgd<STEPS>[x<RESTARTS>][_l2] (such as pgd20, pgd50x10 or pgd20_l2), autoattack[_l2], "
-    "simba_pixel, simba_dct, sweep, corruptions"
+    "fgsm, pgd<STEPS>[x<RESTARTS>][_l2] (such as pgd20, pgd50x10 or pgd20_l2), apgd_ce_t[_l2], "
+    "autoattack[_l2], simba_pixel, simba_dct, sweep, corruptions"
 )
 # In grey levels of 1/255. Within the last every image can become one uniform grey, so that no
 # network can be right about more than one class: a working attack ends at chance or below.
@@ -34,11 +34,16 @@ MOST_STEPS, MOST_RESTARTS = 10_000, 1_000
 # the least eps at which the image was misclassified (infinite if at none), and further columns.
 Run = Callable[[nn.Module, Tensor, Tensor, Tensor], dict[str, Tensor]]
 
-_KINDS = ("fgsm", "pgd", "autoattack", "simba_pixel", "simba_dct", "sweep")  # in a record's order
+# Of what pyautoattack runs: name -> the version in its settings, and its stages.
+_VERSIONS = {
+    "apgd_ce_t": ("APGD-CE + APGD-T, the first two stages of AutoAttack", STAGES[:2]),
+    "autoattack": ("standard", STAGES),
+}
+# In a record's order.
+_KINDS = ("fgsm", "pgd", *_VERSIONS, "simba_pixel", "simba_dct", "sweep")
 _OTHERS = (
     "fgsm",
-    "autoattack",
-    "autoattack_l2",
+    *(name + norm for name in _VERSIONS for norm in ("", "_l2")),
     "simba_pixel",
     "simba_dct",
     "sweep",
@@ -102,12 +107,12 @@ def attack_named(name: str, budget: Budget) -> Attack:
             "restarts": _count(name, found[2] or "1", MOST_RESTARTS, "restarts"),
         }
         return _attack(name, _pgd, settings | loop)
+    if stages := stages_of(name):
+        versions = {"version": _version_of(name)[0], "pyautoattack": _pyautoattack(name)}
+        return Attack(name, settings | versions, partial(_autoattack, stages=stages, **settings))
     match name:
         case "fgsm":
             return _attack(name, _fgsm, ball)
-        case "autoattack" | "autoattack_l2":
-            versions = {"version": "standard", "pyautoattack": _pyautoattack()}
-            return Attack(name, settings | versions, partial(_autoattack, **settings))
         case "simba_pixel" | "simba_dct":
             search = {"basis": name.removeprefix("simba_"), "max_queries": budget.max_queries}
             return _attack(name, _simba, settings | search)
@@ -116,6 +121,15 @@ def attack_named(name: str, budget: Budget) -> Attack:
             climb = {"steps": SWEEP_STEPS, "step_size_of_eps": 1 / 4}
             return _attack(name, _sweep, ladder | climb)
     raise InputError(f"attacks: no attack is named {name!r:.60}; expected {_meant(name)}")
+
+
+def stages_of(name: str) -> tuple[str, ...]:
+    """The stages of AutoAttack that an attack of this name consists of, in their order."""
+    return _version_of(name)[1]
+
+
+def _version_of(name: str) -> tuple[str, tuple[str, ...]]:
+    return _VERSIONS.get(name.removesuffix("_l2"), ("", ()))
 
 
 def rank(attack: Attack) -> tuple[int, bool, int, int, str]:
@@ -146,12 +160,12 @@ def _attack(name: str, function: Callable, settings: dict[str, Any]) -> Attack:
     return Attack(name, settings, partial(function, **settings))
 
 
-def _pyautoattack() -> str:
+def _pyautoattack(name: str) -> str:
     """Return the package's version; InputError before any work is done if it is missing."""
     try:
         return version("pyautoattack")
     except PackageNotFoundError:
-        raise InputError("autoattack: expected pyautoattack: pip install pyautoattack") from None
+        raise InputError(f"{name}: expected pyautoattack: pip install pyautoattack") from None
 
 
 def _fooled_at(network: nn.Module, x_adv: Tensor, y: Tensor, eps: float) -> Tensor:
@@ -220,9 +234,10 @@ def _autoattack(
     norm: Norm,
     eps: float,
     seed: int,
+    stages: tuple[str, ...],
 ) -> dict[str, Tensor]:
-    """`stage`: the index in STAGES of the stage that fooled; -1 if wrong before, 4 if none did."""
-    outcome = autoattack(network, x, y, norm=norm, eps=eps, seed=seed)
-    numbers = {None: len(STAGES), "clean": -1, **{name: k for k, name in enumerate(STAGES)}}
+    """`stage`: which of `stages` fooled, from 0; -1 if wrong before, their number if none did."""
+    outcome = autoattack(network, x, y, norm=norm, eps=eps, seed=seed, stages=stages)
+    numbers = {None: len(stages), "clean": -1, **{name: k for k, name in enumerate(stages)}}
     stage = torch.tensor([numbers[name] for name in outcome.fooled_by])
     return {"fooled_at": _fooled_at(network, outcome.x_adv, y, eps), "stage": stage}

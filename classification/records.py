@@ -72,7 +72,7 @@ class AttackRecord:
 
     num_attacked: how many images were right before; the others count as wrong.
     accuracy: None for a sweep, which has `points` instead.
-    stages: of AutoAttack, name -> the accuracy after the stage.
+    stages: of AutoAttack and of its first stages, name -> the accuracy after the stage.
     queries: of SimBA.
     """
 

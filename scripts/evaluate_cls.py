@@ -54,7 +54,8 @@ def parse_args() -> argparse.Namespace:
         metavar="N",
         type=int,
         default=Options.batch_size,
-        help="images at a time, 1 to 100,000; AutoAttack's result depends on it (%(default)s)",
+        help="images at a time, 1 to 100,000; AutoAttack's result and that of its first stages "
+        "depend on it (%(default)s)",
     )
     parser.add_argument(
         "--data_root", metavar="PATH", help="where the data are, if moved (the run's data.root)"
@@ -70,7 +71,8 @@ def add_attacks(parser: Parser) -> None:
         nargs="*",
         default=Options.attacks,
         metavar="NAME",
-        help=f"{NAMES}; by default {' '.join(Options.attacks)}; none for the clean accuracy alone",
+        help=f"{NAMES}; apgd_ce_t is APGD-CE + APGD-T, the first two stages of AutoAttack; by "
+        f"default {' '.join(Options.attacks)}; none for the clean accuracy alone",
     )
     parser.add_argument(
         "--eps",

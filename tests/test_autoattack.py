@@ -98,6 +98,22 @@ def test_stage_by_stage_is_the_standard_evaluation(norm):
     assert torch.equal(outcome.x_adv, x_adv)
 
 
+@every_norm
+def test_the_first_stages_alone_find_what_they_find_in_the_whole(norm):
+    """Stages that share a stream of random numbers would find something else."""
+    model, x = network(), images()
+    y = labels(model, x)
+    y[:3] = (y[:3] + 1) % 5
+    settings = {"norm": norm, "eps": EPS[norm], "seed": 3}
+    whole = autoattack(model, x, y, **settings)
+    first = autoattack(model, x, y, **settings, stages=STAGES[:2])
+    found = [by if by in ("clean", *STAGES[:2]) else None for by in whole.fooled_by]
+    assert first.fooled_by == found
+    assert None in found
+    fooled = [by is not None for by in found]
+    assert torch.equal(first.x_adv[fooled], whole.x_adv[fooled])
+
+
 class Odd(nn.Module):
     """The logits are the first pixels: inverting an image turns their order around."""
 

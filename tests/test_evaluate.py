@@ -209,7 +209,9 @@ def test_simba_reports_queries_of_those_it_fooled(loaded):
     assert 2 <= attack.queries.median <= 30
 
 
-def test_autoattack_reports_its_stages(loaded, monkeypatch):
+@pytest.fixture
+def _short_autoattack(monkeypatch):
+    """A tenth of the steps and few queries."""
     package = pytest.importorskip("pyautoattack")
     original = package.AutoAttack._set_version
 
@@ -219,6 +221,10 @@ def test_autoattack_reports_its_stages(loaded, monkeypatch):
         self.apgd.n_iter = self.apgd_targeted.n_iter = self.fab.n_iter = 10
 
     monkeypatch.setattr(package.AutoAttack, "_set_version", shorter)
+
+
+@pytest.mark.usefixtures("_short_autoattack")
+def test_autoattack_reports_its_stages(loaded):
     record = run(loaded, "fgsm", "autoattack", num=20)
     attack = attack_of(record, "autoattack")
     assert attack.settings.version == "standard"
@@ -228,6 +234,24 @@ def test_autoattack_reports_its_stages(loaded, monkeypatch):
     assert stages == sorted(stages, reverse=True)
     assert stages[-1] == attack.accuracy.correct
     assert attack.settings == settings_of(attack_named("autoattack", Budget()))
+
+
+@pytest.mark.usefixtures("_short_autoattack")
+@pytest.mark.parametrize("norm", ["", "_l2"])
+def test_apgd_ce_and_t_are_autoattack_after_two_stages_and_called_so(loaded, norm):
+    """To the last bit, batch by batch: another seed or order of draws is another attack."""
+    names = (f"apgd_ce_t{norm}", f"autoattack{norm}")
+    record, right = evaluated(loaded, *names, num=20, batch_size=9)
+    judge, whole = record.attacks
+    assert [judge.name, whole.name] == list(names)
+    assert judge.stages == {name: whole.stages[name] for name in ("apgd-ce", "apgd-t")}
+    assert judge.accuracy == whole.stages["apgd-t"]
+    assert 0 < judge.accuracy.correct < record.clean.top1.correct
+    assert not (right[names[1]] & ~right[names[0]]).any()
+    assert judge.settings.version == "APGD-CE + APGD-T, the first two stages of AutoAttack"
+    (line,) = (line for line in table(record).splitlines() if line.startswith("apgd_ce_t"))
+    assert judge.settings.version in line
+    assert record.worst_cases[0].attacks == names
 
 
 def test_stages_count_the_images_that_are_left():
@@ -609,6 +633,7 @@ def test_a_record_without_checks_says_so(loaded):
         (["PGD20"], "no attack is named 'PGD20'; expected pgd20"),
         (["PGD-20x2_L2"], "no attack is named 'PGD-20x2_L2'; expected pgd20x2_l2"),
         (["AutoAttack"], "no attack is named 'AutoAttack'; expected autoattack"),
+        (["APGD-CE-T_L2"], "no attack is named 'APGD-CE-T_L2'; expected apgd_ce_t_l2"),
         (["simba-pixel"], "no attack is named 'simba-pixel'; expected simba_pixel"),
         (["Corruptions"], "no attack is named 'Corruptions'; expected corruptions"),
         (["fgsm,pgd20"], "named 'fgsm,pgd20'; expected fgsm and pgd20, each by itself"),
@@ -692,9 +717,11 @@ def test_validation_of_other_training_data_is_refused(loaded):
     assert run(replace(loaded, data_sha256="0" * 64), "fgsm").data.split == "test"
 
 
-def test_autoattack_on_three_classes_is_refused_before_any_work(loaded, tmp_path):
-    with pytest.raises(InputError, match="autoattack: needs at least 4 classes, the model has 3"):
-        run(replace(loaded, classes=tuple("012")), "pgd20", "autoattack")
+@pytest.mark.parametrize("name", ["autoattack", "autoattack_l2", "apgd_ce_t", "apgd_ce_t_l2"])
+def test_autoattack_on_three_classes_is_refused_before_any_work(loaded, tmp_path, name):
+    pytest.importorskip("pyautoattack")
+    with pytest.raises(InputError, match=f"{name}: needs at least 4 classes, the model has 3"):
+        run(replace(loaded, classes=tuple("012")), "pgd20", name)
     assert not (tmp_path / "evaluation").exists()
 
 

@@ -25,6 +25,7 @@ from convnorm.experiment.run.checkpoint import BEST, CHECKPOINT
 
 # A record, and which images the network is right about by the name of an attack, (N,) bool.
 Measured = tuple[Evaluation, dict[str, np.ndarray]]
+CALIBRATION = ("ECE", "NLL")  # of the clean images
 CHECKPOINTS: dict[When, str] = {"final": CHECKPOINT, "selected": BEST}
 
 
@@ -43,6 +44,7 @@ def scores_of(config: ClassifierConfig, attacks: Sequence[str]) -> dict[When, di
         if name != CORRUPTIONS:
             attack_named(name, Budget())
     names = ["clean", *(name for name in attacks if name == CORRUPTIONS or _has_accuracy(name))]
+    names += CALIBRATION
     names += [] if config.noise.kind == "none" else ["memorized", "recovered"]
     metrics = _metrics(names)
     return {"final": metrics} | ({"selected": metrics} if config.split.validation > 0 else {})
@@ -75,9 +77,10 @@ def remaining_evaluations(run_dir: Path, attacks: Sequence[str]) -> list[list[st
 def read(run_dir: Path, attacks: Sequence[str]) -> Result:
     """Read a trained and evaluated run from its files alone.
 
-    Scores are accuracies on test images, "clean" and by the names of attacks. Where there are wrong
-    labels, "memorized" and "recovered" are the fractions of the training images with one for which
-    the network predicts that label, or the right one.
+    Scores are accuracies on test images, "clean" and by the names of attacks, and the calibration
+    of the clean ones, "ECE" and, in nats, "NLL". Where there are wrong labels, "memorized" and
+    "recovered" are the fractions of the training images with one for which the network predicts
+    that label, or the right one.
 
     Raises:
         InputError: A file is missing, lacks something, or is not of the run's weights.
@@ -109,7 +112,8 @@ def result_of(
     }
     names = dict.fromkeys(name for found in scores.values() for name in found)
     return Result(
-        metrics=_metrics([*names, training.curve_name]),
+        # Calibration is known of a run and not of another where records are of several versions.
+        metrics=_metrics([*names, *CALIBRATION, training.curve_name]),
         scores=scores,
         selected_step=training.steps.get("selected"),
         curve_name=training.curve_name,
@@ -173,7 +177,9 @@ def _scores(record: Evaluation, attacks: Sequence[str]) -> dict[str, float]:
     found |= {attack.name: attack.accuracy for attack in record.attacks if attack.accuracy}
     if record.corruptions:
         found[CORRUPTIONS] = record.corruptions.mean
-    return {name: found[name].value for name in ("clean", *attacks) if name in found}
+    scores = {name: found[name].value for name in ("clean", *attacks) if name in found}
+    clean = record.clean
+    return scores | ({} if clean.nll is None else {"ECE": clean.ece, "NLL": clean.nll.mean})
 
 
 def protocol_of(record: Evaluation, attacks: Sequence[str]) -> dict[str, Any]:
@@ -219,8 +225,9 @@ def _given(settings: Any) -> dict[str, Any]:
 
 
 def _metrics(names: Iterable[str]) -> dict[str, Metric]:
-    """Name -> how its values compare: all are accuracies but "memorized", which is better low."""
-    return {n: Metric("lower" if n == "memorized" else "higher", percent=True) for n in names}
+    """Name -> how its values compare: most are accuracies."""
+    lower = {"memorized", *CALIBRATION}
+    return {n: Metric("lower" if n in lower else "higher", percent=n != "NLL") for n in names}
 
 
 def _has_accuracy(attack: str) -> bool:

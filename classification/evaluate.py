@@ -11,6 +11,7 @@ from torch import Tensor
 
 from classification.attacks import frozen
 from classification.autoattack import check_classes
+from classification.calibration import confidences
 from classification.corruption_sources import Corruption, check_size, made_here, official
 from classification.corruptions import SEVERITIES
 from classification.evaluated_images import subject_of
@@ -23,6 +24,7 @@ from classification.evaluation_record import (
     corruption_record,
     right_about,
     worst_cases,
+    worst_of_both,
 )
 from classification.models import FORMAT, LoadedClassifier, load_classifier
 from classification.named_attacks import Attack, Budget, attack_named, rank, stages_of
@@ -132,6 +134,7 @@ def evaluate(loaded: LoadedClassifier, options: Options, device: torch.device) -
         clean=clean_record(clean),
         attacks=attack_records,
         worst_cases=worst_cases(found, n),
+        worst_of_both=worst_of_both(found, n),
         corruptions=corruption_record(right, sources) if right else None,
         checks=checks(attack_records, chance),
     )
@@ -180,7 +183,10 @@ def _make_folder(folder: Path) -> None:
 
 
 def _clean(subject: Subject) -> Rows:
-    """`right`, and `right5` if there are more classes than 5: the label is among the first 5."""
+    """`right`, `right5` if there are more classes than 5, and `confidences` of the images.
+
+    right5: the label is among the first 5.
+    """
 
     def compute(positions: Tensor) -> Rows:
         y = subject.labels(positions)
@@ -188,12 +194,13 @@ def _clean(subject: Subject) -> Rows:
             logits = subject.network(subject.pixels(positions))
         if not logits.isfinite().all():
             raise InputError("the network's outputs are not finite; expected one that has learned")
-        rows = {"right": logits.argmax(1) == y}
+        rows = {"right": logits.argmax(1) == y, **confidences(logits, y)}
         if logits.shape[1] > 5:
             rows["right5"] = rows["right"] | (logits.topk(5).indices == y[:, None]).any(1)
         return rows
 
-    return subject.rows("clean", {}, subject.positions, compute)
+    # Measurements from before the confidences were kept have no settings, and are made anew.
+    return subject.rows("clean", {"confidences": True}, subject.positions, compute)
 
 
 def _attack(subject: Subject, attack: Attack, queue: Tensor) -> Rows:

@@ -25,7 +25,7 @@ from convnorm.experiment.files import write, write_json
 from convnorm.experiment.run.checkpoint import EVALUATION
 
 WRITTEN = "what evaluate_cls.py writes"
-SAME = ("checkpoint", "data", "chance", "batch_size", "seed", "torch", "clean")
+SAME = ("checkpoint", "data", "chance", "batch_size", "seed", "torch")
 
 
 def record_file(checkpoint_file: Path, options: Options, own_eps: float) -> Path:
@@ -150,13 +150,16 @@ def _make_way(file: Path, record: Evaluation) -> None:
 
 def _holds(record: Evaluation, there: Evaluation) -> bool:
     same = all(getattr(record, name) == getattr(there, name) for name in SAME)
+    without = replace(record.clean, ece=None, nll=None)  # as records were written before
+    clean = there.clean in (record.clean, without)
     attacks = all(attack in record.attacks for attack in there.attacks)
-    return same and attacks and there.corruptions in (None, record.corruptions)
+    return same and clean and attacks and there.corruptions in (None, record.corruptions)
 
 
 def _counted(record: Evaluation) -> list[Accuracy]:
     """Every accuracy that is a count of images."""
     found = [record.clean.top1, record.clean.top5, *(case.accuracy for case in record.worst_cases)]
+    found += [record.worst_of_both.accuracy] if record.worst_of_both else []
     for attack in record.attacks:
         found += [attack.accuracy, *(point.accuracy for point in attack.points)]
         found += attack.stages.values()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from classification.autoattack import STAGES
+from classification.calibration import calibration_error, mean_nll
 from classification.corruption_sources import Corruption
 from classification.corruptions import SEVERITIES
 from classification.named_attacks import Attack, stages_of
@@ -19,9 +20,11 @@ from classification.records import (
     Clean,
     Corruptions,
     CorruptionSource,
+    Norm,
     Queries,
     SweepPoint,
     WorstCase,
+    WorstOfBoth,
 )
 from convnorm.experiment.report import formats
 from convnorm.experiment.statistics import wilson_interval
@@ -49,7 +52,8 @@ def clean_record(rows: Rows) -> Clean:
         None if right is None else accuracy(int(right.sum()), n)
         for right in (rows["right"], rows.get("right5"))
     )
-    return Clean(top1, top5)
+    ece = calibration_error(rows["confidence"], rows["right"])
+    return Clean(top1, top5, ece, mean_nll(rows["nll"]))
 
 
 def settings_of(attack: Attack) -> AttackSettings:
@@ -105,18 +109,34 @@ def right_about(clean: Rows, found: Found) -> dict[str, Tensor]:
 
 def worst_cases(found: Found, n: int) -> tuple[WorstCase, ...]:
     """The images that withstood every attack, for each budget that an attack was run with."""
-    budgets = {
-        (attack.settings["norm"], attack.settings["eps"])
-        for attack, _ in found
-        if not _is_sweep(attack)
-    }
     cases = []
-    for norm, eps in sorted(budgets):
-        within = [(attack, rows) for attack, rows in found if attack.settings["norm"] == norm]
-        withstood = torch.stack([rows["fooled_at"] > eps for _, rows in within]).all(0)
-        names = tuple(attack.name for attack, _ in within)
+    for norm, eps in _budgets(found).items():
+        names, withstood = _withstood(found, norm, eps)
         cases.append(WorstCase(norm, eps, names, accuracy(int(withstood.sum()), n)))
     return tuple(cases)
+
+
+def worst_of_both(found: Found, n: int) -> WorstOfBoth | None:
+    """The images that withstood every attack of both norms; None where one has no attack."""
+    eps = _budgets(found)
+    if len(eps) < 2:
+        return None
+    names, withstood = zip(*(_withstood(found, *each) for each in eps.items()), strict=True)
+    both = torch.stack(withstood).all(0)
+    return WorstOfBoth(eps, sum(names, ()), accuracy(int(both.sum()), n))
+
+
+def _budgets(found: Found) -> dict[Norm, float]:
+    """Norm -> eps, of the norms under which there is an attack that has one eps."""
+    attacks = (attack for attack, _ in found if not _is_sweep(attack))
+    return dict(sorted((attack.settings["norm"], attack.settings["eps"]) for attack in attacks))
+
+
+def _withstood(found: Found, norm: Norm, eps: float) -> tuple[tuple[str, ...], Tensor]:
+    """The attacks under a norm, and which of the attacked images withstood them all."""
+    within = [(attack, rows) for attack, rows in found if attack.settings["norm"] == norm]
+    flags = torch.stack([rows["fooled_at"] > eps for _, rows in within]).all(0)
+    return tuple(attack.name for attack, _ in within), flags
 
 
 def corruption_record(right: dict[str, Tensor], sources: Sequence[Corruption]) -> Corruptions:

@@ -6,7 +6,8 @@ from textwrap import fill
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 
-from classification.records import Accuracy, AttackRecord, Corruptions, Evaluation
+from classification.calibration import BINS
+from classification.records import Accuracy, AttackRecord, Clean, Corruptions, Evaluation
 from convnorm.experiment.report import formats
 from convnorm.experiment.report.canvas import (
     as_png,
@@ -29,11 +30,21 @@ def table(record: Evaluation) -> str:
     header = ("attack", "settings", "n", "accuracy", "95 % interval")
     lines = [f"{checkpoint.file}, epoch {checkpoint.epoch}, {_subject(record)}", ""]
     lines += [aligned(header, _rows(record), words=2), ""]
+    lines += [_calibration(record.clean), ""] if record.clean.nll else []
     for check in record.checks:
         lines.append(f"{'ok' if check.passed else 'DOUBT'}: {check.name}: {check.detail}")
     if not record.checks:
         lines.append("not checked for masked gradients; --attacks sweep fgsm pgd20 does")
     return "\n".join(lines)
+
+
+def _calibration(clean: Clean) -> str:
+    ends = clean.nll.interval
+    interval = "" if ends is None else f", 95 % interval {formats.interval(ends)}"
+    return (
+        f"calibration, clean: ECE {formats.accuracy(clean.ece)} in {BINS} bins (biased upwards, so "
+        f"without an interval); NLL {formats.number(clean.nll.mean)} nats{interval}"
+    )
 
 
 def told_apart(record: Evaluation, computed: Collection[str]) -> str:
@@ -70,6 +81,9 @@ def _rows(record: Evaluation) -> list[Row]:
         if len(case.attacks) > 1:
             ball = _ball(case.norm, case.eps)
             rows.append(_row("worst case", f"{ball}, all of these", case.accuracy))
+    if both := record.worst_of_both:
+        balls = " and ".join(_ball(norm, eps) for norm, eps in both.eps.items())
+        rows.append(_row("worst case", f"{balls}, all of these", both.accuracy))
     return rows + (_corruption_rows(record.corruptions) if record.corruptions else [])
 
 

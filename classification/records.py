@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from convnorm.experiment.records import Interval
+from convnorm.experiment.records import Interval, Summary
 
 Norm = Literal["linf", "l2"]
 
@@ -23,10 +23,17 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Clean:
-    """top5 is None where a network has no more than 5 classes."""
+    """The images as they are.
+
+    top5: None where a network has no more than 5 classes.
+    ece: expected calibration error, in [0, 1]. nll: negative log-likelihood, in nats. See
+        `calibration`; both are None in records from before they were measured.
+    """
 
     top1: Accuracy
     top5: Accuracy | None
+    ece: float | None = None
+    nll: Summary | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,18 @@ class WorstCase:
 
     norm: Norm
     eps: float
+    attacks: tuple[str, ...]
+    accuracy: Accuracy
+
+
+@dataclass(frozen=True)
+class WorstOfBoth:
+    """The same over both norms: an image counts if it withstands every attack under each.
+
+    eps: norm -> of its attacks.
+    """
+
+    eps: dict[Norm, float]
     attacks: tuple[str, ...]
     accuracy: Accuracy
 
@@ -163,6 +182,7 @@ class Evaluation:
 
     chance: the share of the largest class among the images, the accuracy of the best blind guess.
     seed: of the random numbers of the evaluation.
+    worst_of_both: None unless there are attacks under both norms.
     right_sha256: of the .npz file beside the record that says which images the network is right
         about; None before the evaluation is saved.
     """
@@ -182,3 +202,4 @@ class Evaluation:
     corruptions: Corruptions | None
     checks: tuple[Check, ...]
     right_sha256: str | None = None
+    worst_of_both: WorstOfBoth | None = None

@@ -120,7 +120,7 @@ def test_a_benchmark_of_classifiers_measures_and_compares_image_by_image(tmp_pat
     assert code == 0, output
     assert content(before) == done
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert set(results["metrics"]) == {"clean", "fgsm"}
+    assert set(results["metrics"]) == {"clean", "fgsm", "ECE", "NLL"}
     (test,) = results["mcnemar"]
     assert (test["cell"], test["against"], test["images"]) == ("batch", "convnorm", 360)
     assert set(results["runs"][0]["result"]["scores"]) == {"final", "selected"}

@@ -99,11 +99,13 @@ def test_scores_are_those_of_the_evaluations_and_of_the_look_at_their_step(made)
     assert result.scores["final"] != result.scores["selected"]
     for when, stem, step in (("final", "last", 36), ("selected", "best", 30)):
         record, scores = record_of(made, stem), result.scores[when]
-        assert scores.keys() == {"clean", *ATTACKS, "memorized", "recovered"}
+        assert scores.keys() == {"clean", *ATTACKS, "ECE", "NLL", "memorized", "recovered"}
         assert set(CLASSIFICATION.scores(tiny_classifier(CHANGES), ATTACKS)[when]) == set(scores)
         assert scores["clean"] == record["clean"]["top1"]["value"]
         values = [attack["accuracy"]["value"] for attack in record["attacks"]]
         assert [scores["fgsm"], scores["pgd2x2"]] == values
+        assert scores["ECE"] == record["clean"]["ece"]
+        assert scores["NLL"] == record["clean"]["nll"]["mean"]
         assert scores["corruptions"] == record["corruptions"]["mean"]["value"]
         for name in ("memorized", "recovered"):
             assert scores[name] == looks[step][name]
@@ -209,7 +211,9 @@ def test_attacks_that_are_not_asked_for_change_nothing(made):
     result = read(made, ("fgsm",))
     assert result.protocol["attacks"].keys() == {"fgsm"}
     assert "corruptions" not in result.protocol
-    assert result.scores["final"].keys() == {"clean", "fgsm", "memorized", "recovered"}
+    assert result.scores["final"].keys() == {
+        *("clean", "fgsm", "ECE", "NLL", "memorized", "recovered")
+    }
     assert result.right["final"].keys() == {"clean", "fgsm"}
 
 
@@ -218,7 +222,7 @@ def test_a_run_that_held_nothing_out_has_no_curve_and_no_selected_scores(tmp_pat
     assert measure(tmp_path / "run", ()) == ["last"]
     result = read(tmp_path / "run", ())
     assert result.scores.keys() == result.right.keys() == {"final"}
-    assert result.scores["final"].keys() == {"clean"}
+    assert result.scores["final"].keys() == {"clean", "ECE", "NLL"}
     assert (result.selected_step, result.curve, result.norms, result.floor) == (None, (), {}, {})
 
 
@@ -370,9 +374,9 @@ def test_which_way_a_score_is_better():
     better = dict.fromkeys(names, "higher")
     assert {name: metric.better for name, metric in scores.items()} == {
         **better,
-        "memorized": "lower",
+        **dict.fromkeys(("memorized", "ECE", "NLL"), "lower"),
     }
-    assert all(metric.percent for metric in scores.values())
+    assert {name for name, metric in scores.items() if not metric.percent} == {"NLL"}
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ def test_the_pair_of_evaluations_with_most_in_common_counts_whatever_their_names
         )
     evaluated(b, "--attacks", "--num", 60)  # shares no image set with A's
     pairing = read_pair(a, b)
-    assert pairing.a.scores["selected"].keys() == {"clean", "fgsm"}
+    assert pairing.a.scores["selected"].keys() == {"clean", "fgsm", "ECE", "NLL"}
     assert (
         pairing.b.scores["selected"]["clean"] == record(b, "best_eps=8")["clean"]["top1"]["value"]
     )

@@ -31,6 +31,7 @@ from classification.evaluation_record import (
     corruption_record,
     settings_of,
     worst_cases,
+    worst_of_both,
 )
 from classification.evaluation_report import plot, table, told_apart
 from classification.models import LoadedClassifier, build
@@ -160,6 +161,10 @@ def test_no_attack_raises_the_accuracy_and_the_worst_case_is_the_lowest(loaded):
     assert worst["linf"].accuracy.correct <= min(linf) < clean
     assert worst["linf"].attacks == ("fgsm", "pgd5", "simba_pixel", "simba_dct")
     assert worst["l2"].accuracy.correct == correct(record, "pgd5_l2")
+    least = min(case.accuracy.correct for case in worst.values())
+    assert 0 < record.worst_of_both.accuracy.correct <= least
+    (line,) = (line for line in table(record).splitlines() if "l2 0.5 and linf 8/255" in line)
+    assert f"{100 * record.worst_of_both.accuracy.value:.2f} %" in line
 
 
 def test_worst_case_is_over_images_and_within_the_budget():
@@ -173,6 +178,24 @@ def test_worst_case_is_over_images_and_within_the_budget():
     found = [(a, {"fooled_at": torch.tensor(at, dtype=torch.float64)}) for a, at in found]
     (case,) = worst_cases(found, n=8)
     assert (case.accuracy.correct, case.accuracy.n, case.eps) == (1, 8, 0.1)
+    assert worst_of_both(found, n=8) is None
+
+
+def test_worst_case_of_both_norms_is_over_images_too():
+    """Each norm leaves two images, and both together one; with each at its own eps."""
+    inf = math.inf
+    found = [
+        (Attack("a", {"norm": "linf", "eps": 0.1}, None), [0.1, inf, inf, 0.1]),
+        (Attack("sweep", {"norm": "linf", "eps": [0.05, 0.2]}, None), [0.2, 0.2, inf, 0.05]),
+        (Attack("b_l2", {"norm": "l2", "eps": 0.5}, None), [inf, 0.5, inf, 0.5]),
+        (Attack("c_l2", {"norm": "l2", "eps": 0.5}, None), [inf, 0.5, inf, inf]),
+    ]
+    found = [(a, {"fooled_at": torch.tensor(at, dtype=torch.float64)}) for a, at in found]
+    assert [case.accuracy.correct for case in worst_cases(found, n=8)] == [2, 2]
+    both = worst_of_both(found, n=8)
+    assert both.accuracy == accuracy(1, 8)
+    assert both.eps == {"linf": 0.1, "l2": 0.5}
+    assert set(both.attacks) == {"a", "sweep", "b_l2", "c_l2"}
 
 
 def test_batch_size_does_not_matter(loaded):
@@ -181,7 +204,10 @@ def test_batch_size_does_not_matter(loaded):
     budget = Budget(max_queries=40)
     one, other = (run(loaded, *names, budget=budget, batch_size=size) for size in (7, 60))
     assert text(one) != text(other)
-    assert text(replace(one, batch_size=60)) == text(other)
+    assert one.clean.ece == pytest.approx(other.clean.ece, rel=1e-5)  # logits are rounded otherwise
+    assert one.clean.nll.mean == pytest.approx(other.clean.nll.mean, rel=1e-5)
+    clean = replace(one.clean, ece=other.clean.ece, nll=other.clean.nll)
+    assert text(replace(one, batch_size=60, clean=clean)) == text(other)
 
 
 def test_a_subset_is_random_and_belongs_to_the_seed(loaded):
@@ -293,6 +319,11 @@ def test_chance_is_the_share_of_the_largest_class(loaded, num):
     constant = replace(loaded, network=Constant(int(largest.argmax())), sha256="d" * 64)
     record = run(constant, "sweep", num=num)
     assert record.chance == int(largest.max()) / len(labels) == record.clean.top1.value > 0.1
+    confidence = math.e / (math.e + 9)
+    assert record.clean.ece == pytest.approx(abs(record.chance - confidence))
+    wrong = math.log(math.e + 9)
+    assert record.clean.nll.mean == pytest.approx(wrong - record.chance)
+    assert f"NLL {record.clean.nll.mean:.2f} nats, 95 % interval " in table(record)
     assert [check.passed for check in record.checks] == [True]
 
 

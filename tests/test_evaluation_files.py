@@ -16,6 +16,7 @@ from linear import CPU, as_of_a_run, evaluated, text
 from classification.evaluate import evaluate
 from classification.evaluation_files import load, others, read, record_file, save
 from classification.evaluation_options import Options
+from classification.evaluation_report import table
 from classification.models import LoadedClassifier
 from classification.named_attacks import Budget
 from classification.records import Evaluation
@@ -147,6 +148,25 @@ def test_a_record_of_an_older_version_is_told(saved):
     expected = r"best\.json: holds no format; expected 'convnorm-suite/evaluation/2'"
     with pytest.raises(InputError, match=expected):
         load(saved.file)
+
+
+def test_a_record_from_before_calibration_is_read_and_replaced(saved, capsys):
+    """And is not kept beside the new one, which has all of it."""
+    file = record_of(saved)
+    whole, right = load(saved.file)
+    content = json.loads(file.read_text())
+    for key in ("ece", "nll"):
+        del content["clean"][key]
+    del content["worst_of_both"]
+    file.write_text(json.dumps(content))
+    old = load(saved.file)[0]
+    assert (old.clean.ece, old.clean.nll, old.worst_of_both) == (None, None, None)
+    assert replace(old, clean=whole.clean) == whole
+    assert "calibration" in table(whole)
+    assert "calibration" not in table(old)
+    save(whole, {key: torch.from_numpy(values) for key, values in right.items()}, file)
+    assert load(saved.file)[0] == whole
+    assert capsys.readouterr().err == ""
 
 
 def test_an_archive_that_is_none_is_told(saved):

@@ -39,6 +39,7 @@ class Tree:
     by_month: dict[Literal["may", "june"], dict[str, Leaf]]
     best: Leaf | None
     notes: dict[str, Any]
+    age: int | None = None
 
 
 TREE = Tree(
@@ -81,6 +82,12 @@ def test_the_format_comes_first_and_every_field_after_it():
     assert list(to_json(TREE)) == ["format", *(field.name for field in fields(Tree))]
     assert to_json(TREE)["format"] == Tree.FORMAT
     assert to_json(gan())["format"] == "convnorm-suite/benchmark/4"
+
+
+def test_what_an_older_record_lacks_has_its_default():
+    content = to_json(replace(TREE, age=7))
+    del content["age"]
+    assert from_json(Tree, content, "FILE") == TREE
 
 
 def changed(*path: str | int, to: Any) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 A record is a frozen dataclass. Its fields may hold other records, None, booleans, numbers, text,
 Literals, tuples, dicts whose keys are text, and unions of these; a field of type Any holds plain
-JSON. A class with a FORMAT is written under that name, which changes whenever the fields do.
+JSON. A class with a FORMAT is written under that name, which changes whenever the fields do; what
+an older record may lack has a default, and its name stays.
 """
 
 import math
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -46,8 +47,8 @@ def from_json(cls: type[Record], content: Any, where: object) -> Record:
     where: what the error names, usually the file.
 
     Raises:
-        InputError: A key is unknown or missing, a value is of another kind, or the content has
-            another format.
+        InputError: A key is unknown, or missing and without a default, a value is of another kind,
+            or the content has another format.
     """
     try:
         return _read(cls, content, "")
@@ -98,12 +99,14 @@ def _read_record(cls: type, value: Any, key: str) -> Any:
             held = f"holds {'no format' if found is None else repr(found)}"
             raise _Unfit(key, f"{held}; expected {cls.FORMAT!r}")
         value = {name: each for name, each in value.items() if name != "format"}
+    optional = {field.name for field in fields(cls) if field.default is not MISSING}
     for name in (*value, *kinds):
         if name not in kinds:
             raise _Unfit(_join(key, name), f"no such key; expected {', '.join(kinds)}")
-        if name not in value:
+        if name not in value and name not in optional:
             raise _Unfit(_join(key, name), f"is missing; expected {_expected(kinds[name])}")
-    return cls(**{name: _read(kind, value[name], _join(key, name)) for name, kind in kinds.items()})
+    present = {name: kind for name, kind in kinds.items() if name in value}
+    return cls(**{n: _read(kind, value[n], _join(key, n)) for n, kind in present.items()})
 
 
 def _read_union(kind: Any, value: Any, key: str) -> Any:

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from classification.certificate import SCORED
 from classification.config import ClassifierConfig
 from classification.evaluation_files import load
-from classification.evaluation_options import CORRUPTIONS
+from classification.evaluation_options import CERTIFIED, CORRUPTIONS
 from classification.memory import estimate
 from classification.models import FORMAT
 from classification.named_attacks import Budget, attack_named
@@ -25,6 +26,7 @@ from convnorm.experiment.run.checkpoint import BEST, CHECKPOINT
 
 # A record, and which images the network is right about by the name of an attack, (N,) bool.
 Measured = tuple[Evaluation, dict[str, np.ndarray]]
+OTHERS = (CERTIFIED, CORRUPTIONS)  # among the names of attacks
 CALIBRATION = ("ECE", "NLL")  # of the clean images
 CHECKPOINTS: dict[When, str] = {"final": CHECKPOINT, "selected": BEST}
 
@@ -41,9 +43,9 @@ def scores_of(config: ClassifierConfig, attacks: Sequence[str]) -> dict[When, di
         InputError: A name is not that of an attack.
     """
     for name in attacks:
-        if name != CORRUPTIONS:
+        if name not in OTHERS:
             attack_named(name, Budget())
-    names = ["clean", *(name for name in attacks if name == CORRUPTIONS or _has_accuracy(name))]
+    names = ["clean", *(name for name in attacks if name in OTHERS or _has_accuracy(name))]
     names += CALIBRATION
     names += [] if config.noise.kind == "none" else ["memorized", "recovered"]
     metrics = _metrics(names)
@@ -77,10 +79,10 @@ def remaining_evaluations(run_dir: Path, attacks: Sequence[str]) -> list[list[st
 def read(run_dir: Path, attacks: Sequence[str]) -> Result:
     """Read a trained and evaluated run from its files alone.
 
-    Scores are accuracies on test images, "clean" and by the names of attacks, and the calibration
-    of the clean ones, "ECE" and, in nats, "NLL". Where there are wrong labels, "memorized" and
-    "recovered" are the fractions of the training images with one for which the network predicts
-    that label, or the right one.
+    Scores are accuracies on test images, "clean" and by the names of attacks ("certified" at an l2
+    radius of 36/255), and the calibration of the clean ones, "ECE" and, in nats, "NLL". Where there
+    are wrong labels, "memorized" and "recovered" are the fractions of the training images with one
+    for which the network predicts that label, or the right one.
 
     Raises:
         InputError: A file is missing, lacks something, or is not of the run's weights.
@@ -128,7 +130,7 @@ def result_of(
             when: {name: each[name] for name in ("clean", *attacks[when]) if name in each}
             for when, (_, each) in evaluations.items()
         },
-        doubts=training.doubts + _failed_checks(records),
+        doubts=training.doubts + _failed_checks(records) + _unproven(records),
         learned="final" not in records or _has_learned(records["final"]),
     )
 
@@ -147,11 +149,20 @@ def _failed_checks(records: dict[When, Evaluation]) -> tuple[str, ...]:
     )
 
 
+def _unproven(records: dict[When, Evaluation]) -> tuple[str, ...]:
+    """Where a certified accuracy of 0 says nothing of the network."""
+    return tuple(
+        f"{when} weights, certified: {record.certified.proof}"
+        for when, record in records.items()
+        if record.certified and record.certified.lipschitz is None
+    )
+
+
 def _evaluation(file: Path, attacks: Sequence[str]) -> Measured:
     """Read the evaluation of a checkpoint; InputError if it does not have all of `attacks`."""
     record, per_image = load(file)
     there = {attack.name for attack in record.attacks}
-    there |= {CORRUPTIONS} if record.corruptions else set()
+    there |= {name for name in OTHERS if getattr(record, name)}
     if lacking := [name for name in attacks if name not in there]:
         raise InputError(
             f"{file}: not evaluated with {', '.join(lacking)}; expected evaluate_cls.py "
@@ -177,6 +188,8 @@ def _scores(record: Evaluation, attacks: Sequence[str]) -> dict[str, float]:
     found |= {attack.name: attack.accuracy for attack in record.attacks if attack.accuracy}
     if record.corruptions:
         found[CORRUPTIONS] = record.corruptions.mean
+    if record.certified:
+        found[CERTIFIED] = record.certified.points[0].accuracy
     scores = {name: found[name].value for name in ("clean", *attacks) if name in found}
     clean = record.clean
     return scores | ({} if clean.nll is None else {"ECE": clean.ece, "NLL": clean.nll.mean})
@@ -195,6 +208,8 @@ def protocol_of(record: Evaluation, attacks: Sequence[str]) -> dict[str, Any]:
             if attack.name in attacks
         },
     }
+    if CERTIFIED in attacks:
+        protocol[CERTIFIED] = {"norm": "l2", "radius": SCORED}
     if CORRUPTIONS in attacks:
         corruptions = record.corruptions
         protocol[CORRUPTIONS] = {

@@ -12,11 +12,13 @@ from torch import Tensor
 from classification.attacks import frozen
 from classification.autoattack import check_classes
 from classification.calibration import confidences
+from classification.certificate import SCORED, certified_record, certify, is_certified
 from classification.corruption_sources import Corruption, check_size, made_here, official
 from classification.corruptions import SEVERITIES
 from classification.evaluated_images import subject_of
-from classification.evaluation_options import CORRUPTIONS, Options
+from classification.evaluation_options import CERTIFIED, CORRUPTIONS, Options
 from classification.evaluation_record import (
+    among,
     attack_record,
     chance_of,
     checks,
@@ -29,7 +31,7 @@ from classification.evaluation_record import (
 from classification.models import FORMAT, LoadedClassifier, load_classifier
 from classification.named_attacks import Attack, Budget, attack_named, rank, stages_of
 from classification.per_image import Rows, Subject, sha256_of
-from classification.records import Checkpoint, EvaluatedData, Evaluation
+from classification.records import Certified, Checkpoint, EvaluatedData, Evaluation
 from convnorm.experiment.data import Images
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.run import checkpoint
@@ -97,7 +99,8 @@ def evaluate(loaded: LoadedClassifier, options: Options, device: torch.device) -
             file with results is damaged.
     """
     names = dict.fromkeys(options.attacks)
-    attacks = [attack_named(name, options.budget) for name in names if name != CORRUPTIONS]
+    no_attacks = (CERTIFIED, CORRUPTIONS)
+    attacks = [attack_named(name, options.budget) for name in names if name not in no_attacks]
     for name in filter(stages_of, names):
         check_classes(name, len(loaded.classes))
     subject = subject_of(loaded, options, device)
@@ -107,6 +110,7 @@ def evaluate(loaded: LoadedClassifier, options: Options, device: torch.device) -
         clean = _clean(subject)
         queue = subject.positions[clean["right"]]
         found = [(attack, _attack(subject, attack, queue)) for attack in attacks]
+        certified, proven = _certified(subject, queue, clean, asked=CERTIFIED in names)
         if CORRUPTIONS in names:
             right = {source.name: _corruption(subject, source) for source in sources}
         else:
@@ -135,10 +139,11 @@ def evaluate(loaded: LoadedClassifier, options: Options, device: torch.device) -
         attacks=attack_records,
         worst_cases=worst_cases(found, n),
         worst_of_both=worst_of_both(found, n),
+        certified=certified,
         corruptions=corruption_record(right, sources) if right else None,
         checks=checks(attack_records, chance),
     )
-    right_each = {"positions": subject.positions, **right_about(clean, found)}
+    right_each = {"positions": subject.positions, **right_about(clean, found), **proven}
     return Evaluated(record, right_each, frozenset(subject.computed))
 
 
@@ -226,6 +231,17 @@ def _corruption(subject: Subject, source: Corruption) -> Tensor:
         return {"right": torch.stack(right, dim=1)}
 
     return subject.rows(source.name, source.settings, subject.positions, compute)["right"]
+
+
+def _certified(
+    subject: Subject, queue: Tensor, clean: Rows, asked: bool
+) -> tuple[Certified | None, Rows]:
+    """What is proven, and of which of all images by name; nothing if not asked, now or before."""
+    rows = certify(subject, queue) if asked else subject.known(CERTIFIED, {}, queue)
+    if rows is None:
+        return None, {}
+    record = certified_record(subject, rows, len(subject.positions))
+    return record, {CERTIFIED: among(clean["right"], is_certified(rows, SCORED))}
 
 
 # ---------------------------------------------------------------- what was measured before

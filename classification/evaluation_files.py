@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from classification.evaluation_options import Options, differences_in_name
+from classification.evaluation_options import CERTIFIED, Options, differences_in_name
 from classification.evaluation_record import accuracy
 from classification.evaluation_report import plot
 from classification.records import Accuracy, Evaluation
@@ -153,13 +153,16 @@ def _holds(record: Evaluation, there: Evaluation) -> bool:
     without = replace(record.clean, ece=None, nll=None)  # as records were written before
     clean = there.clean in (record.clean, without)
     attacks = all(attack in record.attacks for attack in there.attacks)
-    return same and clean and attacks and there.corruptions in (None, record.corruptions)
+    others = ("certified", "corruptions")
+    rest = all(getattr(there, name) in (None, getattr(record, name)) for name in others)
+    return same and clean and attacks and rest
 
 
 def _counted(record: Evaluation) -> list[Accuracy]:
     """Every accuracy that is a count of images."""
     found = [record.clean.top1, record.clean.top5, *(case.accuracy for case in record.worst_cases)]
     found += [record.worst_of_both.accuracy] if record.worst_of_both else []
+    found += [point.accuracy for point in record.certified.points] if record.certified else []
     for attack in record.attacks:
         found += [attack.accuracy, *(point.accuracy for point in attack.points)]
         found += attack.stages.values()
@@ -182,6 +185,8 @@ def _check_counts(record: Evaluation, right: dict[str, np.ndarray], file: Path) 
     """Where the flags of single images are not what the record counts, one of them is wrong."""
     counted = {"clean": record.clean.top1}
     counted |= {attack.name: attack.accuracy for attack in record.attacks if attack.accuracy}
+    if record.certified:
+        counted[CERTIFIED] = record.certified.points[0].accuracy
     for name, found in counted.items():
         if name not in right:
             raise InputError(f"{file}: lacks {name}; expected all that the record counts")

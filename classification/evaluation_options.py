@@ -7,7 +7,9 @@ from typing import Literal
 from classification.named_attacks import Budget
 from convnorm.experiment.config import require
 
-CORRUPTIONS = "corruptions"  # among the names of attacks
+# Among the names of attacks.
+CORRUPTIONS = "corruptions"
+CERTIFIED = "certified"
 MOST_AT_A_TIME = 100_000
 
 

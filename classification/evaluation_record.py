@@ -101,10 +101,16 @@ def right_about(clean: Rows, found: Found) -> dict[str, Tensor]:
     right = {"clean": clean["right"]}
     for attack, rows in found:
         if not _is_sweep(attack):
-            withstood = clean["right"].clone()
-            withstood[clean["right"]] = rows["fooled_at"] > attack.settings["eps"]
-            right[attack.name] = withstood
+            withstood = rows["fooled_at"] > attack.settings["eps"]
+            right[attack.name] = among(clean["right"], withstood)
     return right
+
+
+def among(right: Tensor, flags: Tensor) -> Tensor:
+    """Return flags (M,) of the M images that are right, (N,), as flags (N,) of all."""
+    found = right.clone()
+    found[right] = flags
+    return found
 
 
 def worst_cases(found: Found, n: int) -> tuple[WorstCase, ...]:

@@ -50,6 +50,8 @@ def _calibration(clean: Clean) -> str:
 def told_apart(record: Evaluation, computed: Collection[str]) -> str:
     """Say what of the record was measured now, by the names in `computed`, and what before."""
     parts = {"clean": {"clean"}} | {attack.name: {attack.name} for attack in record.attacks}
+    if record.certified:
+        parts["certified"] = {"certified"}
     if record.corruptions:
         parts["corruptions"] = set(record.corruptions.accuracies)
     now = [name for name, own in parts.items() if own & set(computed)]
@@ -84,6 +86,12 @@ def _rows(record: Evaluation) -> list[Row]:
     if both := record.worst_of_both:
         balls = " and ".join(_ball(norm, eps) for norm, eps in both.eps.items())
         rows.append(_row("worst case", f"{balls}, all of these", both.accuracy))
+    if certified := record.certified:
+        bound = certified.lipschitz
+        how = certified.proof if bound is None else f"Lipschitz bound {formats.number(bound)}"
+        for point in certified.points:
+            radius = f"l2 {255 * point.radius:.4g}/255"
+            rows.append(_row("certified", f"{radius}, {how}", point.accuracy))
     return rows + (_corruption_rows(record.corruptions) if record.corruptions else [])
 
 

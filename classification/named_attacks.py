@@ -22,7 +22,7 @@ from convnorm.experiment.errors import InputError
 
 NAMES = (
     "fgsm, pgd<STEPS>[x<RESTARTS>][_l2] (such as pgd20, pgd50x10 or pgd20_l2), apgd_ce_t[_l2], "
-    "autoattack[_l2], simba_pixel, simba_dct, sweep, corruptions"
+    "autoattack[_l2], simba_pixel, simba_dct, sweep, certified, corruptions"
 )
 # In grey levels of 1/255. Within the last every image can become one uniform grey, so that no
 # network can be right about more than one class: a working attack ends at chance or below.
@@ -47,6 +47,7 @@ _OTHERS = (
     "simba_pixel",
     "simba_dct",
     "sweep",
+    "certified",
     "corruptions",
 )
 _PGD = re.compile(r"pgd([1-9][0-9]*)(?:x([1-9][0-9]*))?(_l2)?")
@@ -92,7 +93,10 @@ class Attack:
 
 
 def attack_named(name: str, budget: Budget) -> Attack:
-    """Return the attack of a name in `NAMES`, corruptions excepted; InputError for other names."""
+    """Return the attack of a name in `NAMES`, certified and corruptions excepted.
+
+    Raises InputError for other names.
+    """
     ball = {"norm": "linf", "eps": budget.eps / 255}
     if name.endswith("_l2"):
         ball = {"norm": "l2", "eps": budget.eps_l2}

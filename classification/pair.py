@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
-from classification.benchmark import CHECKPOINTS, Measured, protocol_of, result_of
+from classification.benchmark import CHECKPOINTS, OTHERS, Measured, protocol_of, result_of
 from classification.evaluation_files import load
-from classification.evaluation_options import CORRUPTIONS
 from classification.records import Evaluation
 from classification.trained_runs import read_training
 from convnorm.experiment.benchmark.pair import Pairing
@@ -84,7 +83,8 @@ def _differing(one: Measured, other: Measured) -> list[str]:
 
 
 def _attacks(record: Evaluation) -> list[str]:
-    return [attack.name for attack in record.attacks] + [CORRUPTIONS] * bool(record.corruptions)
+    others = [name for name in OTHERS if getattr(record, name)]
+    return [attack.name for attack in record.attacks] + others
 
 
 def _common(one: Evaluation, other: Evaluation) -> list[str]:

@@ -115,6 +115,27 @@ class WorstOfBoth:
 
 
 @dataclass(frozen=True)
+class CertifiedPoint:
+    """The share of images that are right whatever changes them within an l2 radius."""
+
+    radius: float
+    accuracy: Accuracy
+
+
+@dataclass(frozen=True)
+class Certified:
+    """What is proven of a network, see `certificate`.
+
+    lipschitz: bound of the logits from the pixels in [0, 1], under l2; None where none is known,
+        so that no image is certified. proof: how it is proven, or why there is none.
+    """
+
+    lipschitz: float | None
+    proof: str
+    points: tuple[CertifiedPoint, ...]
+
+
+@dataclass(frozen=True)
 class CorruptionSource:
     """Where the images of a corruption come from: made here, or a file with this SHA-256."""
 
@@ -203,3 +224,4 @@ class Evaluation:
     checks: tuple[Check, ...]
     right_sha256: str | None = None
     worst_of_both: WorstOfBoth | None = None
+    certified: Certified | None = None

@@ -217,6 +217,43 @@ def test_attacks_that_are_not_asked_for_change_nothing(made):
     assert result.right["final"].keys() == {"clean", "fgsm"}
 
 
+def test_a_certified_accuracy_is_a_score_at_the_radius_of_the_protocol(run_dir):
+    assert measure(run_dir, ("certified",)) == ["last", "best"]
+    result = read(run_dir, ("certified",))
+    assert result.protocol["certified"] == {"norm": "l2", "radius": 36 / 255}
+    for when, stem in (("final", "last"), ("selected", "best")):
+        (point, *_) = record_of(run_dir, stem)["certified"]["points"]
+        assert result.scores[when]["certified"] == point["accuracy"]["value"]
+        assert result.right[when]["certified"].mean() == point["accuracy"]["value"]
+    assert not any("certified" in doubt for doubt in result.doubts)
+    file = run_dir / "evaluation" / "best.json"
+    unproven = record_of(run_dir, "best")["certified"] | {"lipschitz": None, "proof": "no bound: x"}
+    edit(file, certified=unproven)
+    assert "selected weights, certified: no bound: x" in read(run_dir, ("certified",)).doubts
+
+
+def test_the_gap_between_last_and_best_is_told_by_whichever_is_evaluated(run_dir, capsys):
+    """Catches a difference with the wrong sign, and one of a record of other settings."""
+    right = {stem: np.load(run_dir / "evaluation" / f"{stem}.npz") for stem in ("last", "best")}
+    gaps = {n: 100 * (right["last"][n].mean() - right["best"][n].mean()) for n in ("clean", "fgsm")}
+    for which in ("last", "best"):
+        evaluate_by_hand(run_dir, "--checkpoint", which, "--attacks", "fgsm")
+        output = capsys.readouterr().out
+        assert f"clean accuracy: last - best = {gaps['clean']:+.2f} points [" in output
+        assert f"robust overfitting: last - best = {gaps['fgsm']:+.2f} points [" in output
+        assert "under fgsm (epoch 6 against 5, 360 images)" in output
+    evaluate_by_hand(run_dir, "--attacks", "fgsm", "--num=20")
+    assert "last - best" not in capsys.readouterr().out
+
+
+def evaluate_by_hand(run_dir: Path, *options: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", [])
+        with pytest.raises(SystemExit) as end:
+            script("evaluate_cls.py", str(run_dir), "--device=cpu", *options)
+    assert end.value.code == 0
+
+
 def test_a_run_that_held_nothing_out_has_no_curve_and_no_selected_scores(tmp_path):
     classifier_run(tmp_path / "run", {"split.validation": 0.0, "train.epochs": 1})
     assert measure(tmp_path / "run", ()) == ["last"]
@@ -277,12 +314,7 @@ def test_two_checkpoints_that_were_measured_differently_are_refused(run_dir):
 def test_an_evaluation_of_other_settings_is_another(run_dir):
     """A quick look at few images by hand was taken for the benchmark's own, and its numbers too."""
     before = read(run_dir)
-    argv = (str(run_dir), "--device=cpu", "--attacks", "fgsm", "--eps=4", "--num=50")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", [])
-        with pytest.raises(SystemExit) as end:
-            script("evaluate_cls.py", *argv)
-    assert end.value.code == 0
+    evaluate_by_hand(run_dir, "--attacks", "fgsm", "--eps=4", "--num=50")
     assert (run_dir / "evaluation" / "best_num=50_eps=4.json").exists()
     assert CLASSIFICATION.remaining_evaluations(run_dir, ATTACKS) == []
     after = read(run_dir)
@@ -368,10 +400,10 @@ def test_an_attack_that_was_not_run_is_named(made):
 def test_which_way_a_score_is_better():
     """A sign the wrong way round makes the worst classifier the winner; a sweep is no score."""
     pytest.importorskip("pyautoattack")
-    attacks = ("fgsm", "pgd50x10_l2", "apgd_ce_t", "sweep", "corruptions")
+    attacks = ("fgsm", "pgd50x10_l2", "apgd_ce_t", "sweep", "certified", "corruptions")
     scores = CLASSIFICATION.scores(tiny_classifier({"noise.kind": "pair"}), attacks)["final"]
-    names = ("clean", "fgsm", "pgd50x10_l2", "apgd_ce_t", "corruptions", "recovered")
-    better = dict.fromkeys(names, "higher")
+    better = dict.fromkeys(("clean", "recovered", *attacks), "higher")
+    del better["sweep"]
     assert {name: metric.better for name, metric in scores.items()} == {
         **better,
         **dict.fromkeys(("memorized", "ECE", "NLL"), "lower"),

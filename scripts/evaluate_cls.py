@@ -6,7 +6,9 @@
 RUN is a run folder or a checkpoint (.pt). Prints a table and writes beside the checkpoint the
 record and a picture, evaluation/best.json and .png, and which images it is right about, best.npz.
 Another command with the same settings adds its attacks to the record. One with other settings has a
-record of its own, whose name says which, such as best_num=60_eps=4.json. Nothing is measured twice:
+record of its own, whose name says which, such as best_num=60_eps=4.json. Where both best.pt and
+last.pt were evaluated with the same settings, it says how much worse the last weights are on the
+same images (robust overfitting). Nothing is measured twice:
 the same command again goes on where it was stopped, and says what is known by now.
 """
 
@@ -21,6 +23,7 @@ from classification.evaluation_files import others, record_file, save
 from classification.evaluation_options import Options
 from classification.evaluation_report import table, told_apart
 from classification.named_attacks import NAMES, Budget
+from classification.overfitting import overfitting
 from convnorm.experiment.config.arguments import Parser
 from convnorm.experiment.errors import Stopped, exit_code
 from convnorm.experiment.run.distributed import pick_device
@@ -131,6 +134,8 @@ def main() -> None:
     file = record_file(loaded.file, options, own_eps)
     save(found.record, found.right, file)
     print(f"{table(found.record)}\n\n{told_apart(found.record, found.computed)}")
+    for line in overfitting(loaded.file.parent, file, found.record, found.right):
+        print(line)
     for other, record in others(file, found.record).items():
         print(f"\n{other.name}, measured before with other settings:\n{table(record)}")
     print(f"\nwritten to {file}")

@@ -2,14 +2,16 @@
 
     python scripts/evaluate_cls.py runs/classification/digits_convnorm/seed0
     python scripts/evaluate_cls.py RUN --attacks pgd50x10 autoattack simba_pixel sweep corruptions
+    python scripts/evaluate_cls.py --reference model_best.pth --arch resnet18
 
 RUN is a run folder or a checkpoint (.pt). Prints a table and writes beside the checkpoint the
 record and a picture, evaluation/best.json and .png, and which images it is right about, best.npz.
 Another command with the same settings adds its attacks to the record. One with other settings has a
 record of its own, whose name says which, such as best_num=60_eps=4.json. Where both best.pt and
 last.pt were evaluated with the same settings, it says how much worse the last weights are on the
-same images (robust overfitting). Nothing is measured twice:
-the same command again goes on where it was stopped, and says what is known by now.
+same images (robust overfitting). Nothing is measured twice: the same command again goes on where it
+was stopped, and says what is known by now. --reference takes a checkpoint of ConvNorm's published
+code in place of RUN.
 """
 
 import argparse
@@ -24,6 +26,8 @@ from classification.evaluation_options import Options
 from classification.evaluation_report import table, told_apart
 from classification.named_attacks import NAMES, Budget
 from classification.overfitting import overfitting
+from classification.reference import ARCHITECTURES as REFERENCES
+from classification.reference import load_reference
 from convnorm.experiment.config.arguments import Parser
 from convnorm.experiment.errors import Stopped, exit_code
 from convnorm.experiment.run.distributed import pick_device
@@ -32,7 +36,16 @@ from convnorm.experiment.run.distributed import pick_device
 def parse_args() -> argparse.Namespace:
     # In this order: --attacks takes all that follows.
     parser = Parser(__doc__, usage="%(prog)s RUN [options]")
-    parser.add_argument("run", metavar="RUN", type=Path, help="a run folder or a checkpoint (.pt)")
+    parser.add_argument(
+        "run", metavar="RUN", type=Path, nargs="?", help="a run folder or a checkpoint (.pt)"
+    )
+    parser.add_argument(
+        "--reference",
+        metavar="FILE",
+        type=Path,
+        help="a checkpoint (.pth) of ConvNorm's published code, in place of RUN; with --arch",
+    )
+    parser.add_argument("--arch", choices=REFERENCES, help="the network of --reference")
     parser.add_argument(
         "--checkpoint",
         choices=["best", "last"],
@@ -64,7 +77,16 @@ def parse_args() -> argparse.Namespace:
         "--data_root", metavar="PATH", help="where the data are, if moved (the run's data.root)"
     )
     parser.add_device("auto takes a CUDA device where there is one")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.run is None and args.reference is None:
+        parser.error("RUN: missing; expected it, or --reference FILE --arch NAME; see --help")
+    if args.run is not None and args.reference is not None:
+        parser.error(f"RUN: {args.run} is not allowed; expected none beside --reference")
+    if (args.reference is None) != (args.arch is None):
+        parser.error(
+            f"--arch: {args.arch} is not allowed; expected it with --reference, and only so"
+        )
+    return args
 
 
 def add_attacks(parser: Parser) -> None:
@@ -120,7 +142,10 @@ def add_attacks(parser: Parser) -> None:
 def main() -> None:
     args = parse_args()
     device = pick_device(args.device)
-    loaded = load(checkpoint_of(args.run, args.checkpoint), device)
+    if args.reference is None:
+        loaded = load(checkpoint_of(args.run, args.checkpoint), device)
+    else:
+        loaded = load_reference(args.reference, args.arch, args.data_root, device)
     own_eps = loaded.config.adversary.eps
     names = ("eps_l2", "step_size", "max_queries", "seed")
     eps = own_eps if args.eps is None else args.eps

@@ -1,14 +1,20 @@
 """Checkpoints of ConvNorm's published code against networks in its layout, written here anew."""
 
+import json
 import re
 
 import pytest
 import reference
 import torch
 import torch.nn.functional as F
+from runs import script
 from torch import nn
 
+from classification.evaluated_images import subject_of
+from classification.evaluation_options import Options
+from classification.label_noise import CIFAR10
 from classification.reference import load_reference
+from convnorm.experiment.data import Images
 from convnorm.experiment.errors import InputError
 from convnorm.parametrizations import ONI
 
@@ -212,6 +218,54 @@ def test_a_network_of_several_gpus_is_read_too(tmp_path, resnet18):
     file = saved(resnet18, tmp_path / "model.pth", state_dict=state)
     loaded = load_reference(file, "resnet18", "elsewhere")
     assert loaded.config.data.root == "elsewhere"
+
+
+def test_the_script_evaluates_it_beside_its_file(tmp_path, resnet18, monkeypatch):
+    file = saved(resnet18, tmp_path / "model_best.pth")
+    images = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8)
+    labels = torch.arange(6)
+    monkeypatch.setattr(
+        "classification.evaluated_images.load_images",
+        lambda data, split: Images(images, labels, CIFAR10, "6 images"),
+    )
+    monkeypatch.setattr("sys.argv", [])
+    options = ("--arch=resnet18", "--attacks", "fgsm", "--device=cpu")
+    with pytest.raises(SystemExit) as end:
+        script("evaluate_cls.py", "--reference", str(file), *options)
+    assert end.value.code == 0
+    record = json.loads((tmp_path / "evaluation" / "model_best.json").read_text())
+    mean, std = (torch.tensor(moment)[:, None, None] for moment in MOMENTS[10])
+    with torch.no_grad():
+        right = (resnet18((images / 255 - mean) / std).argmax(1) == labels).sum().item()
+    assert record["clean"]["top1"]["correct"] == right
+    assert record["checkpoint"]["normalizer"] == "batch"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "RUN: missing; expected it, or --reference FILE --arch NAME"),
+        (("run", "--reference", "model.pth"), "RUN: run is not allowed; expected none beside"),
+        (("--reference", "model.pth"), "--arch: None is not allowed; expected it with --reference"),
+        (("run", "--arch", "resnet18"), "--arch: resnet18 is not allowed; expected it with"),
+        (
+            ("--reference", "model.pth", "--arch", "resnet18", "--split", "validation"),
+            "model.pth: cannot be read",
+        ),
+    ],
+)
+def test_the_script_takes_a_run_or_a_reference(options, message, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", [])
+    with pytest.raises(SystemExit) as end:
+        script("evaluate_cls.py", *options)
+    assert end.value.code != 0
+    assert message in capsys.readouterr().err
+
+
+def test_what_it_was_trained_on_is_not_known(tmp_path, resnet18):
+    loaded = load_reference(saved(resnet18, tmp_path / "model.pth"), "resnet18", None)
+    with pytest.raises(InputError, match=r"split: validation is not allowed, as .*model\.pth does"):
+        subject_of(loaded, Options(split="validation"), torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import numpy as np
 
 from classification.certificate import SCORED
 from classification.config import ClassifierConfig
-from classification.evaluation_files import load
-from classification.evaluation_options import CERTIFIED, CORRUPTIONS
+from classification.evaluation_files import load, record_file
+from classification.evaluation_options import CERTIFIED, CORRUPTIONS, Options
 from classification.memory import estimate
 from classification.models import FORMAT
 from classification.named_attacks import Budget, attack_named
@@ -61,7 +61,9 @@ def conditions(config: ClassifierConfig, attacks: Sequence[str]) -> dict[str, An
     return {"data": asdict(config.data), "select.metric": config.select.metric, **eps}
 
 
-def remaining_evaluations(run_dir: Path, attacks: Sequence[str]) -> list[list[str]]:
+def remaining_evaluations(
+    run_dir: Path, attacks: Sequence[str], num: int | None = None
+) -> list[list[str]]:
     """The commands without which `read` would refuse a trained run."""
     commands = []
     for name in CHECKPOINTS.values():
@@ -69,14 +71,15 @@ def remaining_evaluations(run_dir: Path, attacks: Sequence[str]) -> list[list[st
         if name == BEST and not file.exists():
             continue  # nothing was held out to select by
         try:
-            _evaluation(file, attacks)
+            _evaluation(file, attacks, num)
         except InputError:
             command = ["evaluate_cls.py", str(run_dir), "--checkpoint", file.stem]
+            command += [] if num is None else ["--num", str(num)]
             commands.append([*command, "--attacks", *attacks])
     return commands
 
 
-def read(run_dir: Path, attacks: Sequence[str]) -> Result:
+def read(run_dir: Path, attacks: Sequence[str], num: int | None = None) -> Result:
     """Read a trained and evaluated run from its files alone.
 
     Scores are accuracies on test images, "clean" and by the names of attacks ("certified" at an l2
@@ -84,12 +87,14 @@ def read(run_dir: Path, attacks: Sequence[str]) -> Result:
     are wrong labels, "memorized" and "recovered" are the fractions of the training images with one
     for which the network predicts that label, or the right one.
 
+    num: of how many test images the evaluation is, None for all.
+
     Raises:
         InputError: A file is missing, lacks something, or is not of the run's weights.
     """
     training = read_training(run_dir)
     evaluations = {
-        when: _evaluation_at(step, run_dir / CHECKPOINTS[when], attacks)
+        when: _evaluation_at(step, run_dir / CHECKPOINTS[when], attacks, num)
         for when, step in training.steps.items()
     }
     records = {when: record for when, (record, _) in evaluations.items()}
@@ -158,25 +163,26 @@ def _unproven(records: dict[When, Evaluation]) -> tuple[str, ...]:
     )
 
 
-def _evaluation(file: Path, attacks: Sequence[str]) -> Measured:
+def _evaluation(file: Path, attacks: Sequence[str], num: int | None) -> Measured:
     """Read the evaluation of a checkpoint; InputError if it does not have all of `attacks`."""
-    record, per_image = load(file)
+    record, per_image = load(file, record_file(file, Options(num=num), Budget.eps))
     there = {attack.name for attack in record.attacks}
     there |= {name for name in OTHERS if getattr(record, name)}
     if lacking := [name for name in attacks if name not in there]:
         raise InputError(
             f"{file}: not evaluated with {', '.join(lacking)}; expected evaluate_cls.py "
-            f"--checkpoint {file.stem} --attacks {' '.join(attacks)}"
+            f"--checkpoint {file.stem}{'' if num is None else f' --num {num}'} "
+            f"--attacks {' '.join(attacks)}"
         )
     return record, per_image
 
 
-def _evaluation_at(step: int, file: Path, attacks: Sequence[str]) -> Measured:
+def _evaluation_at(step: int, file: Path, attacks: Sequence[str], num: int | None) -> Measured:
     """The same; InputError if the checkpoint is not of this step.
 
     A run that was killed and went on elsewhere can differ from what it wrote before.
     """
-    record, per_image = _evaluation(file, attacks)
+    record, per_image = _evaluation(file, attacks, num)
     found = record.checkpoint.step
     if found != step:
         raise InputError(f"{file}: is of step {found}; expected that of summary.json, {step}")

@@ -62,8 +62,8 @@ def conditions(config: GanConfig, attacks: Sequence[str]) -> dict[str, Any]:
     return {**score, "data": asdict(config.data)}
 
 
-def read(run_dir: Path, attacks: Sequence[str]) -> Result:
-    """Read a finished run from its files alone; `attacks` is empty.
+def read(run_dir: Path, attacks: Sequence[str] = (), num: None = None) -> Result:
+    """Read a finished run from its files alone; `attacks` is empty and `num` is None.
 
     The selected scores are those reported at the step whose other draw, see ScoreConfig.select, has
     the best headline: the step of best.pt. The cost is the discriminator's: it is what a normalizer
@@ -189,7 +189,7 @@ GAN = Pipeline(
     fraction_done=fraction_done,
     scores=scores_of,
     conditions=conditions,
-    remaining_evaluations=lambda run_dir, attacks: [],
+    remaining_evaluations=lambda run_dir, attacks, num: [],
     read=read,
     matching=SCALE,
 )

@@ -42,9 +42,11 @@ def edit(file: Path, **changes: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
-def measure(run_dir: Path, attacks: tuple[str, ...], *options: str) -> list[str]:
+def measure(
+    run_dir: Path, attacks: tuple[str, ...], *options: str, num: int | None = None
+) -> list[str]:
     """Carry out what a run still needs, and return of which checkpoints that was."""
-    commands = CLASSIFICATION.remaining_evaluations(run_dir, attacks)
+    commands = CLASSIFICATION.remaining_evaluations(run_dir, attacks, num)
     for command in commands:
         with pytest.MonkeyPatch.context() as patch:
             few = {name: corruptions.CORRUPTIONS[name] for name in ("contrast", "brightness")}
@@ -278,6 +280,17 @@ def test_what_is_measured_is_not_measured_again_and_the_rest_is(run_dir):
     assert measure(run_dir, ("fgsm",)) == ["last"]
     assert measure(run_dir, ATTACKS) == []  # of what was measured nothing is lost
     read(run_dir)
+
+
+def test_a_grid_that_asks_for_few_images_has_a_record_of_its_own(run_dir):
+    """The record of all images taken for it, or the other way round."""
+    of_all = json.loads((run_dir / "evaluation" / "last.json").read_text())
+    command = ["evaluate_cls.py", str(run_dir), "--checkpoint", "last", "--num", "9"]
+    found = CLASSIFICATION.remaining_evaluations(run_dir, ["fgsm"], 9)
+    assert found[0] == [*command, "--attacks", "fgsm"]
+    assert measure(run_dir, ("fgsm",), num=9) == ["last", "best"]
+    assert CLASSIFICATION.read(run_dir, ["fgsm"], 9).protocol["data"]["n"] == 9
+    assert CLASSIFICATION.read(run_dir, ["fgsm"]).protocol["data"]["n"] == of_all["data"]["n"] > 9
 
 
 def test_an_evaluation_of_other_weights_is_not_read_but_made_anew(run_dir):

@@ -30,13 +30,13 @@ from gan.benchmark import GAN
 DATA = "d" * 64
 
 
-def _read(folder: Path, attacks: tuple[str, ...]) -> Result:
+def _read(folder: Path, attacks: tuple[str, ...], num: int | None) -> Result:
     """As the toy's, of the protocol that summary.json names."""
     protocol = json.loads((folder / "summary.json").read_text()).get("protocol", "toy")
-    return replace(TOY.read(folder, attacks), protocol={"name": protocol})
+    return replace(TOY.read(folder, attacks, num), protocol={"name": protocol})
 
 
-def _remaining(folder: Path, attacks: tuple[str, ...]) -> list[list[str]]:
+def _remaining(folder: Path, attacks: tuple[str, ...], num: int | None) -> list[list[str]]:
     return [["evaluate.py"]] if (folder / "not_evaluated").exists() else []
 
 

@@ -46,7 +46,7 @@ def changing(benchmark: Benchmark, change) -> Benchmark:
     """The same with another way of reading runs: change(folder, result) -> result."""
     read = benchmark.pipeline.read
     pipeline = replace(
-        benchmark.pipeline, read=lambda folder, attacks: change(folder, read(folder, attacks))
+        benchmark.pipeline, read=lambda folder, *asked: change(folder, read(folder, *asked))
     )
     return replace(benchmark, pipeline=pipeline)
 

@@ -63,11 +63,13 @@ def _scores(config: Config, attacks: tuple[str, ...]) -> dict[When, dict[str, Me
     return {"final": metrics, "selected": metrics if config.steps > 1 else {}}
 
 
-def _remaining_evaluations(folder: Path, attacks: tuple[str, ...]) -> list[list[str]]:
+def _remaining_evaluations(
+    folder: Path, attacks: tuple[str, ...], num: int | None
+) -> list[list[str]]:
     return []
 
 
-def _read(folder: Path, attacks: tuple[str, ...]) -> Result:
+def _read(folder: Path, attacks: tuple[str, ...], num: int | None) -> Result:
     score = float(json.loads((folder / "summary.json").read_text())["score"])
     return Result(
         metrics={"FD": Metric("lower")},

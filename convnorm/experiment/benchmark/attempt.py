@@ -158,11 +158,12 @@ class Attempt:
 
     def _commands(self) -> Iterator[Command]:
         """Yield one after another, as the evaluations depend on what the training leaves."""
-        pipeline, attacks = self.benchmark.pipeline, self.benchmark.grid.attacks
+        pipeline, grid = self.benchmark.pipeline, self.benchmark.grid
         device = () if self.device == "auto" else ("--device", self.device)
         if not is_trained(self.run):
             yield Command(pipeline.script, (*self.run.arguments, *device), self.processes)
-        for script, *arguments in pipeline.remaining_evaluations(self.run.folder, attacks):
+        left = pipeline.remaining_evaluations(self.run.folder, grid.attacks, grid.num)
+        for script, *arguments in left:
             yield Command(script, (*arguments, *device))
 
     def _execute(self, command: Command) -> str:

@@ -45,6 +45,8 @@ class Grid:
         compare: which cells are compared.
         set: field -> value, for all runs. Fields have their dotted names, such as normalizer.kind.
         attacks: what the accuracy of classifiers is measured under, besides clean images.
+        num: how many random test images of them are evaluated, the clean ones included; null for
+            all.
     """
 
     question: str
@@ -56,6 +58,7 @@ class Grid:
     compare: Compare
     set: dict[str, Any] = field(default_factory=dict)
     attacks: tuple[str, ...] = ()
+    num: int | None = bounded(None, least=1, most=10**9)
 
     def __post_init__(self):
         check_ranges(self)
@@ -73,6 +76,8 @@ class Grid:
         require(fits, "compare.against", compare.against, f"one of {listed(known)}")
         repeated = len(set(self.attacks)) < len(self.attacks)
         require(not repeated, "attacks", list(self.attacks), "different ones")
+        counts = self.num is None or self.pipeline == "classification"
+        require(counts, "num", self.num, "null for GANs, whose protocol has the numbers of images")
 
     @property
     def reference(self) -> str:

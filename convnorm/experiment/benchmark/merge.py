@@ -141,11 +141,11 @@ class _Here:
             return Found(source, "no run of this grid", f"the nearest, ({run.name}), has {told}")
         if run.name in self._done:
             return Found(source, "here already", f"({run.name}) in {run.folder}")
-        pipeline, attacks = self._benchmark.pipeline, self._benchmark.grid.attacks
+        pipeline, grid = self._benchmark.pipeline, self._benchmark.grid
         other = replace(run, folder=source)
         if not is_trained(other):
             return Found(source, "not finished", f"as ({run.name})")
-        if pipeline.remaining_evaluations(source, attacks):
+        if pipeline.remaining_evaluations(source, grid.attacks, grid.num):
             return Found(source, "not finished", f"trained as ({run.name}), and not evaluated")
         if is_used(run.folder):
             raise InputError(
@@ -207,7 +207,8 @@ class _Here:
                 f"{last}: holds another config than its run folder ({'; '.join(differing)}); "
                 "expected the same"
             )
-        return finite(pipeline.read(run.folder, self._benchmark.grid.attacks)), data
+        grid = self._benchmark.grid
+        return finite(pipeline.read(run.folder, grid.attacks, grid.num)), data
 
     def _take_records(self, source: Path, run: Run) -> None:
         """Keep the attempts at a run, and the grid as it was at its first start where none is."""

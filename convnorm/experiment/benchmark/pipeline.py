@@ -99,9 +99,10 @@ class Pipeline:
     conditions: (config, attacks) -> the part of a config that decides how its runs are evaluated.
     fraction_done: (config, line of log.jsonl) -> the fraction of the training that is done there,
         in [0, 1].
-    remaining_evaluations: (run folder, attacks) -> the commands, each a script's name and its
-        arguments, that a trained run still needs before it can be read.
-    read: (run folder, attacks) -> the result of a run that is trained and evaluated.
+    remaining_evaluations: (run folder, attacks, number of images or None for all) -> the commands,
+        each a script's name and its arguments, that a trained run still needs before it can be
+        read.
+    read: the same -> the result of a run that is trained and evaluated.
     matching: how factors are found for a gain; None where no field takes one.
     """
 
@@ -113,6 +114,6 @@ class Pipeline:
     scores: Callable[[Any, Sequence[str]], dict[When, dict[str, Metric]]]
     conditions: Callable[[Any, Sequence[str]], dict[str, Any]]
     fraction_done: Callable[[Any, dict[str, Any]], float]
-    remaining_evaluations: Callable[[Path, Sequence[str]], list[list[str]]]
-    read: Callable[[Path, Sequence[str]], Result]
+    remaining_evaluations: Callable[[Path, Sequence[str], int | None], list[list[str]]]
+    read: Callable[[Path, Sequence[str], int | None], Result]
     matching: Matching | None = None

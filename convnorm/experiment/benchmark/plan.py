@@ -51,12 +51,13 @@ def check_folder(run: Run) -> None:
 
 def survey(benchmark: Benchmark) -> list[Progress]:
     """Look at the folder of every run; a run that failed counts as failed until it is done."""
-    pipeline, attacks = benchmark.pipeline, benchmark.grid.attacks
+    pipeline, grid = benchmark.pipeline, benchmark.grid
     last = {attempt.run: attempt for attempt in attempts(benchmark.folder)}
     found = []
     for run in benchmark.runs:
         fraction, attempt = fraction_done(run, pipeline), last.get(run.name)
-        if is_trained(run) and not pipeline.remaining_evaluations(run.folder, attacks):
+        asked = run.folder, grid.attacks, grid.num
+        if is_trained(run) and not pipeline.remaining_evaluations(*asked):
             found.append(Progress(run, "done", 1.0))
         elif attempt is not None and attempt.outcome == "failed":
             found.append(Progress(run, "failed", fraction, attempt.reason))

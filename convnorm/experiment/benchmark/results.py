@@ -119,7 +119,7 @@ def _read(
     for item in progress:
         if item.state == "done":
             try:
-                result = finite(pipeline.read(item.run.folder, grid.attacks))
+                result = finite(pipeline.read(item.run.folder, grid.attacks, grid.num))
                 results[item.run.name] = with_sound_picture(result)
             except InputError as error:
                 item = replace(item, state="failed", reason=str(error))

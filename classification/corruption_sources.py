@@ -10,7 +10,14 @@ from typing import Any
 
 from torch import Tensor
 
-from classification.corruptions import CORRUPTIONS, VERSION, applicable, corrupt, load_official
+from classification.corruptions import (
+    CORRUPTIONS,
+    PROCEDURAL,
+    VERSION,
+    applicable,
+    corrupt,
+    load_official,
+)
 from convnorm.experiment.data import Images
 from convnorm.experiment.errors import InputError
 
@@ -32,9 +39,13 @@ class Corruption:
 
 def made_here(clean: Images, seed: int) -> list[Corruption]:
     """Return every corruption that works on so many channels, computed by the suite."""
-    settings = {"source": VERSION, "seed": seed, "pillow": version("pillow")}
-    names = [name for name in CORRUPTIONS if applicable(name, clean.images.shape[1])]
-    return [Corruption(name, settings, partial(_make, clean.images, name, seed)) for name in names]
+    found = []
+    for name in CORRUPTIONS:
+        if applicable(name, clean.images.shape[1]):
+            settings = {"source": VERSION, "seed": seed, "pillow": version("pillow")}
+            settings |= {"note": "procedural"} if name in PROCEDURAL else {}
+            found.append(Corruption(name, settings, partial(_make, clean.images, name, seed)))
+    return found
 
 
 def check_size(clean: Images) -> None:

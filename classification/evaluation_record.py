@@ -9,7 +9,7 @@ from torch import Tensor
 from classification.autoattack import STAGES
 from classification.calibration import calibration_error, mean_nll
 from classification.corruption_sources import Corruption
-from classification.corruptions import SEVERITIES
+from classification.corruptions import FIFTEEN, SEVERITIES
 from classification.named_attacks import Attack, stages_of
 from classification.per_image import Rows
 from classification.records import (
@@ -28,9 +28,6 @@ from classification.records import (
 )
 from convnorm.experiment.report import formats
 from convnorm.experiment.statistics import wilson_interval
-
-# Those of CIFAR-10-C that its mean leaves out.
-EXTRA = ("gaussian_blur", "saturate", "spatter", "speckle_noise")
 
 Found = Sequence[tuple[Attack, Rows]]
 
@@ -148,12 +145,14 @@ def _withstood(found: Found, norm: Norm, eps: float) -> tuple[tuple[str, ...], T
 def corruption_record(right: dict[str, Tensor], sources: Sequence[Corruption]) -> Corruptions:
     """Accuracies by corruption and severity, and their means.
 
-    right: name -> (N, severities) bool. A mean is without the four corruptions that CIFAR-10-C
-    calls extra. It is about N images and not about N times so many independent ones: its interval
-    is that of one look at each image, which is not too narrow.
+    right: name -> (N, severities) bool. The mean is over those of CIFAR-10-C's fifteen that are
+    there; all others have a mean of their own, which is the only one where none of the fifteen is
+    there. A mean is about N images and not about N times so many independent ones: its interval is
+    that of one look at each image, which is not too narrow.
     """
-    averaged = [name for name in right if name not in EXTRA] or list(right)
-    each = torch.stack([right[name] for name in averaged]).double().mean(0)  # (N, severities)
+    averaged = [name for name in right if name in FIFTEEN] or list(right)
+    extra = [name for name in right if name not in averaged]
+    each = _share(right, averaged)
     n = len(each)
     return Corruptions(
         severities=tuple(SEVERITIES),
@@ -166,7 +165,13 @@ def corruption_record(right: dict[str, Tensor], sources: Sequence[Corruption]) -
         mean_by_severity=tuple(_mean(values) for values in each.T),
         mean=_mean(each.mean(1)),
         sources=tuple(CorruptionSource(source.name, **source.settings) for source in sources),
+        mean_extra=_mean(_share(right, extra).mean(1)) if extra else None,
     )
+
+
+def _share(right: dict[str, Tensor], names: Sequence[str]) -> Tensor:
+    """Return under what share of the corruptions the network is right, (N, severities)."""
+    return torch.stack([right[name] for name in names]).double().mean(0)
 
 
 def _mean(values: Tensor) -> Accuracy:

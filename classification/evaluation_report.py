@@ -7,6 +7,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 
 from classification.calibration import BINS
+from classification.corruptions import FIFTEEN
 from classification.records import Accuracy, AttackRecord, Clean, Corruptions, Evaluation
 from convnorm.experiment.report import formats
 from convnorm.experiment.report.canvas import (
@@ -31,6 +32,7 @@ def table(record: Evaluation) -> str:
     lines = [f"{checkpoint.file}, epoch {checkpoint.epoch}, {_subject(record)}", ""]
     lines += [aligned(header, _rows(record), words=2), ""]
     lines += [_calibration(record.clean), ""] if record.clean.nll else []
+    lines += [_what_mean(record.corruptions), ""] if record.corruptions else []
     for check in record.checks:
         lines.append(f"{'ok' if check.passed else 'DOUBT'}: {check.name}: {check.detail}")
     if not record.checks:
@@ -96,15 +98,59 @@ def _rows(record: Evaluation) -> list[Row]:
 
 
 def _corruption_rows(corruptions: Corruptions) -> list[Row]:
-    rows = [
-        _row(name, "mean of severities 1 to 5", mean)
+    """Those of the mean and the mean, then the others, below a heading, and theirs."""
+    own = [
+        (name, _row(_labelled(corruptions, name), "mean of severities 1 to 5", mean))
         for name, mean in corruptions.mean_by_corruption.items()
     ]
-    name = f"corruptions, {corruptions.sources[0].source}"
-    over = f"mean of {len(corruptions.mean_over)}"
+    source, over = corruptions.sources[0].source, _mean_of(corruptions)
+    rows = [row for name, row in own if name in corruptions.mean_over]
     means = zip(corruptions.severities, corruptions.mean_by_severity, strict=True)
+    name = f"corruptions, {source}"
     rows += [_row(name, f"severity {severity}, {over}", mean) for severity, mean in means]
-    return [*rows, _row(name, f"severities 1 to 5, {over}", corruptions.mean)]
+    rows.append(_row(name, f"severities 1 to 5, {over}", corruptions.mean))
+    extra = [row for name, row in own if name not in corruptions.mean_over]
+    if extra:
+        rows += [("extra corruptions, not in the mean above:", "", "", "", ""), *extra]
+    if corruptions.mean_extra:  # a record of before has none
+        over = f"severities 1 to 5, mean of {len(extra)} extra"
+        rows.append(_row(name, over, corruptions.mean_extra))
+    return rows
+
+
+def _labelled(corruptions: Corruptions, name: str) -> str:
+    """The name of a corruption, and in which way it is not the original's."""
+    notes = {source.name: source.note for source in corruptions.sources}
+    return f"{name} ({notes[name]})" if notes.get(name) else name
+
+
+def _is_official(corruptions: Corruptions) -> bool:
+    return all(source.source == "official" for source in corruptions.sources)
+
+
+def _is_whole(corruptions: Corruptions) -> bool:
+    return set(corruptions.mean_over) == set(FIFTEEN)
+
+
+def _mean_of(corruptions: Corruptions) -> str:
+    """What the mean is over: "official" is all fifteen of CIFAR-10-C, from its own files."""
+    over = f"mean of {len(corruptions.mean_over)}"
+    if not _is_official(corruptions):
+        return f"local {over}"
+    return f"official {over}" if _is_whole(corruptions) else over
+
+
+def _what_mean(corruptions: Corruptions) -> str:
+    """Say of the mean over corruptions whether it compares with published ones."""
+    over = f"the mean is over CIFAR-10-C's {len(FIFTEEN)}"
+    if not _is_whole(corruptions):
+        names = ", ".join(corruptions.mean_over)
+        over = f"the mean is over {names}, not over CIFAR-10-C's {len(FIFTEEN)}"
+    if _is_official(corruptions):
+        return f"corruptions: of the official files; {over}"
+    notes = [f"{source.name} is {source.note}" for source in corruptions.sources if source.note]
+    made = ", ".join([f"made here ({corruptions.sources[0].source})", *notes])
+    return f"corruptions: {made}; {over}; published numbers are of other images"
 
 
 def _row(name: str, settings: str, accuracy: Accuracy) -> Row:
@@ -187,9 +233,10 @@ def _draw_severity(axes: Axes, record: Evaluation) -> None:
     severities = [0, *corruptions.severities]
     for index, (name, own) in enumerate(corruptions.accuracies.items(), len(record.attacks)):
         percent = [100 * accuracy.value for accuracy in (clean, *own)]
-        axes.plot(severities, percent, **style(index), linewidth=0.9, markersize=3, label=name)
+        look = style(index) | {"linewidth": 0.9, "markersize": 3}
+        axes.plot(severities, percent, **look, label=_labelled(corruptions, name))
     means, look = [clean, *corruptions.mean_by_severity], BLACK | {"marker": "o", "linewidth": 2.2}
-    _draw(axes, severities, means, look, f"mean of {len(corruptions.mean_over)}")
+    _draw(axes, severities, means, look, _mean_of(corruptions))
     axes.set_xticks(severities, ["clean", *map(str, severities[1:])])
     axes.set_xlabel(f"severity of the corruption ({corruptions.sources[0].source})")
 

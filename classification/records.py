@@ -137,13 +137,17 @@ class Certified:
 
 @dataclass(frozen=True)
 class CorruptionSource:
-    """Where the images of a corruption come from: made here, or a file with this SHA-256."""
+    """Where the images of a corruption come from: made here, or a file with this SHA-256.
+
+    note: in which way those made here are not the original's, even with its constants.
+    """
 
     name: str
     source: str
     seed: int | None = None
     pillow: str | None = None
     sha256: str | None = None
+    note: str | None = None
 
 
 @dataclass(frozen=True)
@@ -151,7 +155,7 @@ class Corruptions:
     """Accuracies on corrupted images.
 
     accuracies: corruption -> one for each of `severities`. mean_by_severity, mean: over the
-        corruptions `mean_over`.
+        corruptions `mean_over`. mean_extra: over the others, None where there are none.
     """
 
     severities: tuple[int, ...]
@@ -161,6 +165,7 @@ class Corruptions:
     mean_by_severity: tuple[Accuracy, ...]
     mean: Accuracy
     sources: tuple[CorruptionSource, ...]
+    mean_extra: Accuracy | None = None
 
 
 @dataclass(frozen=True)

@@ -4,33 +4,37 @@ The oracles are SciPy's filters, the standard library's colorsys and the noises'
 """
 
 import colorsys
+import hashlib
 import io
 import struct
 
 import numpy as np
 import pytest
 import torch
+from leaves import corrupted, distance, flat, leaves, streams, values
 from PIL import Image
 from scipy import ndimage
-from torch import Tensor
 
 from classification.corruption_sources import check_size
 from classification.corruptions import (
     CONSTANTS,
     CORRUPTIONS,
+    EXTRA,
+    FIFTEEN,
     SEVERITIES,
     applicable,
     corrupt,
-    defocus_kernel,
     load_official,
     motion_blur,
     shot_noise,
 )
+from classification.corruptions.blur import defocus_kernel
 from convnorm.experiment.data import Images
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.streams import generator
 
 RANDOM = ("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise", "motion_blur")
+RANDOM += ("glass_blur", "snow", "frost", "fog", "elastic_transform", "spatter")
 
 # Mean distance in levels from `leaves(16)`, seed 0, at each severity. Pillow 13.0.0.
 GOLDEN = {
@@ -46,37 +50,31 @@ GOLDEN = {
     "saturate": (39.791, 51.258, 20.313, 29.611, 32.485),
     "pixelate": (0.696, 1.944, 2.622, 4.099, 6.153),
     "jpeg_compression": (13.067, 15.070, 15.866, 16.750, 17.654),
+    "glass_blur": (7.176, 7.620, 8.569, 13.510, 13.982),
+    "zoom_blur": (7.182, 8.867, 10.735, 12.475, 14.356),
+    "snow": (11.161, 25.836, 27.057, 39.246, 52.652),
+    "frost": (30.743, 42.549, 47.109, 41.769, 41.701),
+    "fog": (11.499, 22.337, 29.190, 32.555, 40.220),
+    "elastic_transform": (16.379, 17.075, 15.005, 12.918, 11.549),
+    "spatter": (0.975, 2.771, 6.867, 3.262, 5.333),
 }
 
 
-def leaves(number: int, channels: int = 3, size: int = 32) -> Tensor:
-    """Random rectangles laid over each other: like photographs, edges and flat parts of any size.
-
-    Made of integers only, so that every machine has the same.
-    """
-    draws = generator("cpu", "leaves")
-    images = torch.zeros(number, channels, size, size, dtype=torch.uint8)
-    positions = torch.arange(size)
-    for _ in range(50):
-        colours = torch.randint(20, 236, (number, channels, 1, 1), generator=draws)
-        starts = torch.randint(-size // 2, size, (2, number, 1), generator=draws)
-        ends = starts + torch.randint(2, size, (2, number, 1), generator=draws)
-        rows, columns = (starts <= positions) & (positions < ends)
-        leaf = (rows[:, :, None] & columns[:, None])[:, None]
-        images = torch.where(leaf, colours.to(torch.uint8), images)
-    return images
-
-
-def flat(level: int, number: int = 16, channels: int = 3, size: int = 32) -> Tensor:
-    return torch.full((number, channels, size, size), level, dtype=torch.uint8)
-
-
-def corrupted(images: Tensor, name: str, severity: int, seed: int = 0) -> Tensor:
-    return corrupt(images, name, severity, seed=seed, indices=torch.arange(len(images)))
-
-
-def distance(a: Tensor, b: Tensor) -> float:
-    return (a.double() - b.double()).abs().mean().item()
+# SHA-256, its first digits, of what the first version of the local corruptions made of `leaves(4)`,
+# seed 0, at all severities. JPEG's depend on the version of its library.
+FIRST_VERSION = {
+    "gaussian_noise": "bf47523867fc5235",
+    "shot_noise": "f284a4af65524a85",
+    "impulse_noise": "46a71bf7d6983c08",
+    "speckle_noise": "e15f360a8e1e5957",
+    "defocus_blur": "cc9eb6b6138dd6c2",
+    "gaussian_blur": "30adc6b745d82161",
+    "motion_blur": "1dfa252b7c9c5d44",
+    "brightness": "936473377910579a",
+    "contrast": "4c6e1c6d02eed849",
+    "saturate": "1e329c86d51624a9",
+    "pixelate": "48f56b113676ec04",
+}
 
 
 # -------------------------------------------------------------------------- all corruptions
@@ -96,13 +94,52 @@ def test_strength_is_what_it_was(name):
     assert distances == pytest.approx(GOLDEN[name], abs=tolerance)
 
 
+@pytest.mark.parametrize("name", FIRST_VERSION)
+def test_images_of_the_first_version_stay_to_the_last_bit(name):
+    """Twelve corruptions became nineteen: the old ones are told apart by their version alone."""
+    images = torch.stack([corrupted(leaves(4), name, severity) for severity in SEVERITIES])
+    digest = hashlib.sha256(images.numpy().tobytes()).hexdigest()
+    assert digest[:16] == FIRST_VERSION[name]
+
+
+def test_the_fifteen_and_the_extra_ones_are_cifar_10_cs():
+    assert len(FIFTEEN) == 15
+    assert sorted(EXTRA) == ["gaussian_blur", "saturate", "spatter", "speckle_noise"]
+    assert [*FIFTEEN, *EXTRA] == list(CORRUPTIONS)
+    assert all(applicable(name, 1) for name in FIFTEEN)  # so that gray images have the mean of 15
+
+
+@pytest.mark.parametrize("level", [0, 255, None])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("height", "width"), [(3, 3), (4, 7), (9, 5), (33, 96)])
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_any_shape_and_black_and_white_give_numbers(name, height, width, channels, level):
+    """0 / 0 in an image without colour, contrast, edges or drops; rows mistaken for columns."""
+    if not applicable(name, channels):
+        return
+    x = values(2, channels, height, width)
+    x = x if level is None else torch.full_like(x, level / 255)
+    for constant in CONSTANTS[name]:
+        y = CORRUPTIONS[name](x, constant, iter(streams(2)))
+        assert y.shape == x.shape
+        assert y.isfinite().all()
+
+
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_severity_increases_the_distance_from_the_clean_images(name):
     """Constants in the wrong order. The original's saturate fades at 1 and 2, deepens at 3 to 5;
-    its motion_blur differs between 3 and 4 only in where its line is cut off."""
+    its motion_blur differs between 3 and 4 only in where its line is cut off; its frost has less
+    and less of the image from 3 on; its elastic_transform moves ever smaller parts less and less
+    far; its spatter is water up to 3, and then mud."""
     images = leaves(64)
     distances = {s: distance(corrupted(images, name, s), images) for s in SEVERITIES}
-    chains = {"saturate": [(1, 2), (3, 4, 5)], "motion_blur": [(1, 2, 3, 5), (1, 2, 4, 5)]}
+    chains = {
+        "saturate": [(1, 2), (3, 4, 5)],
+        "motion_blur": [(1, 2, 3, 5), (1, 2, 4, 5)],
+        "frost": [(1, 2, 3), (1, 4), (1, 5)],
+        "elastic_transform": [(5, 4, 3, 2, 1)],
+        "spatter": [(1, 2, 3), (4, 5)],
+    }
     for chain in chains.get(name, [SEVERITIES]):
         values = [distances[severity] for severity in chain]
         assert values[0] > 0
@@ -155,8 +192,8 @@ def test_seed_severity_and_index_change_the_random_numbers(name):
 
 def test_unknown_names_severities_and_gray_images_for_saturate_are_refused():
     images = leaves(1, channels=1)
-    with pytest.raises(InputError, match="corruption: got 'fog', expected one of gaussian_noise"):
-        corrupted(images, "fog", 1)
+    with pytest.raises(InputError, match="corruption: got 'rain', expected one of gaussian_noise"):
+        corrupted(images, "rain", 1)
     for severity in (0, 6, -1, 10**24, 1.0, True, None, "1"):
         message = f"severity of contrast: got {severity!r}, expected one of"
         with pytest.raises(InputError, match=message):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from classification import corruptions, named_attacks
 from classification.attacks import fgsm, pgd
-from classification.corruption_sources import Corruption
+from classification.corruption_sources import Corruption, made_here
 from classification.evaluate import Options, evaluate
 from classification.evaluation_record import (
     accuracy,
@@ -37,9 +37,9 @@ from classification.evaluation_report import plot, table, told_apart
 from classification.models import LoadedClassifier, build
 from classification.named_attacks import Attack, Budget, attack_named
 from classification.per_image import Subject
-from classification.records import AttackRecord, AttackSettings, Evaluation
+from classification.records import AttackRecord, AttackSettings, Corruptions, Evaluation
 from classification.splits import SplitConfig, split
-from convnorm.experiment.codec import to_json
+from convnorm.experiment.codec import from_json, to_json
 from convnorm.experiment.data import load_images
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.run import checkpoint
@@ -570,17 +570,98 @@ def test_corruptions_are_those_of_the_images_positions(loaded):
     assert record.sources[0].source == corruptions.VERSION
 
 
+def of_corruptions(*names: str, **settings: str | int) -> Corruptions:
+    """Right about the first 60 of 100 images under contrast, and about the others elsewhere."""
+    first = torch.zeros(100, 5, dtype=torch.bool)
+    first[:60] = True
+    right = {name: first if name == "contrast" else ~first for name in names}
+    return corruption_record(right, [Corruption(name, settings, None) for name in names])
+
+
 def test_means_leave_out_the_extra_corruptions_and_know_how_many_images_there_are():
-    """An interval from 9 x 5 x 100 draws would be too narrow for 100 images."""
-    right = torch.zeros(100, 5, dtype=torch.bool)
-    right[:60] = True
-    right = {"contrast": right, "fog": ~right, "spatter": ~right}
-    sources = [Corruption(name, {"source": "official", "sha256": "f"}, None) for name in right]
-    record = corruption_record(right, sources)
+    """An interval from 15 x 5 x 100 draws would be too narrow for 100 images."""
+    record = of_corruptions("contrast", "fog", "spatter", source="official", sha256="f")
     assert record.mean_over == ("contrast", "fog")
     assert record.mean.value == 0.5
     assert record.mean.interval == accuracy(50, 100).interval
     assert record.mean_by_corruption["spatter"].value == pytest.approx(0.4)
+    assert record.mean_extra.value == pytest.approx(0.4)
+    assert record.mean_extra.interval == accuracy(40, 100).interval
+
+
+@pytest.mark.parametrize(
+    ("names", "over", "extra"),
+    [
+        ((*corruptions.FIFTEEN, "rain", *corruptions.EXTRA), corruptions.FIFTEEN, True),
+        (corruptions.FIFTEEN, corruptions.FIFTEEN, False),
+        (("contrast", "rain"), ("contrast",), True),
+        (("saturate", "spatter"), ("saturate", "spatter"), False),
+    ],
+)
+def test_the_mean_is_over_the_fifteen_and_all_others_are_extra(names, over, extra):
+    """A corruption of the user's own would be in a mean that is called CIFAR-10-C's."""
+    record = of_corruptions(*names, source="official", sha256="f")
+    assert record.mean_over == over
+    assert (record.mean_extra is not None) == extra
+
+
+def corruption_lines(loaded: LoadedClassifier, found: Corruptions) -> list[str]:
+    """The table's lines from the first corruption on."""
+    record = replace(run(loaded), corruptions=found)
+    lines = table(record).splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(found.mean_over[0]))
+    return lines[start:-2]
+
+
+def test_the_table_says_whose_mean_it_is_and_sets_the_extra_ones_apart(loaded):
+    """A mean that is called official is over all fifteen, and from the official files."""
+    every = (*corruptions.FIFTEEN, *corruptions.EXTRA)
+    official = corruption_lines(loaded, of_corruptions(*every, source="official", sha256="f"))
+    assert "severities 1 to 5, official mean of 15 " in official[20]
+    assert official[21] == "extra corruptions, not in the mean above:"
+    assert [line.split()[0] for line in official[22:26]] == list(corruptions.EXTRA)
+    assert "severities 1 to 5, mean of 4 extra " in official[26]
+    assert official[28] == ("corruptions: of the official files; the mean is over CIFAR-10-C's 15")
+    for names in (("fog", "contrast"), corruptions.FIFTEEN[:14], corruptions.EXTRA):
+        some = corruption_lines(loaded, of_corruptions(*names, source="official", sha256="f"))
+        assert not any("official mean" in line for line in some)
+        assert f"severities 1 to 5, mean of {len(names)} " in some[len(names) + 5]
+        assert f"the mean is over {', '.join(names)}, not over CIFAR-10-C's 15" in some[-1]
+
+
+def test_the_table_says_that_local_corruptions_are_local_and_frost_is_procedural(
+    loaded, monkeypatch
+):
+    monkeypatch.setattr("classification.corruption_sources.CORRUPTIONS", corruptions.CORRUPTIONS)
+    sources = made_here(load_images(DIGITS, "test"), seed=0)
+    right = {source.name: torch.ones(10, 5, dtype=torch.bool) for source in sources}
+    record = corruption_record(right, sources)
+    assert record.mean_over == corruptions.FIFTEEN
+    lines = corruption_lines(loaded, record)
+    assert lines[corruptions.FIFTEEN.index("frost")].startswith("frost (procedural) ")
+    assert not any("official" in line for line in lines)
+    assert "severities 1 to 5, local mean of 15 " in lines[20]
+    assert lines[-1] == (
+        f"corruptions: made here ({corruptions.VERSION}), frost is procedural; the mean is over "
+        "CIFAR-10-C's 15; published numbers are of other images"
+    )
+    assert plot(replace(run(loaded), corruptions=record)).startswith(b"\x89PNG")
+
+
+def test_a_record_from_before_the_mean_of_the_extra_ones_loads(loaded):
+    """It has twelve corruptions, and neither the mean of the extra ones nor notes."""
+    old = of_corruptions("contrast", "fog", "saturate", source="local-1", seed=0, pillow="11")
+    record = replace(run(loaded), corruptions=replace(old, mean_extra=None))
+    content = to_json(record)
+    del content["corruptions"]["mean_extra"]
+    for source in content["corruptions"]["sources"]:
+        del source["note"]
+    assert from_json(Evaluation, content, "FILE") == record
+    lines = corruption_lines(loaded, record.corruptions)
+    assert "local mean of 2 " in lines[7]
+    assert lines[8].startswith("extra corruptions")
+    assert lines[9].startswith("saturate ")
+    assert "made here (local-1); the mean is over contrast, fog, not over" in lines[-1]
 
 
 def official_folder(folder: Path, names: tuple[str, ...] = ("contrast", "fog")) -> Path:

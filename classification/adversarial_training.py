@@ -41,19 +41,37 @@ def perturbed(
     step_size: float,
     steps: int,
 ) -> torch.Tensor:
-    """Return x_adv after `steps` steps up `loss`, a function of the logits, from x + start.
+    """Return x_adv after `steps` steps up `loss`, from x + start, in the ball and in [0, 1].
 
     The network is in evaluation mode meanwhile, and is left as it was found. In training mode, its
     running statistics would take in those of the perturbed images (TRADES uses evaluation mode
     too; Pang et al., "Bag of Tricks for Adversarial Training", 2021, find it better for PGD).
-    The last point is returned, whether it fools the network or not, as in the papers.
     """
     with frozen(network):
         x_adv = project(x + start, x, "linf", eps)
-        for _ in range(steps):
-            x_adv.requires_grad_()
-            (gradient,) = torch.autograd.grad(loss(network(x_adv)), x_adv)
-            x_adv = project(x_adv.detach() + step_size * gradient.sign(), x, "linf", eps)
+        return climbed(network, loss, x, x_adv, eps=eps, step_size=step_size, steps=steps)
+
+
+def climbed(
+    network: nn.Module,
+    loss: Callable[[torch.Tensor], torch.Tensor],
+    x: torch.Tensor,
+    x_adv: torch.Tensor,
+    *,
+    eps: float,
+    step_size: float,
+    steps: int,
+) -> torch.Tensor:
+    """Return where `steps` steps up `loss`, a function of the logits, lead from x_adv.
+
+    x_adv is taken as it is, in the ball or not; the point after each step lies in the ball and in
+    [0, 1]. The network is used in the mode that it is in. The last point is returned, whether it
+    fools the network or not, as in the papers.
+    """
+    for _ in range(steps):
+        x_adv.requires_grad_()
+        (gradient,) = torch.autograd.grad(loss(network(x_adv)), x_adv)
+        x_adv = project(x_adv.detach() + step_size * gradient.sign(), x, "linf", eps)
     return x_adv
 
 

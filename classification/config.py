@@ -10,7 +10,13 @@ from classification.networks.layers import ACTIVATIONS, INITS, NORM_POSITIONS
 from classification.radii import Length, grey_levels, step_levels
 from classification.splits import SplitConfig
 from convnorm.experiment.config import options_of, require
-from convnorm.experiment.config.fields import LARGEST_SEED, bounded, check_ranges, choosing
+from convnorm.experiment.config.fields import (
+    LARGEST_SEED,
+    bounded,
+    check_ranges,
+    choosing,
+    since,
+)
 from convnorm.experiment.data import DataConfig
 from convnorm.experiment.errors import InputError
 from convnorm.normalizers import Normalizer
@@ -60,6 +66,14 @@ class AdversaryConfig:
         kind: standard: the clean ones. free: one gradient for weights and perturbation, m
             `repeats` of each minibatch. fast: FGSM from a random start. pgd: `steps` of it.
             trades: clean ones, and the KL divergence of PGD's from them with weight `beta`.
+        as_published: of fast, the authors' code: the gradient is taken in training mode, so that
+            running statistics and power iterations also move in the attack; else in evaluation
+            mode. Of trades, the authors' code: the attack, in evaluation mode in both forms, begins
+            at x + 0.001 * N(0, 1), which may lie outside [0, 1]; and a step runs the network in
+            training mode on the clean, the attacked and again the clean images, each of which
+            moves running statistics and power iterations. Else the start is clipped to [0, 1] and
+            the divergence is from the clean predictions of the first pass: the same loss, to
+            rounding, unless a power iteration lies between.
         eps: of an l_inf perturbation, in grey levels of 255: 8 or 8/255, from 0.5; kept as the
             number of levels. A network is evaluated with this eps by default, also after clean
             training.
@@ -77,10 +91,14 @@ class AdversaryConfig:
         {
             "standard": (),
             "free": ("step_size", "repeats", "reset_perturbation"),
-            "fast": ("step_size",),
+            "fast": ("as_published", "step_size"),
             "pgd": ("step_size", "steps"),
-            "trades": ("step_size", "steps", "beta"),
+            "trades": ("as_published", "step_size", "steps", "beta"),
         },
+    )
+    # Runs of before this option were of the other form.
+    as_published: bool = since(
+        True, before=lambda adversary: adversary.get("kind") not in ("fast", "trades")
     )
     eps: Length = 8.0
     step_size: Length | None = None

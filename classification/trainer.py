@@ -4,13 +4,14 @@ import torch
 import torch.nn.functional as F
 
 from classification.adversarial_training import (
+    climbed,
     cross_entropy_of,
     divergence,
     next_perturbation,
     perturbed,
     step_size_of,
 )
-from classification.attacks import frozen
+from classification.attacks import frozen, project
 from classification.config import ClassifierConfig
 from classification.draws import Draws, draw_step
 from classification.state import State
@@ -85,32 +86,32 @@ class Trainer:
 
     def attack(self, x: torch.Tensor, labels: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
         """Images that raise the cross-entropy, by one step (fast) or several (pgd)."""
+        adversary, loss = self.config.adversary, cross_entropy_of(labels)
+        fast = adversary.kind == "fast"
+        budget = self.budget(1 if fast else adversary.steps)
         with self.autocast():
-            return perturbed(
-                self.state.network,
-                cross_entropy_of(labels),
-                x,
-                start,
-                eps=self.eps,
-                step_size=self.step_size,
-                steps=1 if self.config.adversary.kind == "fast" else self.config.adversary.steps,
-            )
+            if fast and adversary.as_published:  # in training mode (Wong et al., train_fgsm.py)
+                begin = project(x + start, x, "linf", self.eps)
+                return climbed(self.state.network, loss, x, begin, **budget)
+            return perturbed(self.state.network, loss, x, start, **budget)
 
     def attack_predictions(self, x: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
         """Images whose predictions are far from those of the clean ones (trades)."""
-        network = self.state.network
-        with self.autocast():
-            with frozen(network), torch.no_grad():
+        network, budget = self.state.network, self.budget(self.config.adversary.steps)
+        with self.autocast(), frozen(network):
+            with torch.no_grad():
                 clean_logits = network(x)
-            return perturbed(
-                network,
-                lambda logits: divergence(logits, clean_logits),
-                x,
-                start,
-                eps=self.eps,
-                step_size=self.step_size,
-                steps=self.config.adversary.steps,
-            )
+
+            def loss(logits: torch.Tensor) -> torch.Tensor:
+                return divergence(logits, clean_logits)
+
+            if self.config.adversary.as_published:  # from outside of [0, 1] too (trades.py)
+                return climbed(network, loss, x, x + start, **budget)
+            return perturbed(network, loss, x, start, **budget)
+
+    def budget(self, steps: int) -> dict[str, float]:
+        """The ball, and the steps in it, of an attack."""
+        return {"eps": self.eps, "step_size": self.step_size, "steps": steps}
 
     # The loss, and the step down its gradient.
 
@@ -120,16 +121,17 @@ class Trainer:
         """What is minimized, a scalar, and the scalars of the log by name.
 
         The cross-entropy of x; plus, where x_adv is given, beta times the mean divergence of its
-        predictions from those of x (Zhang et al., 2019); plus the normalizer's penalty on the
-        weights.
+        predictions from those of x (Zhang et al., 2019), which the published form computes anew
+        after those of x_adv; plus the normalizer's penalty on the weights.
         """
         network, smoothing = self.state.network, self.config.train.label_smoothing
         with self.autocast():
             logits = network(x).float()
             loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
             if x_adv is not None:
-                far = divergence(network(x_adv), logits) / len(x)
-                loss = loss + self.config.adversary.beta * far
+                adversary, attacked = self.config.adversary, network(x_adv)
+                clean = network(x) if adversary.as_published else logits
+                loss = loss + adversary.beta * (divergence(attacked, clean) / len(x))
         terms = {"loss": loss, "accuracy": (logits.argmax(1) == labels).float().mean()}
         penalty = self.config.normalizer.penalty(network)
         if penalty is not None:

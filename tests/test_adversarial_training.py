@@ -180,27 +180,20 @@ def test_a_random_start_depends_on_the_step_alone():
     assert not torch.equal(start, b.draw(1).start)
 
 
-def test_trades_adds_beta_times_the_mean_divergence(monkeypatch):
+def test_trades_adds_beta_times_the_mean_divergence():
     """A sum for a mean, the arguments swapped or another weight would train another loss."""
     changes = {"adversary.kind": "trades", "adversary.beta": 3.0, "normalizer.kind": "layer"}
     changes |= {"adversary.eps": 128.0}  # far enough that the divergence is not symmetric
-    trainer, reference = make_trainer(changes), make_trainer(changes)
-    attacks = []
-
-    def recorded(network, loss, x, start, **options):
-        attacks.append((start, perturbed(network, loss, x, start, **options)))
-        return attacks[-1][1]
-
-    monkeypatch.setattr("classification.trainer.perturbed", recorded)
-    take_step(trainer)
-    images, labels = trainer.batches(0)
-    x = images.float() / 255
-    ((start, x_adv),) = attacks
-    p, q = (reference.state.network(i).double().softmax(1) for i in (x, x_adv))
-    expected = F.nll_loss(p.log(), labels) + 3 * (p * (p / q).log()).sum() / len(x)
-    assert (x_adv - x).abs().max().item() == pytest.approx(trainer.eps, rel=1e-5)
-    assert start.std().item() == pytest.approx(1e-3, rel=0.05)
-    assert trainer.state.means()["loss"] == pytest.approx(expected.item(), rel=1e-5)
+    for form in ({}, {"adversary.as_published": False}):
+        trainer, reference = (make_trainer({**changes, **form}) for _ in range(2))
+        draws = trainer.draw(0)
+        take_step(trainer)
+        x, x_adv = draws.images, trainer.state.seen
+        p, q = (reference.state.network(i).double().softmax(1) for i in (x, x_adv))
+        expected = F.nll_loss(p.log(), draws.labels) + 3 * (p * (p / q).log()).sum() / len(x)
+        assert (x_adv - x).abs().max().item() == pytest.approx(trainer.eps, rel=1e-5)
+        assert draws.start.std().item() == pytest.approx(1e-3, rel=0.05)
+        assert trainer.state.means()["loss"] == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_a_penalty_on_the_weights_moves_them():

@@ -150,6 +150,7 @@ def test_a_folder_of_another_config_is_named_before_anything_is_trained(tmp_path
     [
         ("digits_gan", 12),
         ("digits_cls", 24),
+        ("digits_recipes", 24),
         ("cifar10_small", 24),
         ("cifar10_small_gain", 30),
         ("cifar10_small_noise", 30),

@@ -155,6 +155,7 @@ CLASSIFIER = {
         True,
     ),
     "adversary.kind": ({}, "pgd"),
+    "adversary.as_published": ({"adversary.kind": "fast"}, False),
     "adversary.eps": ({"adversary.kind": "pgd"}, 64.0),
     "adversary.step_size": ({"adversary.kind": "pgd"}, 3.0),
     "adversary.steps": ({"adversary.kind": "pgd"}, 2),

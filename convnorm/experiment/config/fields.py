@@ -6,7 +6,7 @@ dataclass's `__post_init__` holds each value against it.
 
 import difflib
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import cache
 from typing import Any, Literal, get_args, get_origin
@@ -159,6 +159,24 @@ def choosing(default: Any, reads: Mapping[str, tuple[str, ...]]) -> Any:
     reads: value -> the fields that it reads; fields that no value names always count.
     """
     return field(default=default, metadata={"reads": reads})
+
+
+def since(default: Any, before: Callable[[Mapping[str, Any]], Any]) -> Any:
+    """Declare a field of a group that is newer than saved configs and changes what some would mean.
+
+    before: the saved values of a group without the field -> the value that the field would have
+    had. Fields that have no such function would have had their default.
+    """
+    return field(default=default, metadata={"before": before})
+
+
+def meant_before(group: type, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a group whose defaults are not what its saved values meant, see `since`.
+
+    group: the group's dataclass.
+    """
+    known = {part.name: part.metadata.get("before") for part in fields(group)}
+    return {name: before(saved) for name, before in known.items() if before is not None}
 
 
 def unread(config: object, defaults: object, prefix: str = "") -> list[str]:

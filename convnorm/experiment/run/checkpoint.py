@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import IO, Any, Protocol, TypeVar
 
@@ -14,6 +15,7 @@ import torch
 import yaml
 
 from convnorm.experiment.config import differences, from_dict, to_yaml, yaml_text
+from convnorm.experiment.config.fields import meant_before
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.files import read, write
 
@@ -210,15 +212,17 @@ def other_values(there: dict[str, Any], here: dict[str, Any], free: str | None =
 
 
 def completed(there: dict[str, Any], config: object) -> dict[str, Any]:
-    """Return a saved config with the defaults of options that are newer, which change nothing.
+    """Return a saved config with options that are newer at the values that change nothing.
 
-    An option is a key of a group, such as train.flip: a config that lacks a group, or the seed or
-    the steps, is none of ours. config: any of the same kind.
+    These are their defaults, or what `fields.since` says of them. An option is a key of a group,
+    such as train.flip: a config that lacks a group, or the seed or the steps, is none of ours.
+    config: any of the same kind.
     """
-    found = dict(there)
+    found, kinds = dict(there), {part.name: part.type for part in fields(type(config))}
     for group, defaults in plain(type(config)()).items():
-        if isinstance(defaults, dict) and isinstance(there.get(group), dict):
-            found[group] = {**defaults, **there[group]}
+        saved = there.get(group)
+        if isinstance(defaults, dict) and isinstance(saved, dict):
+            found[group] = {**defaults, **meant_before(kinds[group], saved), **saved}
     return found
 
 
@@ -231,7 +235,7 @@ Kind = TypeVar("Kind")
 
 
 def config_in(state: dict[str, Any], kind: type[Kind]) -> Kind:
-    """Return the config in a checkpoint, with the defaults of options that are newer."""
+    """Return the config in a checkpoint, `completed`."""
     return from_dict(kind, completed(state["config"], kind()))
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from classification.config import ClassifierConfig
-from classification.schedules import learning_rate
+from classification.schedules import awp_at, learning_rate
 from convnorm.experiment.run.averaging import decay_at
 from convnorm.experiment.run.batches import Batches
 
@@ -20,6 +20,7 @@ class Draws:
         [-eps, eps] for fast and pgd, normal with a standard deviation of 1e-3 for trades; None
         for the other adversaries, which need none.
     ema_decay: of the average over steps at this step, in [0, 1).
+    awp: length of the weights' perturbation at this step, relative to them; 0 for none.
     """
 
     images: torch.Tensor
@@ -27,6 +28,7 @@ class Draws:
     start: torch.Tensor | None
     learning_rate: float
     ema_decay: float
+    awp: float
 
 
 def draw_step(config: ClassifierConfig, batches: Batches, step: int) -> Draws:
@@ -39,6 +41,7 @@ def draw_step(config: ClassifierConfig, batches: Batches, step: int) -> Draws:
         _start(config, batches, step, images.shape[1:]),
         learning_rate(config.optim, step, steps, batches.per_epoch),
         decay_at(config.train.ema_decay, step),
+        awp_at(config.adversary, step, batches.per_epoch),
     )
 
 

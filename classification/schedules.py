@@ -1,8 +1,8 @@
-"""Learning rates as functions of the step."""
+"""Learning rates, and lengths of the weights' perturbation, as functions of the step."""
 
 import math
 
-from classification.config import OptimConfig
+from classification.config import AdversaryConfig, OptimConfig
 
 
 def learning_rate(optim: OptimConfig, step: int, steps: int, steps_per_epoch: int) -> float:
@@ -18,3 +18,9 @@ def learning_rate(optim: OptimConfig, step: int, steps: int, steps_per_epoch: in
             return optim.lr * min(done / optim.warmup, (1 - done) / (1 - optim.warmup))
         case "cosine":
             return optim.lr * (1 + math.cos(math.pi * done)) / 2
+
+
+def awp_at(adversary: AdversaryConfig, step: int, steps_per_epoch: int) -> float:
+    """Return how far the weights move at step `step`, relative to them: 0 or `adversary.awp`."""
+    perturbs = adversary.kind in ("pgd", "trades")
+    return adversary.awp if perturbs and step >= adversary.awp_warmup * steps_per_epoch else 0.0

@@ -16,6 +16,7 @@ from classification.config import ClassifierConfig
 from classification.draws import Draws, draw_step
 from classification.state import State
 from classification.training_data import TrainingData
+from classification.weight_perturbation import worst_weights
 from convnorm.experiment.run.averaging import follow, running_statistics
 from convnorm.experiment.run.batches import Batches
 from convnorm.experiment.run.distributed import Process
@@ -60,9 +61,10 @@ class Trainer:
             case "free":
                 self.free_updates(x, labels)
             case "fast" | "pgd":
-                self.descend(self.attack(x, labels, draws.start), labels)
+                self.descend(self.attack(x, labels, draws.start), labels, awp=draws.awp)
             case "trades":
-                self.descend(x, labels, self.attack_predictions(x, draws.start))
+                x_adv = self.attack_predictions(x, draws.start)
+                self.descend(x, labels, x_adv, awp=draws.awp)
         self.state.meter.end_step(self.process, running_statistics(self.state.network))
         follow(self.state.ema, self.state.network, draws.ema_decay)
 
@@ -117,37 +119,50 @@ class Trainer:
 
     def loss(
         self, x: torch.Tensor, labels: torch.Tensor, x_adv: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """What is minimized, a scalar, and the scalars of the log by name.
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss on the images, a scalar, and the logits of x, (N, classes).
 
         The cross-entropy of x; plus, where x_adv is given, beta times the mean divergence of its
         predictions from those of x (Zhang et al., 2019), which the published form computes anew
-        after those of x_adv; plus the normalizer's penalty on the weights.
+        after those of x_adv.
         """
-        network, smoothing = self.state.network, self.config.train.label_smoothing
+        network, adversary = self.state.network, self.config.adversary
         with self.autocast():
             logits = network(x).float()
-            loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+            loss = F.cross_entropy(
+                logits, labels, label_smoothing=self.config.train.label_smoothing
+            )
             if x_adv is not None:
-                adversary, attacked = self.config.adversary, network(x_adv)
+                attacked = network(x_adv)
                 clean = network(x) if adversary.as_published else logits
                 loss = loss + adversary.beta * (divergence(attacked, clean) / len(x))
-        terms = {"loss": loss, "accuracy": (logits.argmax(1) == labels).float().mean()}
-        penalty = self.config.normalizer.penalty(network)
-        if penalty is not None:
-            terms["weight_penalty"] = penalty
-            loss = loss + penalty
-        return loss, terms
+        return loss, logits
 
     def descend(
-        self, x: torch.Tensor, labels: torch.Tensor, x_adv: torch.Tensor | None = None
+        self,
+        x: torch.Tensor,
+        labels: torch.Tensor,
+        x_adv: torch.Tensor | None = None,
+        awp: float = 0.0,
     ) -> None:
-        """Update the weights once, by the gradients of all processes."""
+        """Update the weights once, by the gradients of all processes.
+
+        The gradient is that of the loss on the images plus the normalizer's penalty, at the weights
+        that `awp` perturbs to raise the former; what is noted is their values there.
+        """
         state = self.state
-        loss, terms = self.loss(x, labels, x_adv)
-        state.meter.note(**terms)
-        state.optimizer.zero_grad()
-        loss.backward()
+        with worst_weights(
+            state.network, lambda: self.loss(x, labels, x_adv)[0], awp, self.process
+        ):
+            loss, logits = self.loss(x, labels, x_adv)
+            accuracy = (logits.argmax(1) == labels).float().mean()
+            state.meter.note(loss=loss, accuracy=accuracy)
+            penalty = self.config.normalizer.penalty(state.network)
+            if penalty is not None:
+                state.meter.note(weight_penalty=penalty)
+                loss = loss + penalty
+            state.optimizer.zero_grad()
+            loss.backward()
         gradients = [p.grad for p in state.network.parameters() if p.grad is not None]
         self.process.average_(gradients)
         state.optimizer.step()

@@ -219,6 +219,7 @@ def test_a_resumed_run_is_bit_identical(kind, adversary, tmp_path, monkeypatch):
         "normalizer.kind": kind,
         "adversary.kind": adversary,
         "adversary.steps": 2,
+        "adversary.awp": 0.01,
         "train.ema_decay": 0.9,
         "train.epochs": 3,
         "log.every": 4,

@@ -162,6 +162,16 @@ CLASSIFIER = {
     "adversary.repeats": ({"adversary.kind": "free"}, 2),
     "adversary.reset_perturbation": ({"adversary.kind": "free"}, True),
     "adversary.beta": ({"adversary.kind": "trades", "adversary.steps": 2}, 1.0),
+    "adversary.awp": ({"adversary.kind": "pgd", "adversary.steps": 1}, 0.1),
+    "adversary.awp_warmup": (
+        {
+            "adversary.kind": "pgd",
+            "adversary.steps": 1,
+            "adversary.awp": 0.1,
+            "train.epochs": 2,
+        },
+        1,
+    ),
     "optim.name": ({}, "adamw"),
     "optim.lr": ({}, 0.01),
     "optim.momentum": ({}, 0.5),

@@ -119,7 +119,12 @@ CLASSIFICATION = Pipeline(
         {"normalizer.kind": "batch", "adversary.kind": "standard"},
         {"normalizer.kind": "convnorm", "adversary.kind": "free", "train.precision": "bfloat16"},
         {"normalizer.kind": "spectral", "adversary.kind": "fast"},
-        {"normalizer.kind": "ocnn", "adversary.kind": "pgd", "train.precision": "bfloat16"},
+        {
+            "normalizer.kind": "ocnn",
+            "adversary.kind": "pgd",
+            "adversary.awp": 0.01,
+            "train.precision": "bfloat16",
+        },
         {"normalizer.kind": "convnorm", "adversary.kind": "trades"},
     ),
     drawn={"adversary.kind": "fast"},

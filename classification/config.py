@@ -68,9 +68,9 @@ class AdversaryConfig:
             trades: clean ones, and the KL divergence of PGD's from them with weight `beta`.
         eps: of an l_inf perturbation, in grey levels of 255: 8 or 8/255, from 0.5; kept as the
             number of levels. A network is evaluated with this eps by default, also after clean
-            training.
-        step_size: in the same unit; null is the published fraction of eps. One of more than 2 eps
-            would leave the ball.
+            training. The 0.031 of TRADES' code is 7.905.
+        step_size: in the same unit; null is the published fraction of eps: 1 for free, 1.25 for
+            fast, 1/4 for pgd, 7/31 for trades. One of more than 2 eps would leave the ball.
         steps: of the attack on an image.
         repeats: updates on each minibatch.
         reset_perturbation: each minibatch begins at zero, as in ConvNorm's code, and not where the
@@ -187,7 +187,12 @@ class TrainConfig:
         flip: mirror half of the images.
         crop: cut each image out of itself padded by so many black pixels.
         label_smoothing: the fraction of the target that is spread over all classes.
-        ema_decay: of the average over weights and buffers, per step; 0 keeps none.
+        ema_decay: of the average over weights and statistics, per step; 0 keeps none.
+        ema_statistics: what the running statistics of BatchNorm are in the average. averaged: over
+            the steps, like the weights. own: those of the averaged weights, gathered anew whenever
+            the average is scored or saved (Izmailov et al., 2018), on up to 10,000 training images
+            in batches of batch_size, which follow from the seed: clean ones, neither attacked nor
+            mirrored nor cropped, whatever the training is on.
         precision: bfloat16 runs the network under autocast; float32 is PyTorch's, which on recent
             GPUs means TF32 in convolutions.
     """
@@ -198,10 +203,17 @@ class TrainConfig:
     crop: int = bounded(4, least=0, most=512)
     label_smoothing: float = bounded(0.0, least=0, below=1)
     ema_decay: float = bounded(0.0, least=0, below=1)
+    ema_statistics: Literal["averaged", "own"] = "averaged"
     precision: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
         check_ranges(self, "train")
+        require(
+            self.ema_statistics == "averaged" or self.ema_decay > 0,
+            "train.ema_statistics",
+            self.ema_statistics,
+            "averaged where train.ema_decay is 0, which keeps no average",
+        )
 
 
 @dataclass(frozen=True)

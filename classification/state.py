@@ -1,5 +1,6 @@
 """All that training changes, and the form in which a checkpoint keeps it."""
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ from classification.config import ClassifierConfig, OptimConfig
 from classification.models import FORMAT, build
 from classification.training_data import TrainingData
 from convnorm.experiment import streams
-from convnorm.experiment.run.averaging import averaged
+from convnorm.experiment.run.averaging import averaged, gather_statistics
 from convnorm.experiment.run.batches import Batches
+from convnorm.experiment.run.distributed import Process
 from convnorm.experiment.run.meter import Meter
 
+STATISTICS_IMAGES = 10_000  # at most, in whole batches, that statistics of the average are of
 TERMS = ("loss", "accuracy", "weight_penalty")  # of the log; on the images as trained on
 
 
@@ -38,6 +41,15 @@ class State:
         # Nothing here draws from the global state; a layer that does must not see what was before.
         torch.manual_seed(streams.generator("cpu", config.seed, "layers").initial_seed())
         self.ema = averaged(self.network, config.train.ema_decay)
+        # Whole batches in one order, as they are: in every process the same.
+        self.plain_batches = Batches(
+            batches.data,
+            config.train.batch_size,
+            config.seed,
+            Process(device),
+            stream=("statistics",),
+        )
+        self.gathered: int | None = None  # the step that the average has statistics of its own of
         self.optimizer = make_optimizer(config.optim, self.network)
         self.meter = Meter(TERMS, device)
         self.image_shape = data.train.images.shape[1:]
@@ -54,8 +66,21 @@ class State:
 
     @property
     def final_network(self) -> nn.Module:
-        """The network that is selected and evaluated: the averaged one, if there is one."""
+        """The network that is selected and evaluated: the averaged one, if there is one.
+
+        With train.ema_statistics own, its statistics are those of its present weights: a function
+        of them alone, however often they were asked for.
+        """
+        if self.config.train.ema_statistics == "own" and self.gathered != self.step:
+            gather_statistics(self.ema, self._clean_images())
+            self.gathered = self.step
         return self.network if self.ema is None else self.ema
+
+    def _clean_images(self) -> Iterator[torch.Tensor]:
+        """Batches of training images as they are, (N, C, H, W) in [0, 1]."""
+        most = max(1, STATISTICS_IMAGES // self.plain_batches.batch_size)
+        for index in range(min(most, self.plain_batches.per_epoch)):
+            yield self.plain_batches(index)[0].float() / 255
 
     def means(self) -> dict[str, float]:
         """Means over processes and steps since the last call, and the learning rate."""
@@ -76,7 +101,7 @@ class State:
             "step": self.step,
             "epoch": self.epoch,
             "network": self.network.state_dict(),
-            "ema": None if self.ema is None else self.ema.state_dict(),
+            "ema": None if self.ema is None else self.final_network.state_dict(),
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -98,6 +123,7 @@ class State:
         self.optimizer.load_state_dict(saved["optimizer"])
         self.perturbation.copy_(saved["perturbation"][self.local_slice])
         self.step, self.best = saved["step"], saved["best"]
+        self.gathered = self.step  # before the checkpoint was written
         self.meter.load_state_dict(saved["meter"], self.step)
         streams.set_global_state(saved["rng"], self.process.device)
 

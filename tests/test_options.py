@@ -194,6 +194,7 @@ CLASSIFIER = {
     "train.crop": ({}, 0),
     "train.label_smoothing": ({}, 0.1),
     "train.ema_decay": ({}, 0.9),
+    "train.ema_statistics": ({"train.ema_decay": 0.9}, "own"),
     "train.precision": ({}, "bfloat16"),
     "select.metric": ({}, "pgd10"),
     "select.every": ({"train.epochs": 2}, 2),

@@ -1,10 +1,13 @@
 """Exponential moving averages of a network over training steps."""
 
 import copy
+from collections.abc import Iterable
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from convnorm.fixed import fixed_weights
 from convnorm.normalizers import normalized_layers
 
 # Buffers that are statistics of the data, as torch names them in BatchNorm and InstanceNorm.
@@ -77,3 +80,41 @@ def follow(average: nn.Module | None, network: nn.Module, decay: float | torch.T
             normalizer.definition.advance(layer.train())
             for module, training in modes.items():
                 module.training = training
+
+
+@torch.no_grad()
+def gather_statistics(network: nn.Module, batches: Iterable[torch.Tensor]) -> None:
+    """Replace BatchNorm's running statistics by those of the maps that `network` itself makes.
+
+    An average of statistics is that of many networks, and not of the averaged weights (Izmailov et
+    al., "Averaging Weights Leads to Wider Optima", 2018). As in torch's `update_bn`, every layer
+    normalizes by the batch and keeps the mean over batches of their means and of their unbiased
+    variances. Unlike there, nothing but BatchNorm is in training mode, so that power iterations
+    stand still. Modes and momenta are left as they were.
+
+    batches: inputs, as many in each batch; nothing is taken from them for a network without running
+    statistics.
+    """
+    layers = [
+        module
+        for module in network.modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None
+    ]
+    if not layers:
+        return
+    modes = [(module, module.training) for module in network.modules()]
+    momenta = [(layer, layer.momentum) for layer in layers]
+    network.eval()
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # the mean over all batches
+        layer.train()
+    try:
+        with fixed_weights():
+            for batch in batches:
+                network(batch)
+    finally:
+        for layer, momentum in momenta:
+            layer.momentum = momentum
+        for module, training in modes:
+            module.training = training

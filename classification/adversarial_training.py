@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from classification.adversary_config import AdversaryConfig
 from classification.attacks import frozen, project
-from classification.config import AdversaryConfig
 
 # The published length of a step in units of eps, by kind of adversary.
 STEP_SIZES = {

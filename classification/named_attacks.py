@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from classification.adversary_config import AdversaryConfig
 from classification.attacks import Norm, fgsm, pgd
 from classification.autoattack import STAGES, autoattack
-from classification.config import AdversaryConfig
 from classification.radii import Length, euclidean_norm, grey_levels, step_levels
 from classification.simba import simba
 from convnorm.experiment.config import require

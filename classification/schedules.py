@@ -2,7 +2,8 @@
 
 import math
 
-from classification.config import AdversaryConfig, OptimConfig
+from classification.adversary_config import AdversaryConfig
+from classification.config import OptimConfig
 
 
 def learning_rate(optim: OptimConfig, step: int, steps: int, steps_per_epoch: int) -> float:

@@ -88,7 +88,10 @@ def test_a_network_without_statistics_is_not_run():
         raise AssertionError
         yield
 
-    gather_statistics(nn.Sequential(nn.Conv2d(2, 3, 3), nn.InstanceNorm2d(3)), batches())
+    network = nn.Sequential(nn.Conv2d(2, 3, 3), nn.InstanceNorm2d(3))
+    before = copy.deepcopy(network.state_dict())
+    gather_statistics(network, batches())  # which would raise
+    assert differing(dict(network.state_dict()), dict(before)) == []
 
 
 @pytest.mark.parametrize("adversary", ["standard", "pgd"])

@@ -6,11 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from classification.config import (
-    AdversaryConfig,
-    ClassifierConfig,
-    SelectConfig,
-)
+from classification.adversary_config import AdversaryConfig
+from classification.config import ClassifierConfig, SelectConfig
 from classification.config import ModelConfig as ClassifierModelConfig
 from classification.config import OptimConfig as ClassifierOptimConfig
 from classification.config import TrainConfig as ClassifierTrainConfig

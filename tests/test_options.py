@@ -133,6 +133,7 @@ CLASSIFIER = {
     "model.arch": ({}, "resnet18"),
     "model.options.width": ({}, 5),
     "model.options.stem": ({"model.arch": "resnet18", "data.image_size": 32}, "imagenet"),
+    "model.options.factor": ({"model.arch": "wrn_28_10", "model.options.factor": 1}, 2),
     "model.activation": ({}, "srelu"),
     "model.norm_position": ({}, "after_activation"),
     "model.init": ({}, "default"),

@@ -109,20 +109,17 @@ def test_the_fifteen_and_the_extra_ones_are_cifar_10_cs():
     assert all(applicable(name, 1) for name in FIFTEEN)  # so that gray images have the mean of 15
 
 
-@pytest.mark.parametrize("level", [0, 255, None])
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize(("height", "width"), [(3, 3), (4, 7), (9, 5), (33, 96)])
+@pytest.mark.parametrize(("height", "width"), [(3, 3), (4, 7), (33, 96)])
 @pytest.mark.parametrize("name", CORRUPTIONS)
-def test_any_shape_and_black_and_white_give_numbers(name, height, width, channels, level):
+def test_any_shape_and_black_and_white_give_numbers(name, height, width):
     """0 / 0 in an image without colour, contrast, edges or drops; rows mistaken for columns."""
-    if not applicable(name, channels):
-        return
-    x = values(2, channels, height, width)
-    x = x if level is None else torch.full_like(x, level / 255)
-    for constant in CONSTANTS[name]:
-        y = CORRUPTIONS[name](x, constant, iter(streams(2)))
-        assert y.shape == x.shape
-        assert y.isfinite().all()
+    for channels in (1, 3) if applicable(name, 1) else (3,):
+        x = values(3, channels, height, width)
+        x[0], x[1] = 0, 1
+        for constant in CONSTANTS[name]:
+            y = CORRUPTIONS[name](x, constant, iter(streams(3)))
+            assert y.shape == x.shape
+            assert y.isfinite().all()
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)

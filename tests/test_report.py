@@ -323,6 +323,11 @@ def test_scores_that_failed_a_check_are_doubted():
     results = changed(results, 1, doubts=("pgd20 is not beaten by fgsm: 10 % against 8 %",))
     expected = "The scores of 1 run failed a check: batch (seed 1): pgd20 is not beaten"
     assert any(expected in sentence for sentence in answer(results))
+    results = changed(results, 2, doubts=("pgd20 is not beaten by fgsm: 11 % against 9 %", "other"))
+    (told,) = (sentence for sentence in answer(results) if "failed a check" in sentence)
+    assert "The scores of 2 runs" in told
+    assert "10 % against 8 % (1 more alike); " in told
+    assert told.endswith("): other.")
 
 
 def test_a_run_that_went_on_elsewhere_is_told_with_what_changed():

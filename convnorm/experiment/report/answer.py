@@ -4,6 +4,7 @@ No sentence is stronger than the test behind it. Sentences are plain text: label
 escaped.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 from itertools import pairwise
@@ -162,7 +163,12 @@ def _doubts(report: Report) -> list[str]:
     doubted = {run.name: run.result.doubts for run in report.done if run.result.doubts}
     if not doubted:
         return []
-    told = "; ".join(f"{name}: {', '.join(doubts)}" for name, doubts in doubted.items())
+    alike: dict[str, list[str]] = {}  # those that differ in numbers alone
+    for name, doubts in doubted.items():
+        for doubt in doubts:
+            alike.setdefault(re.sub(r"\d+", "#", doubt), []).append(f"{name}: {doubt}")
+    more = {kind: f" ({len(each) - 1} more alike)" for kind, each in alike.items() if each[1:]}
+    told = "; ".join(each[0] + more.get(kind, "") for kind, each in alike.items())
     return [f"The scores of {_count(len(doubted), 'run')} failed a check: {told}."]
 
 

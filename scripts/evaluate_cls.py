@@ -43,9 +43,9 @@ def parse_args() -> argparse.Namespace:
         "--reference",
         metavar="FILE",
         type=Path,
-        help="a checkpoint (.pth) of ConvNorm's published code, in place of RUN; with --arch",
+        help="a checkpoint (.pth) of ConvNorm's published code, in place of RUN (none)",
     )
-    parser.add_argument("--arch", choices=REFERENCES, help="the network of --reference")
+    parser.add_argument("--arch", choices=REFERENCES, help="the network of --reference (none)")
     parser.add_argument(
         "--checkpoint",
         choices=["best", "last"],

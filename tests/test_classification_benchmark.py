@@ -133,8 +133,8 @@ def test_a_classifier_that_may_be_guessing_has_learned_nothing(
 ):
     """Of 360 images, with a tenth in the largest class, 47 right is within what chance does."""
 
-    def judged(file, attacks):
-        record, per_image = evaluation(file, attacks)
+    def judged(*asked):
+        record, per_image = evaluation(*asked)
         clean = replace(record.clean, top1=accuracy(right, 360))
         return replace(record, clean=clean, chance=0.1), per_image
 

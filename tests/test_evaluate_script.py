@@ -124,7 +124,7 @@ def test_every_option_is_explained(capsys):
             script("evaluate_cls.py", "--help")
     text = re.sub(r"\n {20,}", " ", capsys.readouterr().out)  # help that begins on the next line
     options = [line.strip() for line in text.splitlines() if line.startswith("  --")]
-    assert len(options) == 13
+    assert len(options) == 15
     for line in options:
         assert re.search(r" .+ \(.+\)$|by default", line), line
     for name in ("--eps ", "--step_size "):

@@ -405,5 +405,5 @@ def test_an_extractor_without_logits_is_read(run_dir, monkeypatch):
 
 
 def test_a_run_needs_no_evaluation_and_tells_how_far_it_is(tmp_path):
-    assert GAN.remaining_evaluations(tmp_path, []) == []
+    assert GAN.remaining_evaluations(tmp_path, [], None) == []
     assert GAN.fraction_done(tiny({"steps": 8}), {"step": 2}) == 0.25

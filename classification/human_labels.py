@@ -28,6 +28,12 @@ KINDS = {
 CLEAN = "clean_label"
 
 
+def file_of(kind: str) -> str:
+    """The file that a kind is read from, in words."""
+    number, _ = KINDS[kind]
+    return f"CIFAR-{number}_human.pt of CIFAR-N"
+
+
 def read(file: Path, kind: str, clean: Tensor) -> Tensor:
     """Return the labels of one kind, (N,) int64.
 
@@ -35,7 +41,7 @@ def read(file: Path, kind: str, clean: Tensor) -> Tensor:
     that is not one of CIFAR-N, or not of these images in this order.
     """
     number, key = KINDS[kind]
-    expected = f"CIFAR-{number}_human.pt of CIFAR-N (noise.kind: {kind})"
+    expected = f"{file_of(kind)} (noise.kind: {kind})"
     state, _ = saved_elsewhere.load(file, expected)
     theirs, labels = (_labels(state, name, file, expected) for name in (CLEAN, key))
     if theirs.shape != clean.shape or not torch.equal(theirs, clean):
@@ -44,7 +50,7 @@ def read(file: Path, kind: str, clean: Tensor) -> Tensor:
             f"noise.file: {file} holds {len(theirs)} labels, {differ} of them other than the "
             f"{len(clean)} of the data; expected the training images of CIFAR in their order"
         )
-    if not 0 <= labels.min() <= labels.max() < number or labels.shape != clean.shape:
+    if labels.shape != clean.shape or not 0 <= labels.min() <= labels.max() < number:
         raise InputError(f"noise.file: {file}: {key} has other labels than 0 to {number - 1}")
     return labels
 

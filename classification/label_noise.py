@@ -96,8 +96,7 @@ class NoiseConfig:
         if self.kind not in DRAWN:
             require(self.rate == 0, "noise.rate", self.rate, f"0 where noise.kind is {self.kind}")
         if self.kind in human_labels.KINDS:
-            number, _ = human_labels.KINDS[self.kind]
-            wanted = f"the path of CIFAR-{number}_human.pt of CIFAR-N"
+            wanted = f"the path of {human_labels.file_of(self.kind)}"
             require(bool(self.file), "noise.file", self.file, wanted)
 
 

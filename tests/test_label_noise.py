@@ -352,7 +352,7 @@ def test_human_labels_are_those_of_their_key(tmp_path, kind, old):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, r"human\.pt: cannot be read \(No such file or directory\); expected CIFAR-10_human"),
+        (None, r"human\.pt: No such file or directory; expected CIFAR-10_human"),
         (b"no pickle", r"human\.pt: damaged, or holds more than tensors and numbers; expected CIF"),
         (random.Random(0), r"human\.pt: damaged, or holds more than tensors and numbers"),
         ([1, 2], r"noise\.file: .*human\.pt has no clean_label; expected CIFAR-10_human\.pt"),
@@ -368,6 +368,10 @@ def test_human_labels_are_those_of_their_key(tmp_path, kind, old):
         ),
         (
             humans(10, worse_label=LABELS[10][:9]),
+            r"noise\.file: .*human\.pt: worse_label has .* labels than",
+        ),
+        (
+            humans(10, worse_label=LABELS[10][:0]),
             r"noise\.file: .*human\.pt: worse_label has .* labels than",
         ),
     ],

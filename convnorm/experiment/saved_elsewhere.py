@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from convnorm.experiment.errors import InputError
+from convnorm.experiment.files import read
 
 
 def _of_numpy() -> list[Any]:
@@ -36,12 +37,7 @@ def load(file: Path, expected: str) -> tuple[Any, str]:
     it could run code. `expected` says what the file should be. Raises InputError where it cannot be
     read.
     """
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"{file}: cannot be read ({error.strerror}); expected {expected}"
-        ) from None
+    content = read(file, expected)
     try:
         with torch.serialization.safe_globals(_of_numpy()):
             state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)

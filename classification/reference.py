@@ -17,12 +17,13 @@ from torch import Tensor
 from classification.config import ClassifierConfig, ModelConfig
 from classification.label_noise import CIFAR10, CIFAR100
 from classification.models import LoadedClassifier, build
+from classification.networks import ARCHITECTURES as NETWORKS
 from convnorm import Normalizer, from_reference
 from convnorm.experiment import saved_elsewhere
 from convnorm.experiment.data import DataConfig
 from convnorm.experiment.errors import InputError
 
-ARCHITECTURES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+ARCHITECTURES = tuple(name for name in NETWORKS if name.startswith("resnet"))
 # Number of classes -> data, classes, and the mean and std that the code standardizes with.
 DATA = {
     10: ("cifar10", CIFAR10, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
@@ -50,29 +51,29 @@ WITHIN = {
 NAME = re.compile(r"(?:layer(\d+\.\d+)\.)?(conv|norm|shortcut\.)(\d)\.(.+)")
 
 
-def load_reference(
-    file: Path, arch: str, data_root: str | None, device: torch.device | str = "cpu"
-) -> LoadedClassifier:
+def load_reference(file: Path, arch: str, device: torch.device | str = "cpu") -> LoadedClassifier:
     """Read a classifier of ConvNorm's published code.
 
-    arch: one of ARCHITECTURES. data_root: where CIFAR is, None for the default. Raises InputError
-    for a file that is none, or of another architecture.
+    arch: one of ARCHITECTURES. Raises InputError for a file that is none, or of another
+    architecture.
     """
     if arch not in ARCHITECTURES:
         raise InputError(f"arch: {arch!r} is not allowed; expected {' or '.join(ARCHITECTURES)}")
     saved, sha256 = saved_elsewhere.load(file, EXPECTED)
-    state = saved.get("state_dict") if isinstance(saved, Mapping) else None
-    if not isinstance(state, Mapping) or "linear.weight" not in _whole(state):
+    found = saved.get("state_dict") if isinstance(saved, Mapping) else None
+    state = _whole(found) if isinstance(found, Mapping) else {}
+    if "linear.weight" not in state:
         raise InputError(f"{file}: has no state_dict with linear.weight; expected {EXPECTED}")
-    state = _whole(state)
     number = len(state["linear.weight"])
     if number not in DATA:
         raise InputError(f"{file}: a network of {number} classes; expected CIFAR's 10 or 100")
     name, classes, mean, std = DATA[number]
-    data = DataConfig(name=name) if data_root is None else DataConfig(name=name, root=data_root)
     activation = "srelu" if "relu.srelu_bias" in state else "relu"
-    model = ModelConfig(arch, activation=activation, init="default")
-    config = ClassifierConfig(data, model=model, normalizer=_normalizer(state, file))
+    config = ClassifierConfig(
+        DataConfig(name=name),
+        model=ModelConfig(arch, activation=activation, init="default"),
+        normalizer=_normalizer(state, file),
+    )
     network = build(config, number, mean, std)
     try:
         network.load_state_dict(_translated(state, network.state_dict()))

@@ -145,7 +145,7 @@ def main() -> None:
     if args.reference is None:
         loaded = load(checkpoint_of(args.run, args.checkpoint), device)
     else:
-        loaded = load_reference(args.reference, args.arch, args.data_root, device)
+        loaded = load_reference(args.reference, args.arch, device)
     own_eps = loaded.config.adversary.eps
     names = ("eps_l2", "step_size", "max_queries", "seed")
     eps = own_eps if args.eps is None else args.eps

@@ -30,6 +30,17 @@ def nearest_mean(sharpness: float = 1.0) -> nn.Module:
     return nn.Sequential(nn.Flatten(), linear)
 
 
+class Rounded(nn.Module):
+    """Masks gradients: what is rounded has none, and moves by less than half change nothing."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.network((4 * x).round() / 4)
+
+
 def as_of_a_run(folder: Path) -> LoadedClassifier:
     """The linear classifier as if it were of a run in `folder`."""
     config = tiny_classifier({"split.validation": 0.1})

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from linear import DIGITS, as_of_a_run, evaluated, run, text
+from linear import DIGITS, Rounded, as_of_a_run, evaluated, run, text
 from torch import Tensor, nn
 
 from classification.attacks import pgd
@@ -144,15 +144,6 @@ def test_it_goes_on_from_what_was_measured_and_stays_in_the_record(loaded, monke
 
     monkeypatch.setattr("classification.certificate.network_bound", again)
     assert text(run(loaded, "certified")) == text(first) == text(run(loaded))
-
-
-class Rounded(nn.Module):
-    def __init__(self, network: nn.Module):
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network((4 * x).round() / 4)
 
 
 def test_a_network_without_a_bound_has_no_image_certified_and_is_said_to(loaded):

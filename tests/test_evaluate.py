@@ -11,6 +11,7 @@ from linear import (
     CPU,
     DIGITS,
     TRAINED_ON,
+    Rounded,
     as_of_a_run,
     evaluated,
     nearest_mean,
@@ -45,17 +46,6 @@ from convnorm.experiment.errors import InputError
 from convnorm.experiment.run import checkpoint
 
 EPS = Budget.eps / 255
-
-
-class Rounded(nn.Module):
-    """Masks gradients: what is rounded has none, and moves by less than half change nothing."""
-
-    def __init__(self, network: nn.Module):
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network((4 * x).round() / 4)
 
 
 @pytest.fixture(autouse=True)

@@ -203,7 +203,7 @@ def resnet18():
 def test_its_logits_are_those_of_the_published_network(tmp_path, layers, relu, classes, shape):
     """A value in another place, other moments of the images, another kind or activation."""
     network = published(layers, relu, classes=classes, **shape)
-    loaded = load_reference(saved(network, tmp_path / "model_best.pth"), shape["arch"], None)
+    loaded = load_reference(saved(network, tmp_path / "model_best.pth"), shape["arch"])
     assert loaded.config.normalizer.kind == layers.split()[0]
     assert (loaded.config.data.name, loaded.epoch) == (f"cifar{classes}", 30)
     x = torch.rand(2, 3, 32, 32)
@@ -216,20 +216,21 @@ def test_its_logits_are_those_of_the_published_network(tmp_path, layers, relu, c
 def test_a_network_of_several_gpus_is_read_too(tmp_path, resnet18):
     state = {f"module.{name}": value for name, value in resnet18.state_dict().items()}
     file = saved(resnet18, tmp_path / "model.pth", state_dict=state)
-    loaded = load_reference(file, "resnet18", "elsewhere")
-    assert loaded.config.data.root == "elsewhere"
+    assert load_reference(file, "resnet18").config.normalizer.kind == "batch"
 
 
 def test_the_script_evaluates_it_beside_its_file(tmp_path, resnet18, monkeypatch):
     file = saved(resnet18, tmp_path / "model_best.pth")
     images = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8)
     labels = torch.arange(6)
-    monkeypatch.setattr(
-        "classification.evaluated_images.load_images",
-        lambda data, split: Images(images, labels, CIFAR10, "6 images"),
-    )
+
+    def load_images(data, split):
+        assert (data.name, data.root, split) == ("cifar10", "elsewhere", "test")
+        return Images(images, labels, CIFAR10, "6 images")
+
+    monkeypatch.setattr("classification.evaluated_images.load_images", load_images)
     monkeypatch.setattr("sys.argv", [])
-    options = ("--arch=resnet18", "--attacks", "fgsm", "--device=cpu")
+    options = ("--arch=resnet18", "--data_root=elsewhere", "--attacks", "fgsm", "--device=cpu")
     with pytest.raises(SystemExit) as end:
         script("evaluate_cls.py", "--reference", str(file), *options)
     assert end.value.code == 0
@@ -250,7 +251,7 @@ def test_the_script_evaluates_it_beside_its_file(tmp_path, resnet18, monkeypatch
         (("run", "--arch", "resnet18"), "--arch: resnet18 is not allowed; expected it with"),
         (
             ("--reference", "model.pth", "--arch", "resnet18", "--split", "validation"),
-            "model.pth: cannot be read",
+            "model.pth: No such file or directory; expected a checkpoint of ConvNorm's",
         ),
     ],
 )
@@ -263,7 +264,7 @@ def test_the_script_takes_a_run_or_a_reference(options, message, monkeypatch, ca
 
 
 def test_what_it_was_trained_on_is_not_known(tmp_path, resnet18):
-    loaded = load_reference(saved(resnet18, tmp_path / "model.pth"), "resnet18", None)
+    loaded = load_reference(saved(resnet18, tmp_path / "model.pth"), "resnet18")
     with pytest.raises(InputError, match=r"split: validation is not allowed, as .*model\.pth does"):
         subject_of(loaded, Options(split="validation"), torch.device("cpu"))
 
@@ -297,5 +298,5 @@ def test_another_file_is_refused(tmp_path, resnet18, changes, arch, message):
         content = {"network": state}
     torch.save(content, file := tmp_path / "model.pth")
     with pytest.raises(InputError, match=message) as refusal:
-        load_reference(file, arch, None)
+        load_reference(file, arch)
     assert not re.search("\n", str(refusal.value))

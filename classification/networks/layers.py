@@ -137,9 +137,9 @@ class Builder:
         return [conv, activation, *output]
 
     def preactivated(self, channels: int) -> list[nn.Module]:
-        """What normalizes a map and its activation, before the convolutions that see it.
+        """What normalizes a map, and its activation: a pre-activation unit up to its convolution.
 
-        They are built by `bare`; together they are a unit of a pre-activation network.
+        That one is `bare`.
         """
         return [*self.normalizer.output(channels), self.activation(channels)]
 

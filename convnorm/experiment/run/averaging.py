@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from convnorm.fixed import fixed_weights
+from convnorm.maps import in_evaluation
 from convnorm.normalizers import normalized_layers
 
 # Buffers that are statistics of the data, as torch names them in BatchNorm and InstanceNorm.
@@ -102,19 +103,15 @@ def gather_statistics(network: nn.Module, batches: Iterable[torch.Tensor]) -> No
     ]
     if not layers:
         return
-    modes = [(module, module.training) for module in network.modules()]
     momenta = [(layer, layer.momentum) for layer in layers]
-    network.eval()
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None  # the mean over all batches
-        layer.train()
     try:
-        with fixed_weights():
+        with in_evaluation(network), fixed_weights():
+            for layer in layers:
+                layer.reset_running_stats()
+                layer.momentum = None  # the mean over all batches
+                layer.train()
             for batch in batches:
                 network(batch)
     finally:
         for layer, momentum in momenta:
             layer.momentum = momentum
-        for module, training in modes:
-            module.training = training

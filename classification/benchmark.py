@@ -137,6 +137,7 @@ def result_of(
         },
         doubts=training.doubts + _failed_checks(records) + _unproven(records),
         learned="final" not in records or _has_learned(records["final"]),
+        data_sha256=training.data_sha256,
     )
 
 

@@ -6,7 +6,6 @@ is replaced only by one that holds all of it.
 
 import hashlib
 import io
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from classification.evaluation_options import CERTIFIED, Options, differences_in
 from classification.evaluation_record import accuracy
 from classification.evaluation_report import plot
 from classification.records import Accuracy, Evaluation
-from convnorm.experiment.codec import from_json, to_json
+from convnorm.experiment import codec
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.files import read as read_bytes
 from convnorm.experiment.files import write, write_json
@@ -55,18 +54,12 @@ def save(record: Evaluation, right: dict[str, Tensor], file: Path) -> None:
     np.savez(content, **{name: values.numpy() for name, values in right.items()})
     write(images, lambda opened: opened.write(content.getbuffer()))
     sha256 = hashlib.sha256(content.getbuffer()).hexdigest()
-    write_json(file, to_json(replace(record, right_sha256=sha256)))
+    write_json(file, codec.to_json(replace(record, right_sha256=sha256)))
 
 
 def read(file: Path) -> Evaluation:
     """Read a record; InputError if the file is missing, damaged or of another version."""
-    try:
-        content = json.loads(read_bytes(file, WRITTEN).decode())
-        record = from_json(Evaluation, content, file)
-    except InputError:
-        raise
-    except (ValueError, RecursionError, OverflowError):  # no UTF-8, no JSON, or too deep or large
-        raise InputError(f"{file}: not readable as JSON; expected {WRITTEN}") from None
+    record = codec.read(Evaluation, file, WRITTEN)
     for counted in _counted(record):
         if not _is_sound(counted):
             raise InputError(

@@ -208,6 +208,7 @@ def _summary(
     return {
         "steps": state.step,
         "epochs": state.epoch,
+        "data_sha256": state.data_sha256,
         "parameters": num_parameters(state.network),
         "macs": macs(state.network, torch.zeros(size, device=device)),
         "train_images": len(data.train.labels),

@@ -23,6 +23,7 @@ class Training:
 
     steps: of the weights that are evaluated. noise: when -> the scores of wrong labels, where there
     are some. curve_name, curve: the score by which weights were selected. parts: of the training.
+    data_sha256: of the training data; None in a run of before it was told.
     """
 
     steps: dict[When, int]
@@ -32,6 +33,7 @@ class Training:
     log: Log
     parts: tuple[Segment, ...]
     doubts: tuple[str, ...]
+    data_sha256: str | None
 
 
 def read_training(run_dir: Path) -> Training:
@@ -62,7 +64,8 @@ def read_training(run_dir: Path) -> Training:
         if metric in found
     )
     name = f"validation {metric}"
-    return Training(steps, noise, name, curve, log, parts, doubts + log.doubts)
+    data = summary.get("data_sha256")
+    return Training(steps, noise, name, curve, log, parts, doubts + log.doubts, data)
 
 
 def _of_noise(scores: dict[str, float]) -> dict[str, float]:

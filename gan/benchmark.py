@@ -121,6 +121,7 @@ def read(run_dir: Path, attacks: Sequence[str] = (), num: None = None) -> Result
         doubts=tuple(dict.fromkeys(doubts)),
         learned=not _is_nothing_like_real(final),
         gain=gain,
+        data_sha256=summary.get("data_sha256"),
     )
 
 

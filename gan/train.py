@@ -247,6 +247,7 @@ def _summary(trainer: Trainer, run_dir: Path, segments: tuple[Segment, ...]) -> 
     images = torch.zeros(train.batch_size, *trainer.image_shape, device=device)
     return {
         "steps": trainer.state.step,
+        "data_sha256": trainer.state.data_sha256,
         "parameters": {
             "generator": num_parameters(generator),
             "discriminator": num_parameters(discriminator),

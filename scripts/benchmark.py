@@ -4,6 +4,7 @@
     python scripts/benchmark.py --cfg cifar10_sngan --print_plan
     python scripts/benchmark.py --cfg cifar10_free --cluster slurm --submitit gpus_per_node=1
     python scripts/benchmark.py --cfg cifar10_sngan --merge /mnt/other/runs/benchmark/cifar10_sngan
+    python scripts/benchmark.py --cfg mine.yaml --merge results/cifar10_small
 
 Writes report.html, report.md, results.json and results.csv into runs/benchmark/NAME, beside the
 runs. The same command again goes on: runs that are done are not repeated, those that were cut
@@ -56,7 +57,8 @@ def parse_args() -> argparse.Namespace:
         nargs="+",
         metavar="FOLDER",
         help="take over finished runs of the same config, data and protocol from these folders, of "
-        "this grid or others, then report; runs that are here stay as they are",
+        "this grid or others, then report; where a folder has a report alone, its numbers; runs "
+        "that are here stay as they are",
     )
     parser.add_argument(
         "--workers",

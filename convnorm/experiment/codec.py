@@ -6,12 +6,15 @@ JSON. A class with a FORMAT is written under that name, which changes whenever t
 an older record may lack has a default, and its name stays.
 """
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from convnorm.experiment import files
 from convnorm.experiment.errors import InputError
 
 Record = TypeVar("Record")
@@ -54,6 +57,22 @@ def from_json(cls: type[Record], content: Any, where: object) -> Record:
         return _read(cls, content, "")
     except _Unfit as error:
         raise InputError(f"{where}: {error}") from None
+
+
+def read(cls: type[Record], file: Path, expected: str) -> Record:
+    """Return the record of class `cls` that a file of JSON holds.
+
+    expected: what the error says should be there.
+
+    Raises:
+        InputError: The file cannot be read, is no JSON, or see `from_json`.
+    """
+    try:
+        return from_json(cls, json.loads(files.read(file, expected).decode()), file)
+    except InputError:
+        raise
+    except (ValueError, RecursionError, OverflowError):  # no UTF-8, no JSON, or too deep or large
+        raise InputError(f"{file}: not readable as JSON; expected {expected}") from None
 
 
 def _written(value: Any) -> Any:

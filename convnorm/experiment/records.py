@@ -208,6 +208,9 @@ class RunRecord:
 
     commands: each as it is typed. attempts: how often the run was started and not stopped.
     reason: why it failed. result: of a run that is done, and None of any other.
+    config: all of it, but for where its data are; None in a report of before it was told.
+    data_sha256: of the training data, of a run that is done; None where it was not told.
+    taken_from: the report that a run was taken over from, whose files are elsewhere.
     """
 
     cell: str
@@ -218,6 +221,9 @@ class RunRecord:
     attempts: int
     reason: str
     result: RunResult | None
+    config: dict[str, Any] | None = None
+    data_sha256: str | None = None
+    taken_from: str | None = None
 
     @property
     def name(self) -> str:

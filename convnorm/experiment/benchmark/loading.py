@@ -21,6 +21,7 @@ from convnorm.experiment.benchmark.grid import (
     listed,
 )
 from convnorm.experiment.benchmark.pipeline import Pipeline
+from convnorm.experiment.benchmark.reported import REPORTED
 from convnorm.experiment.benchmark.targets import Target, target_of
 from convnorm.experiment.config import (
     RunOptions,
@@ -36,7 +37,7 @@ from convnorm.experiment.errors import InputError
 
 # The other names in a benchmark's folder.
 RESERVED = {"figures", "jobs", "logs", "grid.yaml", "results.json", "results.csv", "report.md"}
-RESERVED |= {"report.html", ATTEMPTS, ELSEWHERE, targets.MATCHED, targets.PILOTS}
+RESERVED |= {"report.html", ATTEMPTS, ELSEWHERE, REPORTED, targets.MATCHED, targets.PILOTS}
 LONGEST_SLUG = 100  # bytes: the folder's name is part of others
 Settings = dict[str, Any]  # field -> value
 Resolve = Callable[[Settings], tuple[Any, tuple[str, ...]]]  # see `resolver`

@@ -1,7 +1,8 @@
 """Takes over finished runs from other folders: those of other machines, or of other grids.
 
 A run is known by its config, whatever its folder is called there. What was trained on other data or
-measured in another way is refused.
+measured in another way is refused. Of a folder that has a report and no runs any more, as those in
+results/ are, the numbers are taken over.
 """
 
 import json
@@ -10,17 +11,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from convnorm.experiment import files
-from convnorm.experiment.benchmark import attempt_records, targets
+from convnorm.experiment import codec, files
+from convnorm.experiment.benchmark import attempt_records, reported, targets
 from convnorm.experiment.benchmark.attempt import is_trained
 from convnorm.experiment.benchmark.attempt_records import ELSEWHERE
 from convnorm.experiment.benchmark.copying import copy_folder, is_used
 from convnorm.experiment.benchmark.grid import Benchmark, Run, slug_of
 from convnorm.experiment.benchmark.pipeline import Result
 from convnorm.experiment.benchmark.plan import GRID, survey
+from convnorm.experiment.benchmark.reported import REPORT, ReportedRun
 from convnorm.experiment.benchmark.soundness import agree, finite
 from convnorm.experiment.errors import InputError
-from convnorm.experiment.records import Match
+from convnorm.experiment.records import Match, Report
 from convnorm.experiment.run import checkpoint
 
 Outcome = Literal["taken over", "here already", "not finished", "no run of this grid", "refused"]
@@ -29,15 +31,21 @@ MOST_KEYS = 3  # in which a run differs, that are told
 
 @dataclass(frozen=True)
 class Found:
-    """A run that was found in another folder, and what became of it. why: in a sentence, or ""."""
+    """A run that was found elsewhere, and what became of it.
+
+    source: its folder, or the file of a report, where it is called `name`. why: in a sentence, or
+    "".
+    """
 
     source: Path
     outcome: Outcome
     why: str
+    name: str = ""
 
     def __str__(self) -> str:
         why = " ".join(self.why.removeprefix(f"{self.source}: ").split())
-        return f"{self.source}: {self.outcome}" + (f": {why}" if why else "")
+        where = f"{self.source}: {self.name}" if self.name else f"{self.source}"
+        return f"{where}: {self.outcome}" + (f": {why}" if why else "")
 
 
 def below(folders: Sequence[Path], name: str, but: Path) -> list[Path]:
@@ -57,22 +65,31 @@ def below(folders: Sequence[Path], name: str, but: Path) -> list[Path]:
     return list(found.values())
 
 
+def _reports(folders: Sequence[Path], but: Path) -> Iterator[tuple[Path, Report]]:
+    """The reports at or below `folders` beside which there are no runs. but: see `below`."""
+    for folder in below(folders, REPORT, but=but):
+        if next(folder.rglob("config.yaml"), None) is None:
+            file = folder / REPORT
+            yield file, codec.read(Report, file, "the report of a benchmark")
+
+
 def take_gains(benchmark: Benchmark, folders: Sequence[Path]) -> list[Match]:
     """Keep the factors that were found elsewhere for gains that are still wanted, and return them.
 
     Raises:
         InputError: A gain was matched to two factors, here and there, or is matched nowhere.
     """
-    frozen = [(match, benchmark.folder) for match in targets.read(benchmark.folder)]
+    here = benchmark.folder / targets.MATCHED
+    frozen = [(match, here) for match in targets.read(benchmark.folder)]
     taken: list[tuple[Match, Path]] = []
-    for place in below(folders, targets.MATCHED, but=benchmark.folder):
-        for match in targets.read(place):
+    for place, matches in _matches(folders, but=benchmark.folder):
+        for match in matches:
             for before, its_place in frozen + taken:
                 if _is_same_gain(before, match) and before.scale != match.scale:
                     raise InputError(
-                        f"{place / targets.MATCHED}: {match.cell!r} was matched at "
-                        f"{match.scale!r}, and in {its_place / targets.MATCHED} at "
-                        f"{before.scale!r}; expected one factor, as runs of two are of two grids"
+                        f"{place}: {match.cell!r} was matched at {match.scale!r}, and in "
+                        f"{its_place} at {before.scale!r}; expected one factor, as runs of two are "
+                        "of two grids"
                     )
             taken += [
                 (replace(match, cell=goal.cell), place)
@@ -91,6 +108,14 @@ def take_gains(benchmark: Benchmark, folders: Sequence[Path]) -> list[Match]:
     return list(found.values())
 
 
+def _matches(folders: Sequence[Path], but: Path) -> Iterator[tuple[Path, Sequence[Match]]]:
+    """The file and the content of every matched.json and report below folders, see `_reports`."""
+    for place in below(folders, targets.MATCHED, but=but):
+        yield place / targets.MATCHED, targets.read(place)
+    for file, report in _reports(folders, but=but):
+        yield file, report.matched
+
+
 def _is_same_gain(one: Match, other: Match) -> bool:
     return all(getattr(one, key) == getattr(other, key) for key in ("how", "target", "config"))
 
@@ -98,13 +123,16 @@ def _is_same_gain(one: Match, other: Match) -> bool:
 def take_runs(benchmark: Benchmark, folders: Sequence[Path]) -> Iterator[Found]:
     """Copy every finished run of the benchmark that is at or below `folders` into its own folder.
 
-    Runs that are here stay as they are. Yields what became of each run that was found.
+    Of runs that only a report knows, the numbers are copied into reported.json. Runs that are here
+    stay as they are. Yields what became of each run that was found.
 
     Raises:
-        InputError: There is no run, or another process carries out the benchmark.
+        InputError: There is no run, a report cannot be read, or another process carries out the
+            benchmark.
     """
     sources = below(folders, "config.yaml", but=benchmark.folder)
-    if not sources:
+    reports = list(_reports(folders, but=benchmark.folder))
+    if not sources and not reports:
         told = ", ".join(map(str, folders))
         raise InputError(f"--merge: {told}: no run; expected runs other than those of this grid")
     with checkpoint.locked(benchmark.folder, "folder"):
@@ -114,6 +142,27 @@ def take_runs(benchmark: Benchmark, folders: Sequence[Path]) -> Iterator[Found]:
                 yield here.take(source)
             except InputError as error:
                 yield Found(source, "refused", str(error))
+        for file, report in reports:
+            for told in reported.of_report(report, file):
+                try:
+                    yield here.take_reported(file, told, report)
+                except InputError as error:
+                    yield Found(file, "refused", str(error), told.run.name)
+
+
+def _told(run: Run, differing: list[str]) -> str:
+    """In what a run differs from the nearest of the grid."""
+    more = len(differing) - MOST_KEYS
+    told = "; ".join(differing[:MOST_KEYS]) + (f"; and {more} more" if more > 0 else "")
+    return f"the nearest, ({run.name}), has {told}"
+
+
+def _check_unused(run: Run) -> None:
+    if is_used(run.folder):
+        raise InputError(
+            f"({run.name}) is begun here in {run.folder}, and is left as it is; expected "
+            "that folder moved away, or the benchmark to go on with it"
+        )
 
 
 class _Here:
@@ -136,9 +185,7 @@ class _Here:
         there = checkpoint.completed(there, self._benchmark.runs[0].config)
         run, differing = self._nearest(there)
         if differing:
-            more = len(differing) - MOST_KEYS
-            told = "; ".join(differing[:MOST_KEYS]) + (f"; and {more} more" if more > 0 else "")
-            return Found(source, "no run of this grid", f"the nearest, ({run.name}), has {told}")
+            return Found(source, "no run of this grid", _told(run, differing))
         if run.name in self._done:
             return Found(source, "here already", f"({run.name}) in {run.folder}")
         pipeline, grid = self._benchmark.pipeline, self._benchmark.grid
@@ -147,16 +194,37 @@ class _Here:
             return Found(source, "not finished", f"as ({run.name})")
         if pipeline.remaining_evaluations(source, grid.attacks, grid.num):
             return Found(source, "not finished", f"trained as ({run.name}), and not evaluated")
-        if is_used(run.folder):
-            raise InputError(
-                f"({run.name}) is begun here in {run.folder}, and is left as it is; expected "
-                "that folder moved away, or the benchmark to go on with it"
-            )
-        self._check(other)
+        _check_unused(run)
+        self._check(str(source), *self._read(other))
         copy_folder(source, run.folder)
         self._done.add(run.name)
         self._take_records(source, run)
         return Found(source, "taken over", f"as ({run.name})")
+
+    def take_reported(self, file: Path, told: ReportedRun, report: Report) -> Found:
+        """Take over what a report says of a run, or say why not; InputError as for `take`."""
+        record, grid = told.run, self._benchmark.grid
+        if record.config is None or record.data_sha256 is None:
+            raise InputError(
+                "its report does not tell its config and data; expected a report that does, as "
+                "benchmark.py --report makes one where the run is"
+            )
+        there = checkpoint.completed(record.config, self._benchmark.runs[0].config)
+        run, differing = self._nearest(there)
+        if differing:
+            return Found(file, "no run of this grid", _told(run, differing), record.name)
+        if run.name in self._done:
+            return Found(file, "here already", f"({run.name})", record.name)
+        asked = (tuple(grid.attacks), grid.num)
+        if asked != (report.attacks, report.grid.get("num")):
+            why = "evaluated under other attacks, or on another number of images"
+            return Found(file, "not finished", why, record.name)
+        _check_unused(run)
+        self._check(f"{file}: {record.name}", told.result, record.data_sha256)
+        named = replace(record, cell=run.cell.name)
+        reported.add(self._benchmark.folder, replace(told, run=named))
+        self._done.add(run.name)
+        return Found(file, "taken over", f"as ({run.name})", record.name)
 
     def _nearest(self, there: dict[str, Any]) -> tuple[Run, list[str]]:
         """The run that a config differs least from, and in what."""
@@ -166,12 +234,14 @@ class _Here:
         )
         return min(pairs, key=lambda pair: len(pair[1]))
 
-    def _check(self, run: Run) -> None:
-        """Raise an InputError for a run whose numbers do not belong beside those here."""
-        result, data = self._read(run)
+    def _check(self, where: str, result: Result, data: str) -> None:
+        """Raise an InputError for a run whose numbers do not belong beside those here.
+
+        where: it was found. data: the SHA-256 of its training data.
+        """
         self._first = self._first or self._first_of_done()
         if self._first is None:
-            self._first = (run.name, result, data)
+            self._first = (where, result, data)
             return
         name, first, its_data = self._first
         if data != its_data:
@@ -179,10 +249,12 @@ class _Here:
                 f"was trained on other data than ({name}): SHA-256 {data[:12]} there, "
                 f"{its_data[:12]} here; expected the same images"
             )
-        agree({str(run.folder): result, name: first})
+        agree({where: result, name: first})
 
     def _first_of_done(self) -> tuple[str, Result, str] | None:
         """What the first run says that is done and whole."""
+        for told in reported.read(self._benchmark.folder).values():
+            return told.run.name, told.result, told.run.data_sha256 or ""
         fault = None
         for run in self._benchmark.runs:
             if run.name in self._done:

@@ -41,6 +41,7 @@ class Result:
     learned: whether the last weights do anything that chance would not do.
     gain: of a discriminator during training, from before its first step; empty where it was not
         measured.
+    data_sha256: of the training data; None in a run of before it was told.
     """
 
     metrics: dict[str, Metric]
@@ -59,6 +60,7 @@ class Result:
     doubts: tuple[str, ...] = ()
     learned: bool = True
     gain: tuple[GainPoint, ...] = ()
+    data_sha256: str | None = None
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,11 @@ import sys
 from collections import defaultdict
 from dataclasses import dataclass
 
-from convnorm.experiment.benchmark import attempt_records
+from convnorm.experiment.benchmark import attempt_records, reported
 from convnorm.experiment.benchmark.attempt import AttemptRecord, fraction_done, is_trained
 from convnorm.experiment.benchmark.attempt_records import attempts
 from convnorm.experiment.benchmark.grid import Benchmark, Run
+from convnorm.experiment.benchmark.reported import ReportedRun
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.records import State
 from convnorm.experiment.run import checkpoint
@@ -20,20 +21,24 @@ class Progress:
     """Where a run stands.
 
     fraction: of its training that is done, in [0, 1]. reason: why it failed.
+    reported: what a report says of it, of a run that was taken over from one and has no folder.
     """
 
     run: Run
     state: State
     fraction: float
     reason: str = ""
+    reported: ReportedRun | None = None
 
 
 def check(benchmark: Benchmark) -> None:
     """Say which lines of attempts.jsonl are damaged; they are left out.
 
     Raises:
-        InputError: The folder of a run holds one of another config, or attempts.jsonl is no file.
+        InputError: The folder of a run, or reported.json, holds one of another config, or
+            attempts.jsonl is no file.
     """
+    reported.check(benchmark.folder, benchmark.runs)
     for run in benchmark.runs:
         check_folder(run)
     for found in attempt_records.damaged(benchmark.folder):
@@ -52,12 +57,15 @@ def check_folder(run: Run) -> None:
 def survey(benchmark: Benchmark) -> list[Progress]:
     """Look at the folder of every run; a run that failed counts as failed until it is done."""
     pipeline, grid = benchmark.pipeline, benchmark.grid
+    elsewhere = reported.read(benchmark.folder)
     last = {attempt.run: attempt for attempt in attempts(benchmark.folder)}
     found = []
     for run in benchmark.runs:
         fraction, attempt = fraction_done(run, pipeline), last.get(run.name)
         asked = run.folder, grid.attacks, grid.num
-        if is_trained(run) and not pipeline.remaining_evaluations(*asked):
+        if told := elsewhere.get((run.cell.name, run.seed)):
+            found.append(Progress(run, "done", 1.0, reported=told))
+        elif is_trained(run) and not pipeline.remaining_evaluations(*asked):
             found.append(Progress(run, "done", 1.0))
         elif attempt is not None and attempt.outcome == "failed":
             found.append(Progress(run, "failed", fraction, attempt.reason))

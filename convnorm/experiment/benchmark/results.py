@@ -14,7 +14,7 @@ import yaml
 from convnorm.experiment.benchmark.attempt import Command
 from convnorm.experiment.benchmark.attempt_records import ATTEMPTS, ELSEWHERE, attempts
 from convnorm.experiment.benchmark.comparisons import mcnemar_tests, paired_tests
-from convnorm.experiment.benchmark.grid import Benchmark, Cell, Grid, cells, named
+from convnorm.experiment.benchmark.grid import Benchmark, Cell, Grid, Run, cells, named
 from convnorm.experiment.benchmark.pipeline import Pipeline, Result
 from convnorm.experiment.benchmark.plan import GRID, Progress, survey
 from convnorm.experiment.benchmark.soundness import agree, finite, with_sound_picture
@@ -32,6 +32,7 @@ from convnorm.experiment.records import (
     RunResult,
     Summary,
 )
+from convnorm.experiment.run import checkpoint
 from convnorm.experiment.statistics import (
     area_under,
     collapsed,
@@ -119,7 +120,11 @@ def _read(
     for item in progress:
         if item.state == "done":
             try:
-                result = finite(pipeline.read(item.run.folder, grid.attacks, grid.num))
+                if item.reported is not None:
+                    result = item.reported.result
+                else:
+                    result = pipeline.read(item.run.folder, grid.attacks, grid.num)
+                result = finite(result)
                 results[item.run.name] = with_sound_picture(result)
             except InputError as error:
                 item = replace(item, state="failed", reason=str(error))
@@ -143,18 +148,30 @@ def _runs(
     found = []
     for item in progress:
         run, result = item.run, results.get(item.run.name)
+        told = item.reported and item.reported.run
         found.append(
             RunRecord(
                 cell=run.cell.name,
                 seed=run.seed,
                 state=item.state,
-                folder=str(run.folder),
+                folder=str(run.folder) if told is None else told.folder,
                 commands=(str(Command(benchmark.pipeline.script, run.arguments)),),
-                attempts=started[run.name],
+                attempts=started[run.name] if told is None else told.attempts,
                 reason=item.reason,
                 result=result and _result(result, curve, benchmark),
+                config=_config(run),
+                data_sha256=result and result.data_sha256,
+                taken_from=told and told.taken_from,
             )
         )
+    return found
+
+
+def _config(run: Run) -> dict[str, Any]:
+    """The config of a run without the place of its data, which is that of a machine."""
+    found = checkpoint.plain(run.config)
+    if isinstance(data := found.get("data"), dict):
+        found["data"] = {key: value for key, value in data.items() if key != "root"}
     return found
 
 

@@ -9,9 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from convnorm.experiment import files
+from convnorm.experiment import codec, files
 from convnorm.experiment.benchmark.pipeline import Matching
-from convnorm.experiment.codec import from_json, to_json
 from convnorm.experiment.config import differences, require
 from convnorm.experiment.config.fields import shown
 from convnorm.experiment.errors import InputError
@@ -104,13 +103,7 @@ def read(folder: Path) -> tuple[Match, ...]:
     if not file.is_symlink() and not file.exists():
         return ()
     expected = "what this version has written, or no file, which matches all gains anew"
-    try:
-        content = json.loads(files.read(file, expected).decode())
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{file}: not readable as JSON; expected {expected}") from None
-    return from_json(Matched, content, file).matches
+    return codec.read(Matched, file, expected).matches
 
 
 def add(folder: Path, match: Match) -> None:
@@ -119,7 +112,7 @@ def add(folder: Path, match: Match) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"folder: {folder} cannot be used ({error.strerror})") from None
-    files.write_json(folder / MATCHED, to_json(Matched((*read(folder), match))))
+    files.write_json(folder / MATCHED, codec.to_json(Matched((*read(folder), match))))
 
 
 def kept(goals: Sequence[Goal], folder: Path) -> dict[str, Match]:

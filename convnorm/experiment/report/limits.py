@@ -89,6 +89,12 @@ def _limits_of_runs(report: Report) -> list[str]:
     found = []
     if any(len(versions) > 1 for versions in report.versions.values()):
         found.append("Not all runs used the same code and libraries: see the versions.")
+    if reports := [run.taken_from for run in report.runs if run.taken_from]:
+        found.append(
+            f"{len(reports)} of {len(report.runs)} runs were taken over from "
+            f"{', '.join(dict.fromkeys(reports))}: their numbers are here, their weights and "
+            "pictures are not."
+        )
     attacks = [name for name in report.attacks if name != "certified"]  # which is a lower bound
     if attacks and not any(name.startswith("autoattack") for name in attacks):
         found.append(

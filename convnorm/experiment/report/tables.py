@@ -211,7 +211,7 @@ def runs(report: Report) -> str:
     rows = []
     for run in report.runs:
         state = f"failed: {run.reason}" if run.state == "failed" else run.state
-        state += ", collapsed" * run.has_collapsed
+        state += ", collapsed" * run.has_collapsed + ", from a report" * bool(run.taken_from)
         row = [run.cell, state, run.seed, run.attempts]
         if result := run.result:
             for when in ("final", "selected"):

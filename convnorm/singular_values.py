@@ -4,8 +4,11 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
-from convnorm.symbols import Symbol, matrices
+from convnorm.composite import composite_of
+from convnorm.symbols import Symbol, circular_symbol, matrices
+from convnorm.tables import Pair
 
 
 @torch.no_grad()
@@ -26,6 +29,20 @@ def singular_values(symbol: Symbol) -> list[torch.Tensor]:
             values = A.real.new_full((len(A), A.shape[1] * min(A.shape[2:])), math.nan)
         found[stage].append(values.repeat_interleave(times, 0).flatten())
     return [torch.cat(parts).sort(descending=True).values for parts in found]
+
+
+def layer_spectra(
+    layer: nn.Module, size: Pair, dtype: torch.dtype = torch.float32
+) -> dict[str, torch.Tensor]:
+    """Return stage -> all singular values of a layer in evaluation mode on (H, W) maps.
+
+    Stages are "conv", the convolution alone, then with each part that follows: see `composite_of`.
+    Values are those of the layer on a ring, see `circular_symbol`. Raises NoSymbol where it has
+    none.
+    """
+    composite = composite_of(layer, dtype=dtype)
+    found = singular_values(circular_symbol(composite, size))
+    return dict(zip(composite.stages, found, strict=True))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from convnorm import CATALOGUE, ConvNorm2d, Normalizer, symbols
 from convnorm.composite import NoSymbol, composite_of
 from convnorm.gram import gram_bounds, norm_bound
 from convnorm.placement import placed_convolutions
-from convnorm.singular_values import singular_values, summary_of
+from convnorm.singular_values import layer_spectra, singular_values, summary_of
 from convnorm.spectrum import operator_norm
 from convnorm.symbols import circular_symbol, enclosing_symbol, matrices
 
@@ -26,6 +26,15 @@ def dense_values(function, size) -> torch.Tensor:
 def all_values(layer, size, behind=None, dtype=DOUBLE) -> list[torch.Tensor]:
     composite = composite_of(layer.eval(), behind, dtype)
     return singular_values(circular_symbol(composite, size))
+
+
+def test_spectra_of_a_layer_are_named_by_their_stages():
+    """Those of the convolution are the first, those of all that the layer does are the last."""
+    layer = conv_norm(stride=2)
+    found = layer_spectra(layer, (6, 4), DOUBLE)
+    assert list(found) == ["conv", "gain", "affine", "batch_norm"]
+    for values, expected in zip(found.values(), all_values(layer, (6, 4)), strict=True):
+        assert_equal(values, expected)
 
 
 def assert_equal(found: torch.Tensor, expected: torch.Tensor):

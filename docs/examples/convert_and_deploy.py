@@ -1,4 +1,4 @@
-"""Convert a model, train it a little, look at its norms, fold it, and run it in onnxruntime."""
+"""Convert a model, train it a little, look at its spectra, fold it, and run it in onnxruntime."""
 
 import sys
 
@@ -7,8 +7,8 @@ import timm
 import torch
 import torchvision
 
-from convnorm import convert, fold
-from convnorm.spectrum import layer_norms
+from convnorm import ConvNorm2d, convert, fold
+from convnorm.singular_values import layer_spectra
 
 
 def main(name: str = "torchvision:resnet50", size: str = "64") -> None:
@@ -23,16 +23,16 @@ def main(name: str = "torchvision:resnet50", size: str = "64") -> None:
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(model(images), torch.arange(8)).backward()
         optimizer.step()
-    for layer, norms in layer_norms(model, images.shape[1:]).items():
-        print(f"{layer}: operator norm {norms.operator_norm:.3g}")
+    layer = next(layer for layer in model.eval().modules() if isinstance(layer, ConvNorm2d))
+    for stage, values in layer_spectra(layer, (16, 16)).items():  # on maps of 16x16
+        print(f"{stage}: singular values from {values[0]:.3g} to {values[-1]:.3g}")
     folded, report = fold(model, images[:1])
     print(report)
     batch = {0: torch.export.Dim("batch", min=1, max=64)}
     torch.onnx.export(folded, (images,), "model.onnx", dynamo=True, dynamic_shapes=(batch,))
     session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
     (logits,) = session.run(None, {session.get_inputs()[0].name: images[:3].numpy()})
-    difference = torch.from_numpy(logits) - folded(images[:3])
-    print("largest difference in onnxruntime:", difference.abs().max().item())
+    print("largest difference:", (torch.from_numpy(logits) - folded(images[:3])).abs().max().item())
 
 
 if __name__ == "__main__":

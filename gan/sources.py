@@ -9,7 +9,13 @@ from torch import Tensor
 
 from convnorm.experiment.data import DataConfig, data_path, read_images
 from convnorm.experiment.data.folder import has_splits
-from convnorm.experiment.data.pixels import RESIZED_BY, resize
+from convnorm.experiment.data.pixels import (
+    RESIZED_BY,
+    Size,
+    height_and_width,
+    require_shape,
+    resize,
+)
 from convnorm.experiment.data.split_names import Split
 from convnorm.experiment.errors import InputError
 from gan.config import GanConfig
@@ -20,10 +26,10 @@ from gan.records import Origin
 from gan.runs import Which, checkpoint_of, is_run
 from gan.statistics_files import Statistics, has_statistics, read_statistics
 
-NAMES = ("digits", "cifar10", "cifar100")
+NAMES = ("digits", "cifar10", "cifar100", "stl10")
 SOURCES = (
     "a run folder, a checkpoint .pt, a folder of images, an .npz file, or digits, cifar10, "
-    "cifar100; any but a run with :train or :test if wanted"
+    "cifar100, stl10; any but a run with :train or :test if wanted"
 )
 
 
@@ -32,12 +38,12 @@ class ImageSource:
     """Images that can be scored, (N, C, H, W) uint8, or a generator of them; or statistics of real
     ones, which images can be scored against.
 
-    image_size: their height and width in pixels. origin: where they come from. config: of a
+    image_size: in pixels. origin: where they come from. config: of a
         generator's run; None of images.
     """
 
     images: Tensor | Sample | Statistics
-    image_size: int
+    image_size: Size
     origin: Origin
     config: GanConfig | None = None
 
@@ -48,7 +54,7 @@ def read_source(
     split: Split,
     device: torch.device,
     root: str,
-    size: int | None = None,
+    size: Size | None = None,
     checkpoint: Which | None = None,
 ) -> ImageSource:
     """Read one of `SOURCES`.
@@ -144,23 +150,27 @@ def _parts(text: str, role: str) -> tuple[str, Split | None]:
     return text, None
 
 
-def _images(name: str, text: str, root: str, split: Split | None, size: int | None) -> ImageSource:
+def _images(name: str, text: str, root: str, split: Split | None, size: Size | None) -> ImageSource:
     """Read images and say where they come from."""
     loaded = read_images(name, root, split, size)
     smallest, largest = loaded.native_sizes
     source = text.removesuffix(f":{split}")
     origin = Origin(source, split, found=loaded.found)
-    final = loaded.images.shape[-1]
+    final = loaded.size
     if (smallest, largest) != (final, final):
         before = largest if smallest == largest else None
         origin = replace(origin, resized_from=before, resized_by=RESIZED_BY)
     return ImageSource(loaded.images, final, origin)
 
 
-def resized(source: ImageSource, size: int) -> ImageSource:
-    """Return a generator's source with images of `size`; its origin says what they were before."""
+def resized(source: ImageSource, size: Size) -> ImageSource:
+    """Return a generator's source with images of `size`; its origin says what they were before.
+
+    Raises InputError where its images have another shape.
+    """
     if source.image_size == size:
         return source
+    require_shape(*height_and_width(source.image_size), size, f"{source.origin.source}: is")
 
     def sample(num: int, seed: int, share: slice) -> Iterator[Tensor]:
         # On the CPU: the floats of a GPU would round to other levels now and then.

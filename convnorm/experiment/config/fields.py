@@ -125,8 +125,10 @@ def expected(kind: Any) -> str:
         return "one of " + ", ".join(map(str, get_args(kind)))
     if get_origin(kind) is dict:
         return "keys and values"
-    if get_origin(kind) is tuple and get_args(kind)[-1] is Ellipsis:
-        return f"a list of {expected(get_args(kind)[0])}"
+    if get_origin(kind) is tuple:
+        first, *others = get_args(kind)
+        number = "" if Ellipsis in others else f"{1 + len(others)} "
+        return f"a list of {number}{expected(first)}"
     if get_args(kind):
         return " or ".join(map(expected, get_args(kind)))
     return "null" if kind is type(None) else getattr(kind, "__name__", str(kind))

@@ -21,7 +21,7 @@ from convnorm.experiment.data.images import (
     said,
 )
 from convnorm.experiment.data.picture import read_picture
-from convnorm.experiment.data.pixels import resize
+from convnorm.experiment.data.pixels import Size, require_shape, resize, size_of, size_text
 from convnorm.experiment.data.split_names import Kind, Split, folder_kind, kinds
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.memory import require_memory
@@ -47,7 +47,7 @@ class Entries:
     skipped: list[Skipped]
 
 
-def read_folder(root: Path, split: Split | None, size: int | None) -> Images:
+def read_folder(root: Path, split: Split | None, size: Size | None) -> Images:
     """Read root/<split>/<class>/, root/<split>/, root/<class>/ or root/, in the order of names.
 
     Every entry is read, skipped or refused by name. Skipped are, and `Images.found` says so:
@@ -61,12 +61,12 @@ def read_folder(root: Path, split: Split | None, size: int | None) -> Images:
 
     Args:
         split: None takes the images of a root without splits.
-        size: Height and width to which each image is resized as it is read; images may then be of
-            several sizes. None leaves them as they are, and expects one size.
+        size: To which each image is resized as it is read; images may then be of several sizes,
+            but of one shape. None leaves them as they are, and expects one size.
 
     Raises:
         InputError: An entry can be neither read nor skipped, a class has no image or is in one of
-            the splits alone, or an image is no square or of another size than asked for.
+            the splits alone, or an image is of another shape, or size, than asked for.
     """
     base, beside = split_folder(root, split)
     entries = entries_of(base)
@@ -236,35 +236,34 @@ def _class_names(folders: Sequence[Path], base: Path) -> tuple[str, ...]:
     return names
 
 
-def _read(paths: Sequence[Path], size: int | None) -> tuple[Tensor, tuple[int, int]]:
+def _read(paths: Sequence[Path], size: Size | None) -> tuple[Tensor, tuple[Size, Size]]:
     """Read image files, each resized before the next: (N, C, H, W) uint8, C 1 if all are gray.
 
-    Also returns the smallest and the largest height before that.
+    Also returns the smallest and the largest size before that.
     """
     images, sizes = torch.empty(0), set()
     for index, path in enumerate(tqdm(paths, "reading images", disable=None, leave=False)):
         pixels = read_picture(path)
         height, width, channels = pixels.shape
-        if height != width:
-            raise InputError(f"{path}: is {width} wide and {height} high, expected a square")
-        if size is None and sizes and height not in sizes:
-            first = f"{images.shape[-1]}x{images.shape[-1]}"
+        require_shape(height, width, size, f"{path}: is")
+        if size is None and sizes and (height, width) not in sizes:
+            first = size_text(size_of(*images.shape[2:]))
             raise InputError(
                 f"{path}: {width}x{height} pixels, expected {first} as in {paths[0].name}"
             )
-        sizes.add(height)
+        sizes.add((height, width))
         image = torch.from_numpy(pixels.transpose(2, 0, 1)[None].copy())
         image = image if size is None else resize(image, size)
         if index == 0 or channels > images.shape[1]:
             images = _room(images[:index], len(paths), image, paths[0].parent)
         images[index] = image[0]
-    return images, (min(sizes), max(sizes))
+    return images, (size_of(*min(sizes)), size_of(*max(sizes)))
 
 
 def _room(before: Tensor, num: int, image: Tensor, folder: Path) -> Tensor:
-    """Return room for `num` images like one (1, C, H, H); gray ones of before fill all channels."""
-    size = image.shape[-1]
-    require_memory(num * image.numel(), f"{folder}: {num} images of {size}x{size} pixels")
+    """Return room for `num` images like one (1, C, H, W); gray ones of before fill all channels."""
+    size = size_text(size_of(*image.shape[2:]))
+    require_memory(num * image.numel(), f"{folder}: {num} images of {size} pixels")
     images = image.new_empty(num, *image.shape[1:])
     if len(before):
         images[: len(before)] = before

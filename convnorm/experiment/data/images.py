@@ -1,6 +1,7 @@
 """One split of a data set in memory, and the line that says what was read."""
 
 import hashlib
+import math
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -10,7 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convnorm.experiment.data.pixels import RESIZED_BY, resize
+from convnorm.experiment.data.pixels import (
+    RESIZED_BY,
+    Size,
+    height_and_width,
+    require_shape,
+    resize,
+    size_of,
+    size_text,
+)
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.memory import require_memory
 
@@ -30,14 +39,19 @@ class Images:
         labels: (N,) int64, the index of each image's class in `classes`.
         classes: The names of the classes.
         found: What was read and skipped, in one line.
-        native_sizes: The smallest and the largest height before images were resized.
+        native_sizes: The smallest and the largest size before images were resized.
     """
 
     images: Tensor
     labels: Tensor
     classes: tuple[str, ...]
     found: str = ""
-    native_sizes: tuple[int, int] | None = None
+    native_sizes: tuple[Size, Size] | None = None
+
+    @property
+    def size(self) -> Size:
+        """Their size in pixels."""
+        return size_of(*self.images.shape[2:])
 
     def to(self, device: torch.device) -> "Images":
         """Return the same images and labels on another device."""
@@ -67,42 +81,41 @@ def from_array(
     pixels: np.ndarray,
     labels: np.ndarray,
     classes: tuple[str, ...],
-    size: int | None,
+    size: Size | None,
     where: object,
     skipped: Sequence[Skipped] = (),
 ) -> Images:
     """Return images of (N, H, W, C) uint8 pixels, resized to `size`; None leaves them as they are.
 
     Raises:
-        InputError: They are not squares, or do not fit into memory once they are resized.
+        InputError: They have another shape, or do not fit into memory once they are resized.
     """
-    height, width = pixels.shape[1:3]
-    if height != width:
-        raise InputError(
-            f"{where}: its images are {width} wide and {height} high, expected squares"
-        )
-    size = height if size is None else size
-    what = f"{where}: {len(pixels)} images of {size}x{size} pixels"
-    require_memory(len(pixels) * pixels.shape[3] * size**2, what)
+    num, height, width, channels = pixels.shape
+    native = size_of(height, width)
+    size = native if size is None else size
+    require_shape(height, width, size, f"{where}: each image is")
+    what = f"{where}: {num} images of {size_text(size)} pixels"
+    require_memory(num * channels * math.prod(height_and_width(size)), what)
     images = resize(torch.from_numpy(pixels).permute(0, 3, 1, 2), size)
-    return images_of(images, labels, classes, (height, height), where, skipped)
+    return images_of(images, labels, classes, (native, native), where, skipped)
 
 
 def images_of(
     images: Tensor,
     labels: np.ndarray,
     classes: tuple[str, ...],
-    native_sizes: tuple[int, int],
+    native_sizes: tuple[Size, Size],
     where: object,
     skipped: Sequence[Skipped] = (),
 ) -> Images:
     """Return images (N, C, H, W) uint8 that have their final size, with the line on them."""
     count, classes_count = _number(len(images), "image", "s"), _number(len(classes), "class", "es")
     line = f"{count} in {classes_count} from {where}{said(skipped)}"
-    first, last = (f"{size}x{size}" for size in native_sizes)
+    first, last = map(size_text, native_sizes)
     line += f", {first}" if first == last else f", {first} to {last}"
-    if native_sizes != (images.shape[-1],) * 2:
-        line += f" resized to {images.shape[-1]}x{images.shape[-1]} ({RESIZED_BY})"
+    final = size_of(*images.shape[2:])
+    if native_sizes != (final, final):
+        line += f" resized to {size_text(final)} ({RESIZED_BY})"
     labels = torch.from_numpy(labels.astype(np.int64))
     return Images(images.contiguous(), labels, classes, line, native_sizes)
 

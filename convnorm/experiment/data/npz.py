@@ -18,6 +18,7 @@ from convnorm.experiment.data.images import (
     from_array,
 )
 from convnorm.experiment.data.npz_files import npz_file, train_file
+from convnorm.experiment.data.pixels import Size
 from convnorm.experiment.data.split_names import Split
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.memory import require_memory
@@ -36,7 +37,7 @@ class Header:
         return f"{self.dtype} {self.shape}"
 
 
-def read_npz(root: Path, split: Split | None, size: int | None) -> Images:
+def read_npz(root: Path, split: Split | None, size: Size | None) -> Images:
     """Read `images` (N, H, W[, C]) uint8 and, where there are, `labels` (N,) and `classes` (K,).
 
     `arr_0` stands for images and `arr_1` for labels in files without those names, as in samples of
@@ -48,7 +49,7 @@ def read_npz(root: Path, split: Split | None, size: int | None) -> Images:
     Args:
         root: A file, or a folder with a file for each split; see `npz_file`.
         split: None takes the file that `root` is, whatever its name.
-        size: Height and width to which the images are resized; None leaves them as they are.
+        size: To which the images are resized; None leaves them as they are.
 
     Raises:
         InputError: A file or key is missing, damaged, encrypted, of another kind or shape, or

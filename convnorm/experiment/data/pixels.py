@@ -4,30 +4,63 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from convnorm.experiment.errors import InputError
+
+Size = int | tuple[int, int]  # pixels: the side of squares, or height and width of what is none
+
 RESIZED_BY = "antialiased bicubic"  # in records; another method is another data set
 MAX_FLOATS = 2**24  # that are resized at a time: 64 MiB
 
 
-def resize(images: Tensor, size: int, max_floats: int = MAX_FLOATS) -> Tensor:
-    """Resize square images to `size` with an antialiased bicubic filter.
+def height_and_width(size: Size) -> tuple[int, int]:
+    """Return height and width of images of a size."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def size_of(height: int, width: int) -> Size:
+    """Return the size of images of this height and width."""
+    return height if height == width else (height, width)
+
+
+def size_text(size: Size) -> str:
+    """Return a size for people, as that of a screen: width x height."""
+    height, width = height_and_width(size)
+    return f"{width}x{height}"
+
+
+def require_shape(height: int, width: int, size: Size | None, where: object) -> None:
+    """Raise an InputError unless an image becomes one of `size` without being distorted.
+
+    size: None takes every shape. where: the start of the error, up to `is`.
+    """
+    wanted = None if size is None else height_and_width(size)
+    if wanted is None or height * wanted[1] == width * wanted[0]:
+        return
+    shape = "a square" if isinstance(size, int) else f"the shape of {size_text(size)}"
+    raise InputError(f"{where} {width} wide and {height} high, expected {shape}")
+
+
+def resize(images: Tensor, size: Size, max_floats: int = MAX_FLOATS) -> Tensor:
+    """Resize images to `size` with an antialiased bicubic filter.
 
     Args:
-        images: (N, C, H, H) uint8; returned unchanged if H is `size`.
-        size: Height and width of the result in pixels.
+        images: (N, C, H, W) uint8; returned unchanged if they have that size.
+        size: Of the result.
         max_floats: How many pixels are float32 at a time, of one image at least; the result does
             not depend on it.
 
     Returns:
-        (N, C, size, size) uint8, rounded to nearest.
+        (N, C, height, width) uint8, rounded to nearest.
     """
-    if images.shape[-1] == size:
+    sides = height_and_width(size)
+    if images.shape[2:] == sides:
         return images
-    resized = images.new_empty((*images.shape[:2], size, size))
+    resized = images.new_empty((*images.shape[:2], *sides))
     floats = max(images[:1].numel(), resized[:1].numel(), 1)
     chunk = max(1, max_floats // floats)
     for source, target in zip(images.split(chunk), resized.split(chunk), strict=True):
         pixels = source.float().contiguous()
-        pixels = F.interpolate(pixels, size=(size, size), mode="bicubic", antialias=True)
+        pixels = F.interpolate(pixels, size=sides, mode="bicubic", antialias=True)
         target.copy_(pixels.round_().clamp_(0, 255))  # a bicubic filter overshoots at edges
     return resized
 

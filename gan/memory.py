@@ -2,6 +2,7 @@
 
 import torch
 
+from convnorm.experiment.data.pixels import height_and_width
 from convnorm.experiment.run.memory import (
     Estimate,
     bytes_for_backward,
@@ -42,7 +43,7 @@ def estimate(config: GanConfig, world_size: int = 1) -> Estimate:
         discriminator = build_discriminator(model.arch, Normalizer("none"), **shape)
 
         def discriminate(num: int) -> torch.Tensor:
-            size = (num, shape["channels"], shape["image_size"], shape["image_size"])
+            size = (num, shape["channels"], *height_and_width(shape["image_size"]))
             return discriminator(torch.zeros(size), torch.zeros(num, dtype=torch.long))
 
         def generate() -> torch.Tensor:

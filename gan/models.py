@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from convnorm.experiment import streams
-from convnorm.experiment.data.pixels import to_uint8
+from convnorm.experiment.data.pixels import height_and_width, to_uint8
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.run import checkpoint
 from convnorm.normalizers import fit_to_maps
@@ -50,10 +50,10 @@ def build(config: GanConfig, channels: int) -> tuple[nn.Module, nn.Module]:
             channels=channels,
             options=model.options,
         )
-        size = config.data.image_size
+        sides = height_and_width(config.data.image_size)
         labels = torch.zeros(1, dtype=torch.long)
         fit_to_maps(generator, torch.zeros(1, model.z_dim), labels)
-        fit_to_maps(discriminator, torch.zeros(1, channels, size, size), labels)
+        fit_to_maps(discriminator, torch.zeros(1, channels, *sides), labels)
     if model.gradient_normalization:
         discriminator = GradientNormalized(OrderedDict(discriminator.named_children()))
     return generator, discriminator

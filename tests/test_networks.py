@@ -1,22 +1,27 @@
 """The networks against published counts, explicit formulas and the order they are built in."""
 
 import math
+import re
 
 import pytest
 import torch
 import torch.nn.functional as F
+from runs import ROOT
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from convnorm.experiment.data.pixels import height_and_width
 from convnorm.experiment.errors import InputError
+from convnorm.normalizers import CATALOGUE, Normalizer, fit_to_maps
 from gan.networks import ARCHITECTURES, build_discriminator, build_generator
-from gan.networks.sngan_resnet import DiscriminatorBlock, GeneratorBlock, InputBlock
+from gan.networks.attention import SelfAttention
+from gan.networks.sngan_resnet import LAYOUTS, DiscriminatorBlock, GeneratorBlock, InputBlock
 
 SIZES = {
     "dcgan": (16, 32, 64),
-    "sngan_cnn": (8, 16, 32, 48),
+    "sngan_cnn": (8, 16, 32, 48, (16, 24)),
     "sngan_cnn_wide": (16, 32, 48),
-    "sngan_resnet": (16, 32, 48),
+    "sngan_resnet": (16, 32, 48, 64, 96, 128),
 }
 CONV = nn.Conv2d | nn.ConvTranspose2d
 every_network = pytest.mark.parametrize(
@@ -56,7 +61,9 @@ def modules_of(network, kind):
 
 
 # The SNGAN counts are those of the public code bases (the generator of sngan_cnn at 48x48 follows
-# from the one at 32x32). Those of DCGAN are the PyTorch example's at 64x64 (3,576,704 and
+# from the one at 32x32; those of sngan_resnet from 64x64 on are Mimicry's layers counted by hand,
+# less the bias of its last layer; the discriminator's layers of 48x48, 64x64 and 96x96 are the
+# same). Those of DCGAN are the PyTorch example's at 64x64 (3,576,704 and
 # 2,765,568), plus 3 output biases in G, and in D 961 biases for 1,792 numbers of BatchNorm.
 # MACs are in millions per image.
 @pytest.mark.parametrize(
@@ -68,13 +75,16 @@ def modules_of(network, kind):
         ("sngan_cnn_wide", 32, 128, (3_813_379, 5_860_865), (103.5, 215.7)),
         ("sngan_resnet", 32, 128, (4_276_739, 1_053_824), (1681.1, 272.1)),
         ("sngan_resnet", 48, 128, (4_878_083, 10_141_440), (827.4, 362.7)),
+        ("sngan_resnet", 64, 128, (12_220_675, 10_141_440), (1955.3, 644.8)),
+        ("sngan_resnet", 96, 128, (14_862_595, 10_141_440), (4399.5, 1450.8)),
+        ("sngan_resnet", 128, 128, (32_150_787, 29_017_856), (9090.1, 2881.2)),
     ],
 )
 def test_published_networks_have_the_published_size(arch, image_size, z_dim, parameters, macs):
     """A wrong width, bias or kernel changes the parameters, a wrong stride or order the MACs."""
     with torch.device("meta"):
         networks = pair(arch, image_size, z_dim=z_dim, width=None)
-        inputs = torch.zeros(1, z_dim), torch.zeros(1, 3, image_size, image_size)
+        inputs = torch.zeros(1, z_dim), torch.zeros(1, 3, *height_and_width(image_size))
     for network, x, count, mega_macs in zip(networks, inputs, parameters, macs, strict=True):
         assert sum(p.numel() for p in network.parameters()) == count
         with FlopCounterMode(display=False) as counter:
@@ -97,7 +107,7 @@ def test_shapes(arch, image_size, channels, batch_size):
     """A bottom map for another size, or logits that lose the batch when it is 1."""
     G, D = pair(arch, image_size, channels)
     images = G.eval()(torch.randn(batch_size, 8))
-    assert images.shape == (batch_size, channels, image_size, image_size)
+    assert images.shape == (batch_size, channels, *height_and_width(image_size))
     assert D(images).shape == (batch_size,)
 
 
@@ -139,7 +149,7 @@ def test_normalize_gets_every_layer_once_knows_the_image_and_its_result_runs(arc
     calls = []
     for result in recorder.results:
         result.register_forward_hook(lambda module, *_: calls.append(id(module)))
-    D(torch.randn(2, 3, image_size, image_size))
+    D(torch.randn(2, 3, *height_and_width(image_size)))
     assert sorted(calls) == sorted(map(id, recorder.results))
 
 
@@ -151,7 +161,7 @@ def test_plain_discriminator_hides_no_normalizer(arch, image_size):
     pointwise_or_pool = {"LeakyReLU", "ReLU", "AvgPool2d", "SumPool", "Flatten", "Identity"}
     assert leaves <= {"Conv2d", "Linear"} | pointwise_or_pool
     assert not list(D.buffers())
-    images = torch.randn(3, 3, image_size, image_size)
+    images = torch.randn(3, 3, *height_and_width(image_size))
     torch.testing.assert_close(D(images)[:1], D(images[:1]))
 
 
@@ -257,7 +267,9 @@ def test_discriminator_block_shortcut_pools_last(out_channels, downsample):
     torch.testing.assert_close(block(x), residual + skip)
 
 
-@pytest.mark.parametrize(("image_size", "last_map"), [(16, 4), (32, 8), (48, 3)])
+@pytest.mark.parametrize(
+    ("image_size", "last_map"), [(16, 4), (32, 8), (48, 3), (64, 2), (96, 3), (128, 4)]
+)
 def test_resnet_discriminator_sums_over_the_map(image_size, last_map):
     """A mean would divide the logit by the pixels of the last map; a missing ReLU would keep -1."""
     recorder = Recorder()
@@ -268,8 +280,125 @@ def test_resnet_discriminator_sums_over_the_map(image_size, last_map):
     head.weight.fill_(1.0)
     last_block_conv.bias.fill_(1.0)
     last_block_conv.bias[0] = -1.0
-    logit = D(torch.randn(1, 3, image_size, image_size)).item()
+    logit = D(torch.randn(1, 3, *height_and_width(image_size))).item()
     assert logit == (head.in_features - 1) * last_map**2
+
+
+# Self-attention
+
+
+def attended(image_size, side, normalize=plain, width=16):
+    names = ("generator_width", "discriminator_width")
+    same = {"image_size": image_size, "channels": 3}
+    same["options"] = {**dict.fromkeys(names, width), "attention": side}
+    torch.manual_seed(0)
+    G = build_generator("sngan_resnet", z_dim=8, **same)
+    torch.manual_seed(1)
+    return G, build_discriminator("sngan_resnet", normalize, **same)
+
+
+@pytest.mark.parametrize(
+    ("image_size", "sides"),
+    [
+        (16, (4, 8)),
+        (32, (8, 16)),
+        (48, (12, 24)),
+        (64, (8, 16, 32)),
+        (96, (12, 24, 48)),
+        (128, (8, 16, 32, 64)),
+    ],
+)
+def test_self_attention_sees_maps_of_the_side_asked_for_in_both_networks(image_size, sides):
+    """And no other side is taken: the first block with that map is followed by one attention."""
+    for side in range(1, image_size + 1):
+        if side not in sides:
+            with pytest.raises(InputError, match=r"model\.options\.attention"):
+                attended(image_size, side, width=1)
+            continue
+        inputs = torch.randn(1, 8), torch.randn(1, 3, image_size, image_size)
+        for network, x in zip(attended(image_size, side, width=1), inputs, strict=True):
+            (attention,) = modules_of(network, SelfAttention)
+            seen = []
+            attention.register_forward_hook(lambda _, x, y, seen=seen: seen.append((x[0], y)))
+            network(x)
+            ((x, y),) = seen
+            assert x.shape == y.shape
+            assert x.shape[2:] == (side, side)
+    assert LAYOUTS.keys() == {16, 32, 48, 64, 96, 128}
+
+
+def test_sagan_has_its_published_parameters():
+    """At 32x32 of 128 pixels: 256 channels in G, 128 in D, and 5 / 4 C^2 + 1 weights for C."""
+    with torch.device("meta"):
+        pairs = [attended(128, side, width=64) for side in (None, 32)]
+    for before, after, channels in zip(*pairs, (256, 128), strict=True):
+        added = sum(p.numel() for p in after.parameters()) - sum(
+            p.numel() for p in before.parameters()
+        )
+        assert added == 5 * channels**2 // 4 + 1
+
+
+@pytest.mark.parametrize("kind", CATALOGUE)
+def test_with_self_attention_networks_start_as_those_without_it(kind):
+    """gamma starts at 0, and its weights are drawn behind all others, whatever the normalizer."""
+    inputs = torch.randn(2, 8), torch.randn(2, 3, 16, 16)
+    pairs = [attended(16, side, Normalizer(kind), width=4) for side in (None, 8)]
+    for before, after, x in zip(*pairs, inputs, strict=True):
+        for network in (before, after):
+            fit_to_maps(network, x[:1], torch.zeros(1, dtype=torch.long))
+        # What is fitted to maps starts from random vectors, drawn as the layers come.
+        close = 0.0 if CATALOGUE[kind].fit is None else 0.01
+        torch.testing.assert_close(after(x), before(x), rtol=close, atol=0)
+        (attention,) = modules_of(after, SelfAttention)
+        attention.gamma.data.fill_(0.5)
+        assert not torch.allclose(after(x), before(x))
+
+
+def test_self_attention_is_its_formula():
+    """In loops over places; the sums of a softmax over queries, or no pooling, differ."""
+    torch.manual_seed(0)
+    attention = SelfAttention(plain, 16).double()
+    attention.gamma.data.fill_(0.7)
+    x = torch.randn(2, 16, 4, 6, dtype=torch.float64)
+    f, g, h = (conv(x) for conv in (attention.query, attention.key, attention.value))
+    assert (f.shape[1], g.shape[1], h.shape[1]) == (2, 2, 8)
+    blocks = [(slice(i, i + 2), slice(j, j + 2)) for i in (0, 2) for j in (0, 2, 4)]
+    keys, values = ([each[:, :, *b].amax((2, 3)) for b in blocks] for each in (g, h))
+    seen = torch.zeros(2, 8, 4, 6, dtype=torch.float64)
+    for i in range(4):
+        for j in range(6):
+            scores = [(f[:, :, i, j] * key).sum(1).exp() for key in keys]
+            for score, value in zip(scores, values, strict=True):
+                seen[:, :, i, j] += (score / sum(scores))[:, None] * value
+    torch.testing.assert_close(attention(x), x + 0.7 * attention.out(seen))
+
+
+def test_self_attention_trains_and_takes_second_derivatives():
+    """Its convolutions get gradients once gamma is not 0, and penalties second derivatives."""
+    _, D = attended(16, 8, width=16)
+    (attention,) = modules_of(D, SelfAttention)
+    images = torch.randn(2, 3, 16, 16, requires_grad=True)
+    D(images).sum().backward()
+    assert attention.gamma.grad != 0
+    assert not any(p.grad.any() for n, p in attention.named_parameters() if n != "gamma")
+    attention.gamma.data.fill_(0.5)
+    (gradient,) = torch.autograd.grad(D(images).sum(), images, create_graph=True)
+    gradient.square().sum().backward()
+    assert all(p.grad.isfinite().all() and p.grad.any() for p in attention.parameters())
+
+
+def test_the_convolutions_of_self_attention_are_normalized_as_all_others():
+    recorder = Recorder()
+    _, D = attended(32, 16, recorder)
+    (attention,) = modules_of(D, SelfAttention)
+    layers = modules_of(D, nn.Conv2d | nn.Linear)
+    assert sorted(map(id, recorder.layers)) == sorted(map(id, layers))
+    assert not any(recorder.at_input[-4:])
+    assert recorder.layers[-4:] == modules_of(attention, nn.Conv2d)
+    for layer, weight in zip(recorder.layers[-4:], recorder.weights[-4:], strict=True):
+        assert layer.bias is None
+        check_initialization("sngan_resnet", layer, 1.0)
+        assert torch.equal(layer.weight, weight)
 
 
 @pytest.mark.parametrize(
@@ -277,8 +406,22 @@ def test_resnet_discriminator_sums_over_the_map(image_size, last_map):
     [
         ({"arch": "vgg"}, "model.arch: 'vgg', expected one of dcgan, sngan_cnn, "),
         ({"arch": "dcgan", "image_size": 48}, "data.image_size: 48, dcgan expects 16, 32 or 64"),
-        ({"image_size": 30}, "data.image_size: 30, sngan_cnn expects a multiple of 8"),
-        ({"arch": "sngan_resnet", "image_size": 64}, "data.image_size: 64, .* 16, 32 or 48"),
+        ({"image_size": 30}, "data.image_size: 30, sngan_cnn expects multiples of 8"),
+        ({"image_size": (32, 30)}, r"data.image_size: \[32, 30\], sngan_cnn expects multiples"),
+        ({"arch": "dcgan", "image_size": (32, 64)}, r"\[32, 64\], dcgan expects 16, 32 or 64"),
+        (
+            {"arch": "sngan_resnet", "image_size": 256},
+            "data.image_size: 256, sngan_resnet expects 16, 32, 48, 64, 96 or 128",
+        ),
+        (
+            {"arch": "sngan_resnet", "image_size": (64, 128)},
+            r"data.image_size: \[64, 128\], sngan_resnet expects 16, 32, 48, 64, 96 or 128",
+        ),
+        (
+            {"arch": "sngan_resnet", "image_size": 32, "options": {"attention": 32}},
+            r"model\.options\.attention: 32 is not allowed; expected the side of a map in both "
+            r"networks of 32 pixels \(8, 16\), or null",
+        ),
         ({"channels": 4}, "data: images with 4 channels, expected 1"),
         (
             {"options": {"generator_width": 0}},
@@ -330,3 +473,18 @@ def test_wrong_z_dim_is_named():
 
 def test_every_architecture_is_tested():
     assert SIZES.keys() == ARCHITECTURES.keys()
+
+
+def test_the_documentation_has_the_counts_of_the_networks():
+    page = (ROOT / "docs" / "gan.md").read_text()
+    row = re.compile(r"^\| (?:`(\w+)`)? ?\| (\d+) \| ([\d,]+) \| ([\d,]+) \|", re.MULTILINE)
+    arch, found = None, 0
+    for name, size, *counts in row.findall(page):
+        arch = name or arch
+        z_dim = 100 if arch == "dcgan" else 128
+        with torch.device("meta"):
+            networks = pair(arch, int(size), z_dim=z_dim, width=None)
+        for network, count in zip(networks, counts, strict=True):
+            assert sum(p.numel() for p in network.parameters()) == int(count.replace(",", ""))
+        found += 1
+    assert found == 10

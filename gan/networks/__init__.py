@@ -5,7 +5,7 @@ layer, initialized, to `normalize` and uses what comes back; a generator does so
 convolutions and transposed convolutions, and keeps the BatchNorm that its architecture has.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from convnorm.experiment.config import options_of
+from convnorm.experiment.data.pixels import Size, height_and_width
 from convnorm.experiment.errors import InputError
 from gan.networks import dcgan, sngan_cnn, sngan_resnet
 from gan.networks.layers import Widths
@@ -42,12 +43,17 @@ class Architecture:
     options: type  # a dataclass; its defaults are the published network
     generator: Callable[..., nn.Module]  # (normalize, options, *, image_size, channels, z_dim)
     discriminator: Callable[..., nn.Module]  # (normalize, options, *, image_size, channels)
-    supports: Callable[[int], bool]  # of an image size
+    supports: Callable[[Size], bool]  # of an image size
     sizes: str  # the supported image sizes in words
 
 
-def _eighths(size: int) -> bool:
-    return 0 < size <= LARGEST and size % 8 == 0
+def _eighths(size: Size) -> bool:
+    return all(0 < side <= LARGEST and side % 8 == 0 for side in height_and_width(size))
+
+
+def _one_of(sizes: Iterable[int]) -> str:
+    *others, last = map(str, sizes)
+    return f"{', '.join(others)} or {last}"
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -55,29 +61,29 @@ ARCHITECTURES: dict[str, Architecture] = {
         Widths,
         dcgan.generator,
         dcgan.discriminator,
-        supports=lambda size: size in (16, 32, 64),
-        sizes="16, 32 or 64",
+        supports=lambda size: size in dcgan.SIZES,
+        sizes=_one_of(dcgan.SIZES),
     ),
     "sngan_cnn": Architecture(
         Widths,
         sngan_cnn.generator,
         partial(sngan_cnn.discriminator, factors=sngan_cnn.TABLE_3),
         supports=_eighths,
-        sizes=f"a multiple of 8, at most {LARGEST}",
+        sizes=f"multiples of 8, at most {LARGEST}",
     ),
     "sngan_cnn_wide": Architecture(
         Widths,
         sngan_cnn.generator,
         partial(sngan_cnn.discriminator, factors=sngan_cnn.WIDE),
         supports=_eighths,
-        sizes=f"a multiple of 8, at most {LARGEST}",
+        sizes=f"multiples of 8, at most {LARGEST}",
     ),
     "sngan_resnet": Architecture(
         sngan_resnet.Options,
         sngan_resnet.generator,
         sngan_resnet.discriminator,
         supports=lambda size: size in sngan_resnet.LAYOUTS,
-        sizes="16, 32 or 48",
+        sizes=_one_of(sngan_resnet.LAYOUTS),
     ),
 }
 
@@ -86,7 +92,7 @@ def build_generator(
     arch: str,
     normalize: NormalizeGenerator = plain,
     *,
-    image_size: int,
+    image_size: Size,
     channels: int,
     z_dim: int,
     options: Mapping[str, Any] = PUBLISHED,
@@ -111,11 +117,11 @@ def build_discriminator(
     arch: str,
     normalize: Normalize,
     *,
-    image_size: int,
+    image_size: Size,
     channels: int,
     options: Mapping[str, Any] = PUBLISHED,
 ) -> nn.Module:
-    """Return D: images (N, channels, image_size, image_size), labels (N,) -> logits (N,).
+    """Return D: images (N, channels, H, W) of that size, labels (N,) -> logits (N,).
 
     `options` are those of `build_generator`. A `normalize` that returns the layer it gets gives
     the plain network. Layers are initialized from the global random number generator before
@@ -127,12 +133,13 @@ def build_discriminator(
     return architecture.discriminator(normalize, chosen, image_size=image_size, channels=channels)
 
 
-def _find(arch: str, image_size: int, channels: int) -> Architecture:
+def _find(arch: str, image_size: Size, channels: int) -> Architecture:
     if arch not in ARCHITECTURES:
         raise InputError(f"model.arch: {arch!r}, expected one of {', '.join(ARCHITECTURES)}")
     architecture = ARCHITECTURES[arch]
     if not architecture.supports(image_size):
-        raise InputError(f"data.image_size: {image_size}, {arch} expects {architecture.sizes}")
+        given = image_size if isinstance(image_size, int) else list(image_size)
+        raise InputError(f"data.image_size: {given}, {arch} expects {architecture.sizes}")
     if channels not in (1, 3):
         raise InputError(f"data: images with {channels} channels, expected 1 (grey) or 3 (RGB)")
     return architecture

@@ -27,6 +27,8 @@ from torch import nn
 
 from gan.networks.layers import Unconditional, Widths
 
+SIZES = (16, 32, 64)  # of images, which are squares
+
 
 def generator(
     normalize: Callable[[nn.Module], nn.Module],

@@ -1,8 +1,8 @@
 """The standard CNN of spectral normalization (Miyato et al. 2018, arXiv 1802.05957, table 3).
 
-Published at 32x32 and 48x48; the dense layers alone depend on the size, so any multiple of 8
-works. The table leaves open, and the code of the same laboratory (pfnet-research/chainer-gan-lib)
-or the formula settles:
+Published at 32x32 and 48x48; the dense layers alone depend on the size, so any height and width
+that are multiples of 8 work. The table leaves open, and the code of the same laboratory
+(pfnet-research/chainer-gan-lib) or the formula settles:
 
 - BatchNorm and ReLU follow the generator's dense layer. Without them the dense layer and the
   first transposed convolution would be two linear maps in a row, that is one.
@@ -13,11 +13,13 @@ or the formula settles:
   32x32) and that of the laboratory's code (5,860,865). The slope is 0.1 in both, as in the paper.
 """
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 
 from torch import nn
 
+from convnorm.experiment.data.pixels import Size, height_and_width
 from gan.networks.dcgan import init_normal
 from gan.networks.layers import Unconditional, Widths
 
@@ -30,19 +32,19 @@ def generator(
     normalize: Callable[[nn.Module], nn.Module],
     options: Widths,
     *,
-    image_size: int,
+    image_size: Size,
     channels: int,
     z_dim: int,
 ) -> Unconditional:
-    """Return G: z (N, z_dim) -> (N, channels, image_size, image_size) in [-1, 1].
+    """Return G: z (N, z_dim) -> (N, channels, H, W) of `image_size` in [-1, 1].
 
     With w the width: dense to 8 w channels, then 4 w, 2 w and w after the three transposed
     convolutions.
     """
-    width, bottom = options.generator_width, image_size // 8
+    width, bottom = options.generator_width, _bottom(image_size)
     layers = [
-        init_normal(nn.Linear(z_dim, 8 * width * bottom**2)),
-        nn.Unflatten(1, (8 * width, bottom, bottom)),
+        init_normal(nn.Linear(z_dim, 8 * width * math.prod(bottom))),
+        nn.Unflatten(1, (8 * width, *bottom)),
         nn.BatchNorm2d(8 * width, eps=2e-5),
         nn.ReLU(),
     ]
@@ -60,11 +62,11 @@ def discriminator(
     normalize: Callable[..., nn.Module],
     options: Widths,
     *,
-    image_size: int,
+    image_size: Size,
     channels: int,
     factors: tuple[int, ...],
 ) -> Unconditional:
-    """Return D: (N, channels, image_size, image_size) -> logits (N,).
+    """Return D: (N, channels, H, W) of `image_size` -> logits (N,).
 
     `factors` are the channels in units of the width. 3x3 convolutions keep the size and
     4x4 convolutions halve it, in turn.
@@ -76,5 +78,11 @@ def discriminator(
         kernel_size, stride = ((3, 1), (4, 2))[index % 2]
         conv = init_normal(nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=1))
         layers += [normalize(conv, at_input=index == 0), nn.LeakyReLU(0.1)]
-    head = init_normal(nn.Linear(stages[-1] * (image_size // 8) ** 2, 1))
+    head = init_normal(nn.Linear(stages[-1] * math.prod(_bottom(image_size)), 1))
     return Unconditional(*layers, nn.Flatten(), normalize(head), nn.Flatten(0))
+
+
+def _bottom(image_size: Size) -> tuple[int, int]:
+    """Height and width of the smallest map, which three layers double or have halved."""
+    height, width = height_and_width(image_size)
+    return height // 8, width // 8

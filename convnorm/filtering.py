@@ -37,6 +37,9 @@ class _FilterFFT(torch.autograd.Function):
         return applied(_FilterFFT, grad.contiguous(), gain.conj()), None
 
 
+LARGEST_MATRIX = 2**26  # numbers of the filter's matrices in all channels: 256 MiB of float32
+
+
 def matrix_is_faster(num_outputs: int, batch_size: int, device_type: str) -> bool:
     """Whether `num_outputs` of each map come cheaper from one matrix per channel than by FFT.
 
@@ -84,7 +87,9 @@ def circular_filter(
         if ours and not is_transformed(x, gain):
             return fused_filter(x, gain, rows, columns)
         maps = x.to(gain.real.dtype)
-        if holds(matrix_is_faster(len(rows) * len(columns), x.shape[0], x.device.type)):
+        kept = len(rows) * len(columns)
+        fits = x.shape[1] * kept * n * m <= LARGEST_MATRIX
+        if fits and holds(matrix_is_faster(kept, x.shape[0], x.device.type)):
             matrix = computed_once(filter_matrix, gain, (n, m), tuple(rows), tuple(columns))
             y = torch.bmm(maps.flatten(2).transpose(0, 1), matrix.transpose(1, 2))
             return y.transpose(0, 1).unflatten(2, (len(rows), len(columns))).to(x.dtype)
@@ -95,8 +100,11 @@ def circular_filter(
             y = _FilterFFT.forward(maps, gain)
         else:
             y = applied(_FilterFFT, maps, gain)
+    whole = rows.step == columns.step == 1
     rows, columns = (slice(r.start, r.stop, r.step) for r in (rows, columns))
-    return y[..., rows, columns].to(x.dtype)
+    y = y[..., rows, columns].to(x.dtype)
+    # A view would keep what a stride throws away for as long as it is needed itself.
+    return y if whole else y.contiguous()
 
 
 def filter_by_products(

@@ -1,4 +1,7 @@
-"""Constant tensors that a gain and a filter need again and again; each is made once and kept."""
+"""Constant tensors that a gain and a filter need again and again; each is made once and kept.
+
+All that are kept take at most `KEPT` bytes: maps of ever new sizes let the longest unused go.
+"""
 
 import math
 from collections.abc import Callable
@@ -11,8 +14,12 @@ from convnorm.modes import is_transformed
 
 Pair = tuple[int, int]
 
-# (function, *arguments) -> what it made. Never dropped: a captured CUDA graph goes on reading it.
+# Bytes. The tables of a network for images of 128 pixels take less than 10 MiB.
+KEPT = 2**28
+
+# (function, *arguments) -> what it made, the longest unused first.
 _tables: dict[tuple, torch.Tensor] = {}
+_captured: set[tuple] = set()  # never dropped: a captured CUDA graph goes on reading them
 
 
 def _kept(build: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -28,16 +35,31 @@ def _kept(build: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         if torch.compiler.is_compiling() or type(torch.empty(0)) is not torch.Tensor:
             return build(*arguments)
         key = (build, *arguments)
-        if key in _tables:
-            return _tables[key]
+        found = _tables.pop(key, None)
+        if found is not None:
+            _tables[key] = found  # behind all others
+            if found.is_cuda and torch.cuda.is_current_stream_capturing():
+                _captured.add(key)
+            return found
         # Made on the CPU, whatever the default device is, and then moved.
         with torch.inference_mode(False), torch.device("cpu"):
             made = build(*arguments)
         if not is_transformed():
             _tables[key] = made
+            _drop_unused()
         return made
 
     return table
+
+
+def _drop_unused() -> None:
+    """Let the longest unused tables go until the rest takes `KEPT` bytes, or one is left."""
+    total = sum(table.nbytes for table in _tables.values())
+    for key in [*_tables][:-1]:
+        if total <= KEPT:
+            break
+        if key not in _captured:
+            total -= _tables.pop(key).nbytes
 
 
 @_kept

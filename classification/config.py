@@ -220,6 +220,11 @@ class ClassifierConfig:
 
     def __post_init__(self):
         check_ranges(self)
+        if not isinstance(self.data.image_size, int):
+            raise InputError(
+                f"data.image_size: {list(self.data.image_size)} is not allowed; expected one "
+                "number, as classifiers take squares"
+            )
         fits = self.train.crop < self.data.image_size
         require(fits, "train.crop", self.train.crop, "less than data.image_size")
         require(

@@ -19,7 +19,7 @@ class Augmentation:
     """One of a policy.
 
     numbers: how many random numbers it takes for an image.
-    apply: (images (N, C, H, H), uniform numbers (N, numbers) in [0, 1)) -> images of that shape.
+    apply: (images (N, C, H, W), uniform numbers (N, numbers) in [0, 1)) -> images of that shape.
     """
 
     numbers: int
@@ -37,19 +37,31 @@ def _color(images: Tensor, uniform: Tensor) -> Tensor:
 
 
 def _translation(images: Tensor, uniform: Tensor) -> Tensor:
-    """Shift by whole pixels, at most an eighth of the size to each side, and leave 0 behind."""
-    reach = int(images.shape[-1] / 8 + 0.5)
-    return shifted(images, (uniform * (2 * reach + 1)).long(), reach)
+    """Shift by whole pixels, at most an eighth of each side, and leave 0 behind."""
+    reaches = [int(side / 8 + 0.5) for side in images.shape[2:]]
+    padding = max(reaches)
+    corners = [
+        (numbers * (2 * reach + 1)).long() + (padding - reach)
+        for numbers, reach in zip(uniform.unbind(1), reaches, strict=True)
+    ]
+    return shifted(images, torch.stack(corners, 1), padding)
 
 
 def _cutout(images: Tensor, uniform: Tensor) -> Tensor:
-    """Set a square of half the size to 0; its middle is anywhere, so it may reach over the edge."""
-    size = images.shape[-1]
-    side = int(size / 2 + 0.5)
-    first = (uniform * (size + 1 - side % 2)).long()[..., None] - side // 2  # row, column
-    places = torch.arange(size, device=images.device)
-    rows, columns = ((places >= first) & (places < first + side)).unbind(1)  # (N, H), (N, W)
+    """Set half of each side to 0; its middle is anywhere, so it may reach over the edge."""
+    rows, columns = (  # (N, H), (N, W)
+        _half(numbers, size)
+        for numbers, size in zip(uniform.unbind(1), images.shape[2:], strict=True)
+    )
     return images * ~(rows[:, None, :, None] & columns[:, None, None, :])
+
+
+def _half(uniform: Tensor, size: int) -> Tensor:
+    """Which of `size` places lie in a half of them, by numbers (N,) in [0, 1): (N, size)."""
+    length = int(size / 2 + 0.5)
+    first = (uniform * (size + 1 - length % 2)).long()[:, None] - length // 2
+    places = torch.arange(size, device=uniform.device)
+    return (places >= first) & (places < first + length)
 
 
 AUGMENTATIONS = {
@@ -60,7 +72,7 @@ AUGMENTATIONS = {
 
 
 def augmented(images: Tensor, draws: Mapping[str, Tensor]) -> Tensor:
-    """Apply augmentations to images (N, C, H, H) in [-1, 1].
+    """Apply augmentations to images (N, C, H, W) in [-1, 1].
 
     Colors of bfloat16 images are computed, and returned, in the float32 of their random numbers.
 

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from convnorm.experiment import files
 from convnorm.experiment.config import require
+from convnorm.experiment.data.pixels import Size, height_and_width, size_of, size_text
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.memory import require_memory
 from convnorm.experiment.pictures import LEAST, enlarged, grid_of, save_png
@@ -73,22 +74,24 @@ def write_folder(batches: Iterable[Tensor], num: int, folder: Path) -> None:
             shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def write_npz(batches: Iterable[Tensor], num: int, size: int, file: Path) -> None:
-    """Write `arr_0` (num, size, size, 3) uint8, as ADM's evaluator reads it: gray images as RGB."""
-    shape = (num, size, size, 3)
-    require_memory(math.prod(shape), f"--num: {num} images of {size}x{size} pixels")
+def write_npz(batches: Iterable[Tensor], num: int, size: Size, file: Path) -> None:
+    """Write `arr_0` (num, H, W, 3) uint8, as ADM's evaluator reads it: gray images as RGB."""
+    shape = (num, *height_and_width(size), 3)
+    require_memory(math.prod(shape), f"--num: {num} images of {size_text(size)} pixels")
     pixels = np.empty(shape, np.uint8)
     for index, image in enumerate(_one_by_one(batches, num)):
         pixels[index] = image.expand(3, -1, -1).permute(1, 2, 0)
     files.write(file, lambda opened: np.savez(opened, pixels))
 
 
-def write_grid(batches: Iterable[Tensor], num: int, size: int, columns: int, file: Path) -> None:
+def write_grid(batches: Iterable[Tensor], num: int, size: Size, columns: int, file: Path) -> None:
     """Write one PNG of all images, row by row, enlarged until its sides have `LEAST` pixels."""
-    rows = math.ceil(num / columns)
-    factor = math.ceil(LEAST / (size * min(rows, columns)))
-    needed = 6 * rows * columns * (factor * size + 2) ** 2  # the images, and the grid of them
-    require_memory(needed, f"--num: a grid of {num} images of {factor * size} pixels")
+    rows, (height, width) = math.ceil(num / columns), height_and_width(size)
+    factor = math.ceil(LEAST / min(height * rows, width * columns))
+    large = size_of(factor * height, factor * width)
+    # The images, and the grid of them.
+    needed = 6 * rows * columns * (factor * height + 2) * (factor * width + 2)
+    require_memory(needed, f"--num: a grid of {num} images of {size_text(large)} pixels")
     large = [enlarged(image, factor) for image in _one_by_one(batches, num)]
     save_png(file, grid_of(torch.stack(large), columns))
 

@@ -4,9 +4,10 @@ The same weights have an FID of 21.7 under one published protocol and of about 1
 So a number without its protocol says little, and two protocols never share a name.
 """
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
+from convnorm.experiment.data.pixels import Size, size_text
 from convnorm.experiment.errors import InputError
 from gan.keys import OPTIONS, Keys
 
@@ -32,7 +33,8 @@ class Protocol:
         split: The reference's split; None for images that were given without one.
         num_real: Images of the reference; None for all that there are.
         num_fake: Generated images; None for as many as real ones.
-        image_size: Height and width at which both sides are compared; before the extractor.
+        image_size: In pixels, at which both sides are compared; before the extractor. Height and
+            width where they differ.
         is_splits: Parts over which the classifier score (IS) is averaged.
         prc_neighborhood: k of the k-th nearest neighbour that spans precision's and recall's balls
             (Kynkäänniemi et al. 2019).
@@ -46,7 +48,7 @@ class Protocol:
     num_real: int | None
     num_fake: int | None
     is_splits: int = 10
-    image_size: int = 32
+    image_size: Size = 32
     prc_neighborhood: int = 3
     coverage_neighborhood: int = 5
     reference: Literal["images", "statistics"] = "images"
@@ -60,7 +62,7 @@ class Protocol:
         """
         return max(self.is_splits, 2 * (self.prc_neighborhood + 1))
 
-    def changed(self, *, keys: Keys = OPTIONS, **fields: str | int | None) -> "Protocol":
+    def changed(self, *, keys: Keys = OPTIONS, **fields: str | Size | None) -> "Protocol":
         """Return the protocol with `fields` changed, under a name that says so.
 
         Args:
@@ -80,8 +82,18 @@ class Protocol:
         new = {key: value for key, value in fields.items() if value != getattr(self, key)}
         if not new:
             return self
-        told = ",".join(f"{short}={new[key]}" for key, short in SHORT_NAMES.items() if key in new)
+        told = ",".join(
+            f"{short}={size_text(new[key]) if isinstance(new[key], tuple) else new[key]}"
+            for key, short in SHORT_NAMES.items()
+            if key in new
+        )
         return replace(self, name=f"{self.name}[{told.lower()}]", **new)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Its fields as JSON has them."""
+        size = self.image_size
+        return asdict(self) | {"image_size": list(size) if isinstance(size, tuple) else size}
 
     def fitted(
         self,

@@ -6,6 +6,7 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from convnorm.experiment.data.pixels import Size
 from convnorm.experiment.records import Metric
 from gan.distances import Extrapolation
 
@@ -34,7 +35,7 @@ class Origin:
         covariance of real features, from a file. split: of a data set; None for images that have
         none. step, ema: of a generator, the updates it has had and whether its weights are
         averaged; None where they are not known. seed: of the images that a generator drew to stand
-        in for real ones. resized_from: their height in pixels before they were resized to that of
+        in for real ones. resized_from: their size in pixels before they were resized to that of
         the other side. sha256: of the generator's checkpoint or, without one, of the images; None
         before they are scored; of statistics, of both in float64. extractor: of statistics, whether
         their file records which network made them, or only who gave it claims so.
@@ -45,7 +46,7 @@ class Origin:
     step: int | None = None
     ema: bool | None = None
     seed: int | None = None
-    resized_from: int | None = None
+    resized_from: Size | None = None
     resized_by: str | None = None
     sha256: str | None = None
     found: str | None = None

@@ -6,7 +6,7 @@ for many of them. Nothing here draws from the global random state.
 
 import math
 import platform
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import get_args
@@ -90,7 +90,7 @@ def _record(
     computed, doubted = _measured(images, points, features, reference, names)
     scores, spreads = named(computed, names)
     return ScoreRecord(
-        protocol=asdict(protocol),
+        protocol=protocol.facts,
         extractor=extractor.facts,
         metrics=metrics(names),
         headline=headline,

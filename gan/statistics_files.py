@@ -16,6 +16,7 @@ from torch import Tensor
 
 from convnorm.experiment import files
 from convnorm.experiment.config.arguments import file_to_write
+from convnorm.experiment.data.pixels import Size, height_and_width, size_text
 from convnorm.experiment.errors import InputError
 from gan.distances import LEAST, FeatureSet, Gaussian, square_root
 from gan.extractor import Extractor
@@ -79,7 +80,7 @@ class Statistics:
         """Return them on a device."""
         return replace(self, gaussian=Gaussian(*(part.to(device) for part in self.gaussian)))
 
-    def require_extractor(self, extractor: Extractor, image_size: int) -> None:
+    def require_extractor(self, extractor: Extractor, image_size: Size) -> None:
         """Raise an InputError unless they can be of this extractor's features of such images."""
         name = extractor.spec.name
         if self.made_by is not None:
@@ -94,7 +95,7 @@ class Statistics:
                 if made != wanted:
                     raise InputError(f"{self.file}: {key}: says {made}, expected {wanted} as here")
         mean = self.gaussian.mean
-        blank = torch.zeros(1, 1, image_size, image_size, dtype=torch.uint8)
+        blank = torch.zeros(1, 1, *height_and_width(image_size), dtype=torch.uint8)
         width = extractor(blank).features.shape[1]
         if len(mean) != width:
             raise InputError(
@@ -197,14 +198,19 @@ def require_new(file: Path) -> None:
 
 
 def save_statistics(
-    file: Path, features: FeatureSet | Statistics, extractor: Extractor, image_size: int
+    file: Path, features: FeatureSet | Statistics, extractor: Extractor, image_size: Size
 ) -> None:
     """Write mean and covariance of features in float64, with all that `MadeBy` has.
 
-    Raises InputError where the file is there already or cannot be written, and for statistics,
-    which are in a file.
+    Raises InputError where the file is there already or cannot be written, for statistics, which
+    are in a file, and for images that are not square.
     """
     require_new(file)
+    if not isinstance(image_size, int):
+        raise InputError(
+            f"--save_statistics: not allowed with images of {size_text(image_size)} pixels; "
+            "expected squares"
+        )
     if isinstance(features, Statistics):
         raise InputError(f"--save_statistics: {features.file} has them, expected a REAL of images")
     made_by = MadeBy(extractor.spec.name, extractor.weights_sha256, len(features), image_size)

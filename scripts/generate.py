@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from convnorm.experiment.config.arguments import Parser, path, whole
 from convnorm.experiment.config.fields import LARGEST_SEED
 from convnorm.experiment.data import data_path
+from convnorm.experiment.data.pixels import size_text
 from convnorm.experiment.errors import InputError, exit_code
 from convnorm.experiment.run.distributed import pick_device
 from gan.interpolation import STEPS, interpolated
@@ -94,7 +95,7 @@ def main() -> None:
         write_npz(batches, num, size, args.out)
     else:
         write_folder(batches, num, args.out)
-    print(f"{num} images of {size}x{size} pixels, after step {loaded.step}, are in {args.out}")
+    print(f"{num} images of {size_text(size)} pixels, after step {loaded.step}, are in {args.out}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import PIL
@@ -102,7 +102,7 @@ def setup_of(reference: Reference, extractor: Extractor, fake: Origin, seed: int
     protocol = reference.protocol
     return Setup(
         seed=seed,
-        protocol=asdict(protocol),
+        protocol=protocol.facts,
         extractor=extractor.facts,
         metrics=metrics(extractor.scores),
         expected=expected_scores(extractor.scores, protocol),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from classification.models import load_classifier
 from convnorm.experiment.benchmark.run_files import by_step, norms
 from convnorm.experiment.data import DataConfig, data_path, load_images
-from convnorm.experiment.data.pixels import from_uint8
+from convnorm.experiment.data.pixels import from_uint8, height_and_width
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.records import NormPoint
 from convnorm.experiment.streams import generator
@@ -98,7 +98,7 @@ def _run(source: str, options: Options) -> Subject:
     return Subject(
         source,
         loaded.network,
-        torch.Size((channels, data.image_size, data.image_size)),
+        torch.Size((channels, *height_and_width(data.image_size))),
         config.normalizer.kind,
         config.seed,
         loaded.step,

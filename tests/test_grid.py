@@ -162,6 +162,7 @@ def test_a_folder_of_another_config_is_named_before_anything_is_trained(tmp_path
         ("cifar10_no_normalizer", 18),
         ("cifar10_scarce", 54),
         ("cifar10_sngan", 24),
+        ("stl10_sngan", 15),
         ("cifar10_sngan_settings", 36),
         ("cifar10_free", 24),
         ("cifar10_noise", 36),

@@ -48,6 +48,7 @@ GAN = {
     "model.gradient_normalization": ({}, True),
     "model.options.generator_width": ({}, 5),
     "model.options.discriminator_width": ({}, 5),
+    "model.options.attention": ({"model.arch": "sngan_resnet"}, 8),
     "normalizer.kind": ({}, "none"),
     "normalizer.multiplier": ({"normalizer.kind": "layer"}, True),
     "normalizer.grid": ({}, "native"),

@@ -32,6 +32,9 @@ class Kind:
     How it normalizes:
     conv: what a convolution becomes; it may be changed and is part of the result.
     linear: what the last, linear layer of a discriminator becomes.
+    embedding: what the embedding of classes of a conditional discriminator becomes, whose weight
+        (classes, C) has a row for each class. It is the linear map of one-hot inputs with the
+        transposed weight, and not a linear layer of that weight, whose rows are outputs.
     transposed: what a transposed convolution becomes, likewise; None where the kind has no form for
         one, and refuses it.
     output: makes what normalizes a map of so many channels; None where nothing does.
@@ -73,6 +76,7 @@ class Kind:
     does: str = ""
     conv: Callable[[nn.Conv2d, "Normalizer"], nn.Module] = as_it_is
     linear: Callable[[nn.Linear, "Normalizer"], nn.Module] = as_it_is
+    embedding: Callable[[nn.Embedding, "Normalizer"], nn.Module] = as_it_is
     transposed: Callable[[nn.ConvTranspose2d, "Normalizer"], nn.Module] | None = None
     output: Callable[[int, "Normalizer"], nn.Module | None] = _nothing
     at_input: bool = True
@@ -100,6 +104,11 @@ class Kind:
     def normalizes_linear(self) -> bool:
         """Whether it does anything to the last, linear layer of a discriminator."""
         return self.linear is not as_it_is
+
+    @property
+    def normalizes_embedding(self) -> bool:
+        """Whether it does anything to the embedding of a conditional discriminator."""
+        return self.embedding is not as_it_is
 
     @property
     def stands_in_generators(self) -> bool:

@@ -128,11 +128,18 @@ def iterate(layer: nn.Module) -> None:
 
 
 def _orthogonal(layer: nn.Module, parametrization: nn.Module, options: "Normalizer") -> nn.Module:
-    rows = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+    rows = _num_rows(layer)
     _with_weight(layer, OutsideAutocast(_by_outputs(layer, parametrization)))
     if options.multiplier:
         _with_weight(layer, _by_outputs(layer, Scale(1.0, learned_rows=rows)))
     return layer
+
+
+def _num_rows(layer: nn.Module) -> int:
+    """How many outputs a layer has, or classes an embedding."""
+    if isinstance(layer, nn.Embedding):
+        return layer.num_embeddings
+    return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
 
 
 def oni(layer: nn.Module, options: "Normalizer") -> nn.Module:
@@ -150,6 +157,14 @@ def aol(layer: nn.Module, options: "Normalizer") -> nn.Module:
         return _with_weight(layer, OutsideAutocast(AOL()))
     # A transposed convolution has the weight, and the norm, of the convolution whose adjoint it is.
     return _with_weight(layer, OutsideAutocast(AOL(layer.stride, layer.dilation, layer.groups)))
+
+
+def aol_embedding(embedding: nn.Embedding, options: "Normalizer") -> nn.Embedding:
+    """As of a linear layer whose one-hot inputs are the classes: e_c by sum over c' of |e_c.e_c'|.
+
+    So e_c becomes e_c (sum_c' |e_c.e_c'| + eps)^(-1/2), and the matrix has a norm of at most 1.
+    """
+    return _with_weight(embedding, OutsideAutocast(OutputsFirst(AOL())))
 
 
 def orthogonality_penalty(network: nn.Module, options: "Normalizer") -> torch.Tensor:

@@ -202,7 +202,7 @@ class Normalizer:
 
     def __call__(
         self,
-        layer: nn.Conv2d | nn.ConvTranspose2d | nn.Linear,
+        layer: nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.Embedding,
         *,
         at_input: bool = False,
         output_first: bool = False,
@@ -212,9 +212,12 @@ class Normalizer:
         at_input: the layer sees the image itself. output_first: normalize the map that enters a
         convolution, and not the one that it returns.
         """
-        if isinstance(layer, nn.Linear):
+        if isinstance(layer, nn.Linear | nn.Embedding):
+            kind = self.definition
+            make: Callable[[Any, Normalizer], nn.Module]
+            make = kind.linear if isinstance(layer, nn.Linear) else kind.embedding
             with torch.random.fork_rng(devices=[]):
-                made = self.definition.linear(layer, self)
+                made = make(layer, self)
             return self._marked(scale_weight(made, self.scale))
         device, dtype = layer.weight.device, layer.weight.dtype
         conv = self.convolution(layer)

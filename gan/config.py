@@ -9,7 +9,8 @@ from convnorm.experiment.config.fields import LARGEST_SEED, bounded, check_range
 from convnorm.experiment.data import DataConfig
 from convnorm.experiment.errors import InputError
 from gan.losses import LOSSES, Penalty, gradient_penalty, r1, r2
-from gan.networks import ARCHITECTURES
+from gan.networks import ARCHITECTURES, check_conditional
+from gan.networks.conditional import Kind
 from gan.normalizer import GanNormalizer
 from gan.score_config import ScoreConfig
 from gan.train_config import TrainConfig
@@ -27,6 +28,8 @@ class ModelConfig:
         gradient_normalization: the discriminator f is trained and measured as the function
             f / (|grad f| + |f|) (Wu et al., 2021). It needs the gradient of one image, so no kind
             that mixes a batch, and leaves nothing to gradient_penalty, r1, r2 and weight_clip.
+        conditional: how both networks know classes, as in gan.networks.conditional; acgan has the
+            weights of gan.losses.
     """
 
     arch: Literal[tuple(ARCHITECTURES)] = "sngan_cnn"
@@ -36,9 +39,16 @@ class ModelConfig:
         metadata={"options": {name: arch.options for name, arch in ARCHITECTURES.items()}},
     )
     gradient_normalization: bool = False
+    conditional: Kind = "none"
 
     def __post_init__(self):
         check_ranges(self, "model")
+        check_conditional(self.arch, self.conditional)
+        if self.gradient_normalization and self.conditional == "acgan":
+            raise InputError(
+                "model.gradient_normalization: true normalizes one logit, and model.conditional "
+                "'acgan' has those of a classifier too; expected false, or none or projection there"
+            )
         options_of(ARCHITECTURES[self.arch].options, self.options, "model.options")
 
 

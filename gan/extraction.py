@@ -19,6 +19,8 @@ from gan.models import PART
 # (num, seed, share): `num` images as parts (PART, C, H, W) uint8 on the generator's device, the
 # last one smaller; of all parts, those of the share.
 Sample = Callable[[int, int, slice], Iterable[Tensor]]
+# (num, seed): the classes (num,) that all those images were asked for as, in their order.
+Labels = Callable[[int, int], Tensor]
 
 
 class Extracted(NamedTuple):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gan.networks.layers import Unconditional
+from gan.networks.layers import Labelled
 
 # Under the root of |grad f|^2: one of less than 1e-10 counts as nothing. Where f and its gradient
 # are both 0, as of a discriminator that is dead, the published 0 / 0 is 0 here, and the gradient
@@ -13,7 +13,7 @@ from gan.networks.layers import Unconditional
 EPS = 1e-20
 
 
-class GradientNormalized(Unconditional):
+class GradientNormalized(Labelled):
     """A discriminator as the function f / (|grad f| + |f|), with the names of its own layers.
 
     Its logits lie in (-1, 1), a factor on f changes nothing, and where f is piecewise linear the

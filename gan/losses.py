@@ -91,6 +91,12 @@ LOSSES = {
 }
 
 
+# What model.conditional acgan adds to both losses: the cross entropy of the classifier, of D on
+# real images and of G on its own. The weights are those of Gulrajani et al. (2017, in the released
+# gan_cifar_resnet.py); Odena et al. (2017) have 1 for both, and D's on generated images too.
+AUXILIARY_D, AUXILIARY_G = 1.0, 0.1
+
+
 @dataclass(frozen=True)
 class Penalty:
     """A term that is added to the discriminator's loss.

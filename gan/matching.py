@@ -63,6 +63,8 @@ def relevant(config: GanConfig, how: How) -> dict[str, Any]:
     del values["data"]["root"], values["normalizer"]["scale"]
     if values["normalizer"]["generator"] == "none":  # as in matches of before there was a choice
         del values["normalizer"]["generator"]
+    if values["model"]["conditional"] == "none":  # likewise
+        del values["model"]["conditional"]
     at_start = ("data", "model", "normalizer")
     return values if how == "plateau_matched" else {key: values[key] for key in at_start}
 
@@ -76,7 +78,7 @@ def gain_at_start(config: GanConfig) -> float:
     for seed in SEEDS:
         seeded = replace(config, seed=seed)
         probe = probe_of(seeded, config.data, training, "cpu")
-        generator, discriminator = build(seeded, training.images.shape[1])
+        generator, discriminator = build(seeded, training.images.shape[1], len(training.classes))
         logs.append(
             _log(probe(discriminator, generator).mean, f"seed {seed}, before the first step")
         )
@@ -96,7 +98,8 @@ def _log(gain: float, where: str) -> float:
 
 def depth(config: GanConfig) -> int:
     """Return how many layers of the discriminator have the factor."""
-    _, discriminator = build(config, 3)  # images of one channel take as many layers
+    # Images of one channel, and any number of classes, take as many layers.
+    _, discriminator = build(config, 3, num_classes=2)
     return max(1, sum(1 for _ in normalized_layers(discriminator)))
 
 

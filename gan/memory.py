@@ -12,6 +12,7 @@ from convnorm.experiment.run.memory import (
 from convnorm.normalizers import Normalizer
 from gan.config import GanConfig
 from gan.networks import build_discriminator, build_generator
+from gan.networks.conditional import Conditioning
 
 # What makes it larger.
 KEYS = (
@@ -34,6 +35,8 @@ def estimate(config: GanConfig, world_size: int = 1) -> Estimate:
         "image_size": config.data.image_size,
         "channels": 1 if config.data.name == "digits" else 3,
         "options": model.options,
+        # How many there are is known once the data are read; the least number.
+        "conditioning": Conditioning(model.conditional, num_classes=2),
     }
     real, fake = (
         max(1, size // world_size) for size in (train.batch_size, train.generator_batch_size)

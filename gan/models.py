@@ -10,20 +10,24 @@ from torch import nn
 
 from convnorm.experiment import streams
 from convnorm.experiment.data.pixels import height_and_width, to_uint8
-from convnorm.experiment.errors import InputError
+from convnorm.experiment.errors import InputError, shortened
 from convnorm.experiment.run import checkpoint
 from convnorm.normalizers import fit_to_maps
 from gan.config import GanConfig
 from gan.gradient_normalization import GradientNormalized
 from gan.networks import build_discriminator, build_generator
+from gan.networks.conditional import Conditioning
 
 FORMAT = "convnorm-suite/gan/5"
 SAMPLES = "samples"  # the stream of the latents whose images are scored and written
 PART = 256  # images that a generator makes at a time
+ROWS = 100  # classes in a picture
 
 
-def build(config: GanConfig, channels: int) -> tuple[nn.Module, nn.Module]:
+def build(config: GanConfig, channels: int, num_classes: int = 1) -> tuple[nn.Module, nn.Module]:
     """Return (generator, discriminator) on the CPU, initialized from the config's seed alone.
+
+    num_classes: of the data; networks that are not conditional do not depend on it.
 
     With model.gradient_normalization, the discriminator is the normalized function; its layers and
     weights have the names and values of the plain one.
@@ -32,6 +36,7 @@ def build(config: GanConfig, channels: int) -> tuple[nn.Module, nn.Module]:
     networks that start from equal weights.
     """
     model = config.model
+    conditioning = Conditioning(model.conditional, num_classes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(streams.generator("cpu", config.seed, "generator").initial_seed())
         generator = build_generator(
@@ -41,6 +46,7 @@ def build(config: GanConfig, channels: int) -> tuple[nn.Module, nn.Module]:
             channels=channels,
             z_dim=model.z_dim,
             options=model.options,
+            conditioning=conditioning,
         )
         torch.manual_seed(streams.generator("cpu", config.seed, "discriminator").initial_seed())
         discriminator = build_discriminator(
@@ -49,6 +55,7 @@ def build(config: GanConfig, channels: int) -> tuple[nn.Module, nn.Module]:
             image_size=config.data.image_size,
             channels=channels,
             options=model.options,
+            conditioning=conditioning,
         )
         sides = height_and_width(config.data.image_size)
         labels = torch.zeros(1, dtype=torch.long)
@@ -65,6 +72,10 @@ class Latents:
 
     z: torch.Tensor
     labels: torch.Tensor
+
+    def of_class(self, label: int) -> "Latents":
+        """The same z, of which images of one class are asked for."""
+        return Latents(self.z, torch.full_like(self.labels, label))
 
 
 def generate(generator: nn.Module, latents: Latents, *, nearest: bool = False) -> torch.Tensor:
@@ -113,6 +124,15 @@ class Prior:
         random = streams.generator("cpu", *key, "labels")
         return Latents(z, torch.randint(self.num_classes, (num,), generator=random))
 
+    def by_class(self, columns: int, *key: int | str) -> Latents:
+        """Return latents of a picture with a row for each class; a column has one z.
+
+        Of more than `ROWS` classes, so many that are evenly spaced.
+        """
+        z = self.draw(columns, *key).z
+        classes = torch.linspace(0, self.num_classes - 1, min(ROWS, self.num_classes)).long()
+        return Latents(z.repeat(len(classes), 1), classes.repeat_interleave(columns))
+
 
 def sample(
     generator: nn.Module,
@@ -128,6 +148,11 @@ def sample(
     return batches(generator, prior.draw(num, seed, stream), share, nearest=nearest)
 
 
+def asked_for(prior: Prior, num: int, seed: int) -> torch.Tensor:
+    """Return the classes (num,) that the images of `sample` are asked for as."""
+    return prior.draw(num, seed, SAMPLES).labels
+
+
 @dataclass(frozen=True)
 class LoadedGenerator:
     """The generator of a run, averaged over steps if the run kept an average (`ema`)."""
@@ -135,6 +160,7 @@ class LoadedGenerator:
     generator: nn.Module
     config: GanConfig
     num_classes: int
+    classes: tuple[str, ...]  # their names; none where the generator is not conditional
     step: int
     ema: bool
     sha256: str  # of the checkpoint file
@@ -154,6 +180,27 @@ class LoadedGenerator:
         nearest = not self.config.train.dequantize
         return sample(self.generator, self.prior, num, seed, share, nearest=nearest)
 
+    def labels(self, num: int, seed: int) -> torch.Tensor:
+        """Return the classes (num,) of the images that `parts` makes."""
+        return asked_for(self.prior, num, seed)
+
+    def class_named(self, text: str, key: str) -> int:
+        """Return the class of this name, else of this index, from 0 on.
+
+        key: what the error names. Raises InputError for neither, and where nothing is conditional.
+        """
+        if not self.classes:
+            raise InputError(f"{key}: {text!r} is not allowed, as the generator knows no classes")
+        if text in self.classes:
+            return self.classes.index(text)
+        indices = [*map(str, range(len(self.classes)))]
+        if text in indices:
+            return indices.index(text)
+        raise InputError(
+            f"{key}: no class {shortened(text)!r}; expected 0 to {len(self.classes) - 1}, or one "
+            f"of {shortened(', '.join(self.classes))}"
+        )
+
     def sample(self, num: int, seed: int) -> torch.Tensor:
         """Return generated images (num, C, H, W) uint8 on the CPU, those that `parts` makes."""
         return torch.cat([*self.batches(self.prior.draw(num, seed, SAMPLES))])
@@ -168,12 +215,13 @@ def load_generator(path: Path, device: torch.device | str = "cpu") -> LoadedGene
     state, sha256 = checkpoint.load_with_hash(file, FORMAT)
     with checkpoint.taken_apart(file):
         config = checkpoint.config_in(state, GanConfig)
-        generator, _ = build(config, state["channels"])
+        generator, _ = build(config, state["channels"], state["num_classes"])
         ema = state["ema"] is not None
         generator.load_state_dict(state["ema"] if ema else state["generator"])
         step, num_classes = state["step"], state["num_classes"]
+        classes = tuple(state["classes"]) if config.model.conditional != "none" else ()
     generator = generator.to(device).eval()
-    return LoadedGenerator(generator, config, num_classes, step, ema, sha256)
+    return LoadedGenerator(generator, config, num_classes, classes, step, ema, sha256)
 
 
 @dataclass(frozen=True)
@@ -193,7 +241,7 @@ def load_discriminator(file: Path, device: torch.device | str = "cpu") -> Loaded
         raise InputError(f"{file}: holds a generator alone; expected last.pt of the run")
     with checkpoint.taken_apart(file):
         config = checkpoint.config_in(state, GanConfig)
-        _, network = build(config, state["channels"])
+        _, network = build(config, state["channels"], state["num_classes"])
         network.load_state_dict(state["discriminator"])
         channels, step = state["channels"], state["step"]
     network = network.to(device).eval().requires_grad_(False)

@@ -69,6 +69,23 @@ class Floor:
 
 
 @dataclass(frozen=True)
+class ClassScore:
+    """What the images that a generator was asked for as a class score against its real ones.
+
+    distance, kernel: FD and KID, by the extractor of the record. floor, floor_kernel: of two halves
+        of the real images. None where there are too few images, see `gan.class_scores`.
+    """
+
+    name: str
+    num_fake: int
+    num_real: int
+    distance: float | None
+    floor: float | None
+    kernel: float | None
+    floor_kernel: float | None
+
+
+@dataclass(frozen=True)
 class ScoreRecord:
     """What generated images score against real ones, and everything that the numbers depend on.
 
@@ -87,6 +104,8 @@ class ScoreRecord:
         images they are.
     seed: of the draw of the generated images.
     versions: package -> version.
+    classes: of a conditional generator, the scores of each class by itself, in their order; none
+        where the real images have no such classes.
     selection: what the same generator scores under the protocol by which a step is selected.
     """
 
@@ -109,6 +128,7 @@ class ScoreRecord:
     expected: dict[str, float]
     extrapolation: Extrapolation | None = None
     selection: "ScoreRecord | None" = None
+    classes: tuple[ClassScore, ...] = ()
 
     @property
     def ranked(self) -> float | None:

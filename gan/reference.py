@@ -11,6 +11,7 @@ from convnorm.experiment.errors import InputError
 from convnorm.experiment.run.distributed import ALONE, Process
 from convnorm.experiment.streams import generator
 from gan import doubts, fidelity
+from gan.class_scores import ClassReference, class_reference
 from gan.distances import (
     FULL,
     FeatureSet,
@@ -41,6 +42,7 @@ class Reference:
             are no features.
         origin: Where the images come from.
         doubts: What they make doubtful, see `ScoreRecord`.
+        classes: The same images by their class; None where no classes are asked for.
     """
 
     features: FeatureSet | Statistics
@@ -49,6 +51,7 @@ class Reference:
     bias: float
     origin: Origin
     doubts: tuple[str, ...]
+    classes: ClassReference | None = None
 
 
 def subset(images: Tensor, num: int, *key: int | str) -> Tensor:
@@ -160,6 +163,8 @@ def reference_of(
     seed: int = 0,
     cache_dir: Path | None = None,
     process: Process = ALONE,
+    labels: Tensor | None = None,
+    classes: tuple[str, ...] = (),
 ) -> Reference | None:
     """Extract the features of the real side, or read them from the cache, and score its floor.
 
@@ -170,6 +175,8 @@ def reference_of(
             statistics of their features.
         origin: Where they come from; a missing `sha256` is filled in, as is a generator's seed.
         cache_dir: See `cached_features`.
+        labels, classes: Of images, each one's class (N,) and the names of the classes, where
+            classes are to be scored by themselves.
 
     Raises:
         InputError: Fewer images than the protocol needs, a cache folder that is not writable,
@@ -199,13 +206,17 @@ def reference_of(
             f"are not finite; expected other weights (these have SHA-256 "
             f"{extractor.weights_sha256})"
         )
-    points = FeatureSet(features.features)
+    points, by_class = FeatureSet(features.features), None
+    if labels is not None:
+        chosen = subset(labels, protocol.num_real, "reference", sha256)
+        by_class = class_reference(points.features, chosen, classes)
     return Reference(
         points,
         protocol,
         *floor(features, protocol, extractor.scores),
         replace(origin, sha256=origin.sha256 or sha256_of(images)),
         doubts.of_images(images, points, extractor.scores, "real images"),
+        by_class,
     )
 
 

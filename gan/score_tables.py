@@ -45,7 +45,26 @@ def table(record: ScoreRecord) -> str:
             f"{len(line.sizes)} sizes by {line.residual:.2g} (standard deviation)"
         )
     rows += [f"DOUBT: {doubt}" for doubt in record.all_doubts]
-    return "\n".join(rows)
+    return "\n".join([*rows, *_classes(record)])
+
+
+def _classes(record: ScoreRecord) -> list[str]:
+    """Return a row for each class and one of means, each score beside its floor, or nothing."""
+    if not record.classes:
+        return []
+    rows = [["class", "fake", "real", "FD", "floor", "KID", "floor"]]
+    means: list[list[float | None]] = []
+    for each in record.classes:
+        means.append([each.distance, each.floor, each.kernel, each.floor_kernel])
+        counts = [str(each.num_fake), str(each.num_real)]
+        rows.append([each.name, *counts, *map(shown, means[-1])])
+    columns = zip(*means, strict=True)
+    rows.append(["mean", "", "", *(shown(mean_and_spread(column)[0]) for column in columns)])
+    rows[0][3:] = [f"{name} of the class" if name != "floor" else name for name in rows[0][3:]]
+    told = "each class by itself; floor: two halves of its real images"
+    if any(each.distance is None for each in record.classes):
+        told += "; FD: n/a unless they and the fakes outnumber the features"
+    return ["", told, *_aligned(rows)]
 
 
 def checkpoints_table(records: Sequence[ScoreRecord]) -> str:

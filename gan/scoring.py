@@ -19,6 +19,7 @@ from convnorm.experiment.errors import InputError
 from convnorm.experiment.run.distributed import ALONE, Process
 from convnorm.experiment.run.loop import load_on_all
 from gan import doubts, fidelity
+from gan.class_scores import class_scores
 from gan.distances import (
     FULL,
     Extrapolation,
@@ -26,14 +27,14 @@ from gan.distances import (
     expected_coverage,
     extrapolated,
 )
-from gan.extraction import Extracted, Sample, extract
+from gan.extraction import Extracted, Labels, Sample, extract
 from gan.extractor import Extractor, Features
 from gan.extractors import load_extractor
 from gan.feature_cache import sha256_of
 from gan.keys import Keys
 from gan.models import PART
 from gan.protocols import Protocol
-from gan.records import Origin, ScoreRecord
+from gan.records import ClassScore, Origin, ScoreRecord
 from gan.reference import Reference, named, numbers, reference_of, subset
 from gan.score_names import Number, Scores, metrics, of_statistics
 
@@ -46,6 +47,7 @@ def score(
     seed: int,
     origin: Origin,
     extrapolate: bool = False,
+    labels: Labels | None = None,
 ) -> ScoreRecord:
     """Score generated images against `reference`.
 
@@ -54,6 +56,8 @@ def score(
             with `seed` is taken.
         origin: Where they come from; a missing `sha256` becomes that of the images scored.
         extrapolate: Also compute the Fréchet distance at infinitely many images.
+        labels: Of a conditional generator, what it is asked for in a `Sample`; each class is then
+            scored by itself too, where the reference has them.
 
     Raises:
         InputError: There are fewer images than the protocol needs, or than can be extrapolated.
@@ -67,7 +71,10 @@ def score(
     else:
         parts = fake(protocol.num_fake, seed, ALONE.turns)
     extracted = extract(parts, protocol.num_fake, extractor, ALONE)
-    return _record(extracted, reference, extractor, seed, origin, extrapolate=extrapolate)
+    asked = None if labels is None else labels(protocol.num_fake, seed)
+    return _record(
+        extracted, reference, extractor, seed, origin, extrapolate=extrapolate, labels=asked
+    )
 
 
 def _record(
@@ -78,8 +85,9 @@ def _record(
     origin: Origin,
     *,
     extrapolate: bool = False,
+    labels: Tensor | None = None,
 ) -> ScoreRecord:
-    """Score generated images that have their features; see `score`."""
+    """Score generated images that have their features; see `score`. labels: (num_fake,)."""
     protocol, names, headline = reference.protocol, extractor.scores, extractor.headline
     knows_features = isinstance(reference.features, FeatureSet)
     if not knows_features:
@@ -111,7 +119,17 @@ def _record(
         versions=versions(),
         expected=expected_scores(names, protocol) if knows_features else {},
         extrapolation=_extrapolated(points, reference, seed) if extrapolate else None,
+        classes=_by_class(features, labels, reference),
     )
+
+
+def _by_class(
+    features: Features, labels: Tensor | None, reference: Reference
+) -> tuple[ClassScore, ...]:
+    """Score each class by itself, where both sides have classes and all features are finite."""
+    if labels is None or reference.classes is None or features.num_not_finite:
+        return ()
+    return class_scores(features.features, labels, reference.classes)
 
 
 def versions() -> dict[str, str]:
@@ -170,6 +188,7 @@ class Scorer:
         weights: Path | None = None,
         allow_unverified: bool = False,
         cache_dir: Path | None = None,
+        by_class: bool = False,
     ) -> None:
         """Load the extractor and the reference.
 
@@ -178,6 +197,7 @@ class Scorer:
             keys: What errors call the settings.
             weights, allow_unverified: See `load_extractor`.
             cache_dir: See `reference_of`.
+            by_class: Whether each class is scored by itself too, as of a conditional generator.
 
         Raises:
             InputError: No weights, no data or too few images.
@@ -202,12 +222,20 @@ class Scorer:
             origin=Origin(data_config.name, protocol.split, found=loaded.found),
             cache_dir=cache_dir,
             process=process,
+            labels=loaded.labels if by_class else None,
+            classes=loaded.classes if by_class else (),
         )
 
     def __call__(
-        self, sample: Sample, seed: int, *, step: int | None = None, ema: bool | None = None
+        self,
+        sample: Sample,
+        seed: int,
+        *,
+        step: int | None = None,
+        ema: bool | None = None,
+        labels: Labels | None = None,
     ) -> ScoreRecord | None:
-        """Score `sample`, a generator after `step` updates, averaged if `ema`.
+        """Score `sample`, a generator after `step` updates, averaged if `ema`; labels: see `score`.
 
         Returns None in all processes but the main one.
         """
@@ -217,4 +245,5 @@ class Scorer:
         if extracted is None:
             return None
         origin = Origin("training", step=step, ema=ema)
-        return _record(extracted, self.reference, self.extractor, seed, origin)
+        asked = None if labels is None else labels(num, seed)
+        return _record(extracted, self.reference, self.extractor, seed, origin, labels=asked)

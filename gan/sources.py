@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from convnorm.experiment.data.pixels import (
 from convnorm.experiment.data.split_names import Split
 from convnorm.experiment.errors import InputError
 from gan.config import GanConfig
-from gan.extraction import Sample
+from gan.extraction import Labels, Sample
 from gan.models import load_generator
 from gan.protocols import Protocol, protocol_named
 from gan.records import Origin
@@ -40,12 +40,16 @@ class ImageSource:
 
     image_size: in pixels. origin: where they come from. config: of a
         generator's run; None of images.
+    classes: the names of the classes that images are of, or that a conditional generator knows.
+    labels: the class of each image, (N,); of such a generator, what tells those it is asked for.
     """
 
     images: Tensor | Sample | Statistics
     image_size: Size
     origin: Origin
     config: GanConfig | None = None
+    classes: tuple[str, ...] = ()
+    labels: Tensor | Labels | None = None
 
 
 def read_source(
@@ -87,7 +91,14 @@ def read_source(
         loaded = load_generator(file, device)
         told = str(file) if checkpoint == "best" else text
         origin = Origin(told, step=loaded.step, ema=loaded.ema, sha256=loaded.sha256)
-        source = ImageSource(loaded.parts, loaded.config.data.image_size, origin, loaded.config)
+        source = ImageSource(
+            loaded.parts,
+            loaded.config.data.image_size,
+            origin,
+            loaded.config,
+            loaded.classes,
+            loaded.labels if loaded.classes else None,
+        )
         return source if size is None else resized(source, size)
     if path.is_dir() and not any(path.glob("[!.]*.npz")):
         return _images("folder", text, name, given or (split if has_splits(path) else None), size)
@@ -110,6 +121,16 @@ def require_generator(source: ImageSource) -> None:
             f"--draws: not allowed with the images of {source.origin.source}; expected a "
             "generator, which draws others"
         )
+
+
+def classes_of(fake: ImageSource, real: ImageSource) -> dict[str, Any]:
+    """Return what `reference_of` takes to score classes by themselves; nothing where it cannot.
+
+    That needs a conditional generator and real images of the classes that it knows.
+    """
+    if not callable(fake.labels) or fake.classes != real.classes or callable(real.labels):
+        return {}
+    return {"labels": real.labels, "classes": real.classes}
 
 
 def own_config(source: ImageSource) -> GanConfig:
@@ -160,7 +181,7 @@ def _images(name: str, text: str, root: str, split: Split | None, size: Size | N
     if (smallest, largest) != (final, final):
         before = largest if smallest == largest else None
         origin = replace(origin, resized_from=before, resized_by=RESIZED_BY)
-    return ImageSource(loaded.images, final, origin)
+    return ImageSource(loaded.images, final, origin, classes=loaded.classes, labels=loaded.labels)
 
 
 def resized(source: ImageSource, size: Size) -> ImageSource:

@@ -42,7 +42,7 @@ class State:
     ):
         self.config, self.process = config, process
         self.generator, self.discriminator = generator, discriminator
-        self.channels, self.num_classes = images.images.shape[1], len(images.classes)
+        self.channels, self.classes = images.images.shape[1], images.classes
         self.data_sha256 = sha256_of(images)  # other data behind the same name are noticed
         self.ema = averaged(generator, config.train.ema_decay)
         self.optim_g, self.optim_d = self._adam(generator), self._adam(discriminator)
@@ -52,6 +52,11 @@ class State:
         self.meter = Meter(terms, process.device)
         self.step, self.steps = 0, config.steps
         self.best: tuple[Selected, ...] = ()
+
+    @property
+    def num_classes(self) -> int:
+        """Of the data, whether the networks know them or not."""
+        return len(self.classes)
 
     @property
     def final_generator(self) -> nn.Module:
@@ -116,11 +121,13 @@ class State:
 
     def model_state(self) -> dict[str, Any]:
         """What `models.load_generator` reads."""
+        named = {"classes": list(self.classes)} if self.config.model.conditional != "none" else {}
         return {
             "format": FORMAT,
             "config": asdict(self.config),
             "channels": self.channels,
             "num_classes": self.num_classes,
+            **named,
             "data_sha256": self.data_sha256,
             "step": self.step,
             **self._weights(),

@@ -28,7 +28,7 @@ from gan import memory
 from gan.config import GanConfig
 from gan.gain import probe_of
 from gan.keys import REPORTED, SELECTING, Keys
-from gan.models import FORMAT, Prior, generate, sample
+from gan.models import FORMAT, Prior, asked_for, generate, sample
 from gan.protocols import Protocol
 from gan.records import ScoreRecord
 from gan.runs import kept, step_file
@@ -38,6 +38,7 @@ from gan.trainer import Trainer
 from gan.training_images import training_images
 
 GRID = 64  # images in a grid of samples
+COLUMNS = 8  # of such a grid
 
 
 def train(config: GanConfig, options: RunOptions, process: Process) -> dict[str, Any]:
@@ -133,6 +134,7 @@ class RunScores:
             keys=keys,
             weights=Path(config.score.weights) if config.score.weights else None,
             allow_unverified=config.score.allow_unverified_weights,
+            by_class=config.model.conditional != "none" and keys is REPORTED,
         )
 
     @property
@@ -154,9 +156,10 @@ class RunScores:
         """
         state, config = self.trainer.state, self.trainer.config
         facts = {"step": state.step, "ema": state.ema is not None}
+        asked = partial(asked_for, self.prior) if config.model.conditional != "none" else None
         nearest = not config.train.dequantize
         draw = partial(sample, state.final_generator, self.prior, nearest=nearest)
-        record = self.reported(draw, config.seed, **facts)
+        record = self.reported(draw, config.seed, labels=asked, **facts)
         if self.selecting is None:
             return record
         other = self.selecting(partial(draw, stream="selection"), config.seed, **facts)
@@ -172,7 +175,10 @@ class Journal:
     def __init__(self, run_dir: Path, trainer: Trainer, data: DataConfig, scores: RunScores):
         config, state = trainer.config, trainer.state
         self.run_dir, self.trainer, self.data, self.scores = run_dir, trainer, data, scores
-        self.grid = scores.prior.draw(GRID, config.seed, "grid")
+        is_conditional = config.model.conditional != "none"  # then a row shows a class
+        key = config.seed, "grid"
+        prior = scores.prior
+        self.grid = prior.by_class(COLUMNS, *key) if is_conditional else prior.draw(GRID, *key)
         self.tracker = Tracker(
             run_dir, state.step, config.steps, to_yaml(config), trainer.process.device
         )
@@ -210,7 +216,7 @@ class Journal:
             self.tracker.log(step, values)
         if is_due(step, config.log.samples_every, config.steps):
             nearest = not config.train.dequantize
-            self.tracker.images(step, generate(generator, self.grid, nearest=nearest))
+            self.tracker.images(step, generate(generator, self.grid, nearest=nearest), COLUMNS)
         if self.scores.due:
             self._select(self.scores.measure())
         every = config.checkpoints.every
@@ -245,6 +251,11 @@ def _summary(trainer: Trainer, run_dir: Path, segments: tuple[Segment, ...]) -> 
     device = trainer.process.device
     z = torch.zeros(train.generator_batch_size, trainer.config.model.z_dim, device=device)
     images = torch.zeros(train.batch_size, *trainer.image_shape, device=device)
+    labels = torch.zeros(max(len(z), len(images)), dtype=torch.long, device=device)
+    work = {
+        "generator": macs(generator, z, labels[: len(z)]),
+        "discriminator": macs(discriminator, images, labels[: len(images)]),
+    }
     return {
         "steps": trainer.state.step,
         "data_sha256": trainer.state.data_sha256,
@@ -252,7 +263,7 @@ def _summary(trainer: Trainer, run_dir: Path, segments: tuple[Segment, ...]) -> 
             "generator": num_parameters(generator),
             "discriminator": num_parameters(discriminator),
         },
-        "macs": {"generator": macs(generator, z), "discriminator": macs(discriminator, images)},
+        "macs": work,
         "device_memory": device_memory(device) or None,
         "segments": [to_json(each) for each in segments],
         "best": None if best is None else {"step": best.step, **best.record},

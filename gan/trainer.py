@@ -1,6 +1,6 @@
 """The method: a step of a GAN is n_dis updates of the discriminator and one of the generator."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,9 @@ from gan.augmentation import augmented
 from gan.config import GanConfig
 from gan.draws import DiscriminatorDraws, Drawing, Draws, GeneratorDraws
 from gan.lecam import lecam, move
-from gan.losses import LOSSES, Batch, Penalty, joined
+from gan.losses import AUXILIARY_D, AUXILIARY_G, LOSSES, Batch, Penalty, joined
 from gan.models import Latents, build
+from gan.networks.conditional import judged
 from gan.state import State
 
 Terms = dict[str, Tensor]  # name in the log -> scalar
@@ -34,8 +35,9 @@ class Trainer:
         self.config, self.process = config, process
         self.draw = Drawing(config, images.to(process.device), process)
         self.image_shape = images.images.shape[1:]
-        networks = (network.to(process.device) for network in build(config, self.image_shape[0]))
-        self.generator, self.discriminator = networks
+        built = build(config, self.image_shape[0], len(images.classes))
+        self.generator, self.discriminator = (network.to(process.device) for network in built)
+        self.classifies = config.model.conditional == "acgan"
         if config.train.channels_last:  # a convolution returns what its weight or input has
             for network in (self.generator, self.discriminator):
                 network.to(memory_format=torch.channels_last)
@@ -47,6 +49,8 @@ class Trainer:
         terms = ("loss_d", "loss_g", "d_real", "d_fake", *(term.name for term in self.penalties))
         if config.loss.lecam > 0:
             terms += ("lecam",)
+        if self.classifies:
+            terms += ("class_d", "class_g")
         self.state = State(config, images, process, self.generator, self.discriminator, terms)
         if config.train.capture == "graph":
             self.update = Captured(self.update, process)
@@ -76,9 +80,12 @@ class Trainer:
         with self.autocast():
             with torch.no_grad():
                 fake = self.generate(draw.latents, draw.fake_augmentation)
-            d_real, d_fake = self.discriminate_both(real, fake)
+            (d_real, errors), (d_fake, _) = self.judge_both(real, fake)
             loss = self.loss.discriminator(d_real, d_fake)
             terms = {"loss_d": loss, "d_real": d_real.mean(), "d_fake": d_fake.mean()}
+            if self.classifies:
+                terms["class_d"] = errors.mean()
+                loss = loss + AUXILIARY_D * terms["class_d"]
             for penalty in self.penalties:
                 term = penalty.function(self.discriminate, real, fake, draw.mix)
                 weight = penalty.weight * draw.penalty_factor if penalty.decays else penalty.weight
@@ -96,11 +103,15 @@ class Trainer:
         with self.autocast():
             fake = self.generate(draw.latents, draw.fake_augmentation)
             if draw.real is None:
-                d_fake, d_real = self.discriminate(fake), None
+                (d_fake, errors), d_real = self.judge(fake), None
             else:
-                d_fake, d_real = self.discriminate_both(fake, draw.real)
+                (d_fake, errors), (d_real, _) = self.judge_both(fake, draw.real)
             loss = self.loss.generator(d_fake, d_real)
-        return loss, {"loss_g": loss}
+            terms = {"loss_g": loss}
+            if self.classifies:
+                terms["class_g"] = errors.mean()
+                loss = loss + AUXILIARY_G * terms["class_g"]
+        return loss, terms
 
     def generate(self, latents: Latents, augmentation: Mapping[str, Tensor]) -> Batch:
         """G's images of the latents, with the classes that were asked for."""
@@ -108,16 +119,28 @@ class Trainer:
         return Batch(images, latents.labels, augmentation)
 
     def discriminate(self, batch: Batch) -> Tensor:
-        """D's logits (N,) in float32: every image, real or fake, meets D here and nowhere else."""
-        images = augmented(batch.images, batch.augmentation)
-        return self.discriminator(images, batch.labels).float()
+        """D's logits (N,) in float32."""
+        return self.judge(batch)[0]
 
-    def discriminate_both(self, one: Batch, other: Batch) -> tuple[Tensor, Tensor]:
-        """D's logits of two batches, which it sees as one with train.one_pass."""
+    def judge(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """D's logits (N,) and, where it is a classifier too, -log p of each label (N,); float32.
+
+        Every image, real or fake, meets D here and nowhere else.
+        """
+        images = augmented(batch.images, batch.augmentation)
+        if self.classifies:
+            logits, errors = judged(self.discriminator, images, batch.labels)
+            return logits.float(), errors
+        return self.discriminator(images, batch.labels).float(), None
+
+    def judge_both(self, one: Batch, other: Batch) -> Sequence[tuple[Tensor, Tensor | None]]:
+        """`judge` of two batches, which D sees as one with train.one_pass."""
         if not self.config.train.one_pass:
-            return self.discriminate(one), self.discriminate(other)
+            return self.judge(one), self.judge(other)
         sizes = len(one.images), len(other.images)
-        return self.discriminate(joined(one, other)).split(sizes)
+        logits, errors = self.judge(joined(one, other))
+        parts = (None, None) if errors is None else errors.split(sizes)
+        return tuple(zip(logits.split(sizes), parts, strict=True))
 
     def _weight_penalty(self, *_: object) -> Tensor:
         """What the normalizer asks for, of D's weights or of the maps in its two passes."""

@@ -46,6 +46,7 @@ from gan.sources import (
     NAMES,
     SOURCES,
     ImageSource,
+    classes_of,
     own_config,
     own_data,
     own_protocol,
@@ -247,7 +248,14 @@ def main() -> int:
     extractor = extractor or load()  # last: it may be a long download
     # Another seed than those of FAKE: a generator must not be held against its own images.
     seeds = range(args.seed, args.seed + (args.draws or 1))
-    reference = reference_of(real.images, protocol, extractor, origin=real.origin, seed=seeds.stop)
+    reference = reference_of(
+        real.images,
+        protocol,
+        extractor,
+        origin=real.origin,
+        seed=seeds.stop,
+        **classes_of(fake, real),
+    )
     if args.save_statistics:
         save_statistics(args.save_statistics, reference.features, extractor, fake.image_size)
     records = [
@@ -258,6 +266,7 @@ def main() -> int:
             seed=seed,
             origin=each.origin,
             extrapolate=args.fd_inf,
+            labels=each.labels if callable(each.labels) else None,
         )
         for each in chain([fake], map(read_fake, map(str, files[1:])))
         for seed in seeds

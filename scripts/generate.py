@@ -3,6 +3,7 @@
     python scripts/generate.py runs/gan/digits_convnorm/seed0 --num 10000 --out images
     python scripts/generate.py RUN --num 50000 --out samples.npz --checkpoint best
     python scripts/generate.py RUN --num 8 --out between.png --interpolate
+    python scripts/generate.py CONDITIONAL_RUN --num 100 --out ships --class ship
 
 RUN is a run folder or a checkpoint (.pt). A folder gets PNGs, 000000.png and so on, which fid.py,
 torch-fidelity and pytorch-fid read; an .npz file `arr_0` (N, H, W, 3) uint8, which fid.py and ADM's
@@ -24,7 +25,7 @@ from convnorm.experiment.data.pixels import size_text
 from convnorm.experiment.errors import InputError, exit_code
 from convnorm.experiment.run.distributed import pick_device
 from gan.interpolation import STEPS, interpolated
-from gan.models import SAMPLES, load_generator
+from gan.models import ROWS, SAMPLES, load_generator
 from gan.pictures import check_out, write_folder, write_grid, write_npz
 from gan.protocols import MOST_IMAGES
 from gan.runs import Which, checkpoint_of, is_run
@@ -38,7 +39,8 @@ def parse_args() -> argparse.Namespace:
         metavar="N",
         type=whole(1, MOST_IMAGES),
         required=True,
-        help=f"how many images, 1 to {MOST_IMAGES}; with --interpolate, how many rows",
+        help=f"how many images, 1 to {MOST_IMAGES}; with --interpolate, how many rows; with --grid "
+        "of a conditional run, how many of each class, unless --class is given",
     )
     parser.add_argument(
         "--out",
@@ -58,12 +60,20 @@ def parse_args() -> argparse.Namespace:
     pictures.add_argument(
         "--grid",
         action="store_true",
-        help="write one picture of all images, enlarged to 256 pixels at least",
+        help="write one picture of all images, enlarged to 256 pixels at least; of a conditional "
+        f"run with a row for each class, {ROWS} at most",
     )
     pictures.add_argument(
         "--interpolate",
         action="store_true",
         help=f"the same, with rows of {STEPS} images on the great circle between two latents",
+    )
+    parser.add_argument(
+        "--class",
+        dest="label",
+        metavar="CLASS",
+        help="of a conditional run, of which class all images are: its name, else its index from 0 "
+        "on (classes are drawn)",
     )
     parser.add_argument(
         "--checkpoint",
@@ -82,15 +92,19 @@ def main() -> None:
         raise InputError(f"RUN: {args.run!r} is no run; expected a run folder or a checkpoint .pt")
     loaded = load_generator(checkpoint_of(run, args.checkpoint), pick_device(args.device))
     size = loaded.config.data.image_size
+    label = None if args.label is None else loaded.class_named(args.label, "--class")
+    columns = STEPS if args.interpolate else max(1, round(args.num**0.5))
     if args.interpolate:
         latents = interpolated(loaded.prior, args.num, args.seed)
+    elif args.grid and loaded.classes and label is None:
+        latents, columns = loaded.prior.by_class(args.num, args.seed, SAMPLES), args.num
     else:
         latents = loaded.prior.draw(args.num, args.seed, SAMPLES)
+    if label is not None:
+        latents = latents.of_class(label)
     batches, num = loaded.batches(latents), len(latents.z)
-    if args.interpolate:
-        write_grid(batches, num, size, STEPS, args.out)
-    elif args.grid:
-        write_grid(batches, num, size, max(1, round(num**0.5)), args.out)
+    if args.interpolate or args.grid:
+        write_grid(batches, num, size, columns, args.out)
     elif args.out.suffix.lower() == ".npz":
         write_npz(batches, num, size, args.out)
     else:

@@ -53,6 +53,7 @@ def row(kind: str) -> list[str]:
         "convolution": known.normalizes_convolution,
         "map": known.normalizes_map,
         "head": known.normalizes_linear,
+        "embedding": known.normalizes_embedding,
         "loss": known.penalty is not None,
     }
     return [

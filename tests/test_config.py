@@ -45,7 +45,7 @@ def file(tmp_path):
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_config_loads_and_builds(name):
     config = read("--cfg", name, "--model.options.generator_width=4")
-    assert build(config, channels=1 if config.data.name == "digits" else 3)
+    assert build(config, channels=1 if config.data.name == "digits" else 3, num_classes=10)
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -15,6 +15,7 @@ from convnorm.experiment.errors import InputError
 from convnorm.normalizers import CATALOGUE, Normalizer, fit_to_maps
 from gan.networks import ARCHITECTURES, build_discriminator, build_generator
 from gan.networks.attention import SelfAttention
+from gan.networks.conditional import UNCONDITIONAL
 from gan.networks.sngan_resnet import LAYOUTS, DiscriminatorBlock, GeneratorBlock, InputBlock
 
 SIZES = {
@@ -227,7 +228,7 @@ def test_slopes_are_those_of_the_papers():
 
 def test_generator_block_upsamples_by_nearest_neighbour_in_both_branches():
     torch.manual_seed(0)
-    block = GeneratorBlock(plain, 3, 5)
+    block = GeneratorBlock(plain, 3, 5, UNCONDITIONAL)
     norm1, norm2 = modules_of(block, nn.BatchNorm2d)
     conv1, conv2, shortcut = modules_of(block, nn.Conv2d)
 

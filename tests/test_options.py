@@ -46,6 +46,7 @@ GAN = {
     "model.arch": ({}, "sngan_cnn"),
     "model.z_dim": ({}, 9),
     "model.gradient_normalization": ({}, True),
+    "model.conditional": ({"model.arch": "sngan_cnn"}, "projection"),
     "model.options.generator_width": ({}, 5),
     "model.options.discriminator_width": ({}, 5),
     "model.options.attention": ({"model.arch": "sngan_resnet"}, 8),

@@ -22,9 +22,12 @@ def grid_of(images: torch.Tensor, columns: int) -> torch.Tensor:
     return make_grid(images, nrow=columns, padding=2, pad_value=128)
 
 
-def picture_of(images: torch.Tensor) -> torch.Tensor:
-    """Return images (N, C, H, W) uint8 as a grid (3, H', W'), H' and W' at least `LEAST`."""
-    grid = grid_of(images.cpu(), round(len(images) ** 0.5))
+def picture_of(images: torch.Tensor, columns: int | None = None) -> torch.Tensor:
+    """Return images (N, C, H, W) uint8 as a grid (3, H', W'), H' and W' at least `LEAST`.
+
+    columns: of the grid; None makes about as many as rows.
+    """
+    grid = grid_of(images.cpu(), columns or round(len(images) ** 0.5))
     return enlarged(grid, math.ceil(LEAST / min(grid.shape[1:])))
 
 

@@ -1,7 +1,8 @@
 """The generators and discriminators by name, built for an image size, with the inputs checked.
 
 No network names a normalizer. A discriminator hands each of its convolutions and its last linear
-layer, initialized, to `normalize` and uses what comes back; a generator does so with each of its
+layer, initialized, to `normalize` and uses what comes back; a conditional one does so with what it
+has for classes too, an embedding or a second linear layer. A generator does so with each of its
 convolutions and transposed convolutions, and keeps the BatchNorm that its architecture has.
 """
 
@@ -17,9 +18,10 @@ from convnorm.experiment.config import options_of
 from convnorm.experiment.data.pixels import Size, height_and_width
 from convnorm.experiment.errors import InputError
 from gan.networks import dcgan, sngan_cnn, sngan_resnet
+from gan.networks.conditional import UNCONDITIONAL, Conditioning
 from gan.networks.layers import Widths
 
-# Of a discriminator: normalize(layer: nn.Conv2d | nn.Linear, *, at_input: bool = False).
+# Of a discriminator: normalize(layer: nn.Conv2d | nn.Linear | nn.Embedding, *, at_input=False).
 # `at_input` marks a layer that sees the image itself.
 Normalize = Callable[..., nn.Module]
 # Of a generator: normalize(layer: nn.Conv2d | nn.ConvTranspose2d).
@@ -45,6 +47,7 @@ class Architecture:
     discriminator: Callable[..., nn.Module]  # (normalize, options, *, image_size, channels)
     supports: Callable[[Size], bool]  # of an image size
     sizes: str  # the supported image sizes in words
+    knows_classes: bool = False  # whether both functions take `conditioning` as well
 
 
 def _eighths(size: Size) -> bool:
@@ -70,6 +73,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         partial(sngan_cnn.discriminator, factors=sngan_cnn.TABLE_3),
         supports=_eighths,
         sizes=f"multiples of 8, at most {LARGEST}",
+        knows_classes=True,
     ),
     "sngan_cnn_wide": Architecture(
         Widths,
@@ -77,6 +81,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         partial(sngan_cnn.discriminator, factors=sngan_cnn.WIDE),
         supports=_eighths,
         sizes=f"multiples of 8, at most {LARGEST}",
+        knows_classes=True,
     ),
     "sngan_resnet": Architecture(
         sngan_resnet.Options,
@@ -84,6 +89,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         sngan_resnet.discriminator,
         supports=lambda size: size in sngan_resnet.LAYOUTS,
         sizes=_one_of(sngan_resnet.LAYOUTS),
+        knows_classes=True,
     ),
 }
 
@@ -96,20 +102,22 @@ def build_generator(
     channels: int,
     z_dim: int,
     options: Mapping[str, Any] = PUBLISHED,
+    conditioning: Conditioning = UNCONDITIONAL,
 ) -> nn.Module:
     """Return G: z (N, z_dim), labels (N,) -> images (N, channels, H, W) in [-1, 1].
 
     `options` are fields of the architecture's `Options`; what is left out is as published. Weights
     come from the global random number generator, before `normalize` sees their layer. Raises
-    `InputError` for an unknown `arch` or option, and for a size, channel count or value it cannot
-    be built for.
+    `InputError` for an unknown `arch` or option, and for a size, channel count, conditioning or
+    value it cannot be built for.
     """
     architecture = _find(arch, image_size, channels)
+    known = _conditioning(arch, conditioning)
     chosen = options_of(architecture.options, options, "model.options")
     if z_dim < 1:
         raise InputError(f"model.z_dim: {z_dim}, expected 1 or more")
     return architecture.generator(
-        normalize, chosen, image_size=image_size, channels=channels, z_dim=z_dim
+        normalize, chosen, image_size=image_size, channels=channels, z_dim=z_dim, **known
     )
 
 
@@ -120,6 +128,7 @@ def build_discriminator(
     image_size: Size,
     channels: int,
     options: Mapping[str, Any] = PUBLISHED,
+    conditioning: Conditioning = UNCONDITIONAL,
 ) -> nn.Module:
     """Return D: images (N, channels, H, W) of that size, labels (N,) -> logits (N,).
 
@@ -129,8 +138,27 @@ def build_discriminator(
     weights. Raises `InputError` as `build_generator`.
     """
     architecture = _find(arch, image_size, channels)
+    known = _conditioning(arch, conditioning)
     chosen = options_of(architecture.options, options, "model.options")
-    return architecture.discriminator(normalize, chosen, image_size=image_size, channels=channels)
+    return architecture.discriminator(
+        normalize, chosen, image_size=image_size, channels=channels, **known
+    )
+
+
+def check_conditional(arch: str, kind: str) -> None:
+    """Raise InputError for a kind of `Conditioning` that an architecture does not have."""
+    able = [name for name, known in ARCHITECTURES.items() if known.knows_classes]
+    if kind != "none" and arch not in able:
+        raise InputError(
+            f"model.conditional: {kind!r} is not allowed with model.arch {arch!r}; expected none, "
+            f"or one of {', '.join(able)} there"
+        )
+
+
+def _conditioning(arch: str, conditioning: Conditioning) -> dict[str, Conditioning]:
+    """What the functions of an architecture get of it."""
+    check_conditional(arch, conditioning.kind)
+    return {"conditioning": conditioning} if ARCHITECTURES[arch].knows_classes else {}
 
 
 def _find(arch: str, image_size: Size, channels: int) -> Architecture:

@@ -25,7 +25,7 @@ from itertools import pairwise
 
 from torch import nn
 
-from gan.networks.layers import Unconditional, Widths
+from gan.networks.layers import Labelled, Widths
 
 SIZES = (16, 32, 64)  # of images, which are squares
 
@@ -37,7 +37,7 @@ def generator(
     image_size: int,
     channels: int,
     z_dim: int,
-) -> Unconditional:
+) -> Labelled:
     """Return G: z (N, z_dim) -> (N, channels, image_size, image_size) in [-1, 1]."""
     width = options.generator_width
     stages = [width * factor for factor in reversed(_factors(image_size))]
@@ -55,12 +55,12 @@ def generator(
             nn.ReLU(),
         ]
     last = init_normal(nn.ConvTranspose2d(stages[-1], channels, 4, 2, 1))
-    return Unconditional(*layers, normalize(last), nn.Tanh())
+    return Labelled(*layers, normalize(last), nn.Tanh())
 
 
 def discriminator(
     normalize: Callable[..., nn.Module], options: Widths, *, image_size: int, channels: int
-) -> Unconditional:
+) -> Labelled:
     """Return D: (N, channels, image_size, image_size) -> logits (N,)."""
     width = options.discriminator_width
     stages = [channels, *(width * factor for factor in _factors(image_size))]
@@ -69,15 +69,15 @@ def discriminator(
         conv = init_normal(nn.Conv2d(in_channels, out_channels, 4, 2, 1))
         layers += [normalize(conv, at_input=index == 0), nn.LeakyReLU(0.2)]
     head = init_normal(nn.Linear(4 * 4 * stages[-1], 1))
-    return Unconditional(*layers, nn.Flatten(), normalize(head), nn.Flatten(0))
+    return Labelled(*layers, nn.Flatten(), normalize(head), nn.Flatten(0))
 
 
 def init_normal(
-    layer: nn.Conv2d | nn.ConvTranspose2d | nn.Linear,
-) -> nn.Conv2d | nn.ConvTranspose2d | nn.Linear:
+    layer: nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.Embedding,
+) -> nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.Embedding:
     """Draw the weight from N(0, 0.02), set the bias to 0 and return the layer."""
     nn.init.normal_(layer.weight, std=0.02)
-    if layer.bias is not None:
+    if getattr(layer, "bias", None) is not None:
         nn.init.zeros_(layer.bias)
     return layer
 

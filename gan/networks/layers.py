@@ -23,9 +23,16 @@ class Widths:
         check_ranges(self, "model.options")
 
 
-class Unconditional(nn.Sequential):
-    """Layers one after another, of a network that takes labels like all others and ignores them."""
+class Labelled(nn.Sequential):
+    """Layers one after another; those with `takes_labels`, of conditional networks, get the labels.
+
+    Networks without such layers take labels all the same, and ignore them.
+    """
+
+    takes_labels = True
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """x: (N, ...), z or images; labels: (N,), the classes that they belong to."""
-        return super().forward(x)
+        for layer in self:
+            x = layer(x, labels) if getattr(layer, "takes_labels", False) else layer(x)
+        return x

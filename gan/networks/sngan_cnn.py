@@ -20,8 +20,9 @@ from itertools import pairwise
 from torch import nn
 
 from convnorm.experiment.data.pixels import Size, height_and_width
+from gan.networks.conditional import UNCONDITIONAL, Conditioning
 from gan.networks.dcgan import init_normal
-from gan.networks.layers import Unconditional, Widths
+from gan.networks.layers import Labelled, Widths
 
 # Channels of the discriminator's seven convolutions in units of its width.
 TABLE_3 = (1, 1, 2, 2, 4, 4, 8)
@@ -35,7 +36,8 @@ def generator(
     image_size: Size,
     channels: int,
     z_dim: int,
-) -> Unconditional:
+    conditioning: Conditioning,
+) -> Labelled:
     """Return G: z (N, z_dim) -> (N, channels, H, W) of `image_size` in [-1, 1].
 
     With w the width: dense to 8 w channels, then 4 w, 2 w and w after the three transposed
@@ -45,17 +47,18 @@ def generator(
     layers = [
         init_normal(nn.Linear(z_dim, 8 * width * math.prod(bottom))),
         nn.Unflatten(1, (8 * width, *bottom)),
-        nn.BatchNorm2d(8 * width, eps=2e-5),
+        conditioning.batch_norm(8 * width, eps=2e-5),
         nn.ReLU(),
     ]
     for in_channels, out_channels in pairwise((8 * width, 4 * width, 2 * width, width)):
+        knows = conditioning if out_channels > width else UNCONDITIONAL
         layers += [
             normalize(init_normal(nn.ConvTranspose2d(in_channels, out_channels, 4, 2, 1))),
-            nn.BatchNorm2d(out_channels, eps=2e-5),
+            knows.batch_norm(out_channels, eps=2e-5),
             nn.ReLU(),
         ]
     last = init_normal(nn.Conv2d(width, channels, 3, 1, 1))
-    return Unconditional(*layers, normalize(last), nn.Tanh())
+    return Labelled(*layers, normalize(last), nn.Tanh())
 
 
 def discriminator(
@@ -65,7 +68,8 @@ def discriminator(
     image_size: Size,
     channels: int,
     factors: tuple[int, ...],
-) -> Unconditional:
+    conditioning: Conditioning,
+) -> Labelled:
     """Return D: (N, channels, H, W) of `image_size` -> logits (N,).
 
     `factors` are the channels in units of the width. 3x3 convolutions keep the size and
@@ -79,7 +83,7 @@ def discriminator(
         conv = init_normal(nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=1))
         layers += [normalize(conv, at_input=index == 0), nn.LeakyReLU(0.1)]
     head = init_normal(nn.Linear(stages[-1] * math.prod(_bottom(image_size)), 1))
-    return Unconditional(*layers, nn.Flatten(), normalize(head), nn.Flatten(0))
+    return Labelled(*layers, nn.Flatten(), *conditioning.head(normalize, init_normal, head))
 
 
 def _bottom(image_size: Size) -> tuple[int, int]:

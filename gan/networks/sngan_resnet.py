@@ -19,7 +19,8 @@ from torch import nn
 
 from convnorm.experiment.config.fields import bounded, check_ranges, require
 from gan.networks.attention import SelfAttention
-from gan.networks.layers import Unconditional
+from gan.networks.conditional import Conditioning
+from gan.networks.layers import Labelled
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ def generator(
     image_size: int,
     channels: int,
     z_dim: int,
-) -> Unconditional:
+    conditioning: Conditioning,
+) -> Labelled:
     """Return G: z (N, z_dim) -> (N, channels, image_size, image_size) in [-1, 1]."""
     layout, (attended, _) = LAYOUTS[image_size], _attended(options, image_size)
     width = options.generator_width or layout.generator_width
@@ -98,7 +100,7 @@ def generator(
         _init_glorot(nn.Linear(z_dim, stages[0] * bottom**2)),
         nn.Unflatten(1, (stages[0], bottom, bottom)),
     ]
-    blocks = [GeneratorBlock(normalize, *in_and_out) for in_and_out in pairwise(stages)]
+    blocks = [GeneratorBlock(normalize, *sizes, conditioning) for sizes in pairwise(stages)]
     tail = [
         nn.BatchNorm2d(stages[-1], eps=2e-5),
         nn.ReLU(),
@@ -106,12 +108,17 @@ def generator(
         nn.Tanh(),
     ]
     _attend(blocks, stages[1:], attended, normalize)
-    return Unconditional(*head, *blocks, *tail)
+    return Labelled(*head, *blocks, *tail)
 
 
 def discriminator(
-    normalize: Callable[..., nn.Module], options: Options, *, image_size: int, channels: int
-) -> Unconditional:
+    normalize: Callable[..., nn.Module],
+    options: Options,
+    *,
+    image_size: int,
+    channels: int,
+    conditioning: Conditioning,
+) -> Labelled:
     """Return D: (N, channels, image_size, image_size) -> logits (N,)."""
     layout, (_, attended) = LAYOUTS[image_size], _attended(options, image_size)
     width = options.discriminator_width or layout.discriminator_width
@@ -121,9 +128,10 @@ def discriminator(
         downsample = index < layout.num_downsampling
         block = DiscriminatorBlock(normalize, in_channels, out_channels, downsample=downsample)
         blocks.append(block)
-    head = normalize(_init_glorot(nn.Linear(stages[-1], 1, bias=False)))
+    head = _init_glorot(nn.Linear(stages[-1], 1, bias=False))
+    last = conditioning.head(normalize, _init_glorot, head)
     _attend(blocks, stages, attended, normalize)
-    return Unconditional(*blocks, nn.ReLU(), SumPool(), head, nn.Flatten(0))
+    return Labelled(*blocks, nn.ReLU(), SumPool(), *last)
 
 
 def _attended(options: Options, image_size: int) -> tuple[int | None, int | None]:
@@ -162,16 +170,22 @@ def _attend(
 class GeneratorBlock(nn.Module):
     """A pre-activation residual block that doubles the map."""
 
+    takes_labels = True
+
     def __init__(
-        self, normalize: Callable[[nn.Module], nn.Module], in_channels: int, out_channels: int
+        self,
+        normalize: Callable[[nn.Module], nn.Module],
+        in_channels: int,
+        out_channels: int,
+        conditioning: Conditioning,
     ) -> None:
         super().__init__()
-        self.residual = nn.Sequential(
-            nn.BatchNorm2d(in_channels, eps=2e-5),
+        self.residual = Labelled(
+            conditioning.batch_norm(in_channels, eps=2e-5),
             nn.ReLU(),
             nn.Upsample(scale_factor=2),
             normalize(_conv3x3(in_channels, out_channels)),
-            nn.BatchNorm2d(out_channels, eps=2e-5),
+            conditioning.batch_norm(out_channels, eps=2e-5),
             nn.ReLU(),
             normalize(_conv3x3(out_channels, out_channels)),
         )
@@ -179,9 +193,9 @@ class GeneratorBlock(nn.Module):
             nn.Upsample(scale_factor=2), normalize(_conv1x1(in_channels, out_channels))
         )
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, in_channels, H, W) -> (N, out_channels, 2H, 2W)."""
-        return self.residual(x) + self.shortcut(x)
+    def forward(self, x: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        """(N, in_channels, H, W), labels (N,) -> (N, out_channels, 2H, 2W)."""
+        return self.residual(x, labels) + self.shortcut(x)
 
 
 # A plain 1x1 convolution commutes with average pooling, but a normalizer may depend on the size
@@ -258,8 +272,10 @@ def _conv1x1(in_channels: int, out_channels: int) -> nn.Conv2d:
     return _init_glorot(nn.Conv2d(in_channels, out_channels, 1))
 
 
-def _init_glorot(layer: nn.Conv2d | nn.Linear, gain: float = 1.0) -> nn.Conv2d | nn.Linear:
+def _init_glorot(
+    layer: nn.Conv2d | nn.Linear | nn.Embedding, gain: float = 1.0
+) -> nn.Conv2d | nn.Linear | nn.Embedding:
     nn.init.xavier_uniform_(layer.weight, gain)
-    if layer.bias is not None:
+    if getattr(layer, "bias", None) is not None:
         nn.init.zeros_(layer.bias)
     return layer

@@ -90,7 +90,7 @@ def measure(
 
     curve_of: the layer whose singular values are kept. tick: gets the name of what comes next.
     """
-    layers, notes = [], []
+    layers, notes = [], [*subject.notes]
     for name, place in placed.items():
         tick(name)
         layers.append(_layer(name, place, dtype, POINTS if name == curve_of else 0))

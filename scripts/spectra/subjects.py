@@ -54,6 +54,7 @@ class Subject:
     source: as it was given. kind: of its normalizer. settings: of its config, by dotted names,
     without the seed and the place of the data. norms: layer -> operator norms in the run's log.
     images: n -> so many test images, as the network sees them (n, C, H, W); None without any.
+    notes: what is to be said of what is not measured.
     """
 
     source: str
@@ -65,6 +66,7 @@ class Subject:
     settings: dict[str, Any]
     norms: dict[str, tuple[NormPoint, ...]]
     images: Images | None
+    notes: tuple[str, ...] = ()
 
 
 def is_model(source: str) -> bool:
@@ -95,6 +97,12 @@ def _run(source: str, options: Options) -> Subject:
         as_input = _in_unit_range
     config, channels = loaded.config, loaded.channels
     data = config.data if options.data_root is None else config.data.at(options.data_root)
+
+    def images(n: int) -> Tensor:
+        return as_input(_chosen(data, n, channels, source, options)).to(options.device)
+
+    settings = _settings(asdict(config))
+    of_a_class = settings.get("model.conditional") == "projection"
     return Subject(
         source,
         loaded.network,
@@ -102,9 +110,10 @@ def _run(source: str, options: Options) -> Subject:
         config.normalizer.kind,
         config.seed,
         loaded.step,
-        _settings(asdict(config)),
+        settings,
         _logged(path),
-        lambda n: as_input(_chosen(data, n, channels, source, options)).to(options.device),
+        None if of_a_class else images,
+        ("no Jacobian and no bound: the logit of an image depends on a class",) * of_a_class,
     )
 
 

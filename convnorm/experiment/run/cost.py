@@ -65,7 +65,7 @@ class _Counter(TorchDispatchMode):
         return out
 
 
-def macs(network: nn.Module, inputs: Tensor) -> int:
+def macs(network: nn.Module, inputs: Tensor, *others: Tensor) -> int:
     """Return the multiply-adds of one forward pass in training mode, per image of `inputs`.
 
     The work of a normalizer is included: FFTs, power iterations, orthogonalizations. What is done
@@ -74,12 +74,12 @@ def macs(network: nn.Module, inputs: Tensor) -> int:
     penalties on weights, which are no part of the forward pass. The pass runs on a copy of the
     network: buffers, modes and random numbers stay as they are.
 
-    inputs: (N, ...) on the network's device, as the network takes them.
+    inputs, others: (N, ...) on the network's device, as the network takes them.
     """
     copied = copy.deepcopy(network).train()
     devices = [inputs.device] if inputs.device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.no_grad(), _Counter() as counter:
-        copied(inputs)
+        copied(inputs, *others)
     return round(counter.flops / 2 / len(inputs))
 
 

@@ -208,9 +208,9 @@ class Tracker:
         else:
             self._bar.set_postfix_str(_fitting(shown, self._bar), refresh=False)
 
-    def images(self, step: int, images: torch.Tensor) -> None:
-        """Write a grid of images (N, C, H, W) uint8 to samples/ and to TensorBoard."""
-        self._picture(f"step{step:07d}", "samples", picture_of(images), step)
+    def images(self, step: int, images: torch.Tensor, columns: int | None = None) -> None:
+        """Write a grid of images, see `picture_of`, to samples/ and to TensorBoard."""
+        self._picture(f"step{step:07d}", "samples", picture_of(images, columns), step)
 
     def real_images(self, images: torch.Tensor, num: int) -> None:
         """Write `num` of the real images (N, C, H, W) uint8 beside the samples, once a run.

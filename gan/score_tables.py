@@ -60,7 +60,6 @@ def _classes(record: ScoreRecord) -> list[str]:
         rows.append([each.name, *counts, *map(shown, means[-1])])
     columns = zip(*means, strict=True)
     rows.append(["mean", "", "", *(shown(mean_and_spread(column)[0]) for column in columns)])
-    rows[0][3:] = [f"{name} of the class" if name != "floor" else name for name in rows[0][3:]]
     told = "each class by itself; floor: two halves of its real images"
     if any(each.distance is None for each in record.classes):
         told += "; FD: n/a unless they and the fakes outnumber the features"

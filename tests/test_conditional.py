@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from runs import ALONE, Crash, crash_before, differing, run, state_of, tiny
+from runs import ALONE, Crash, crash_before, differing, rough_measurements, run, state_of, tiny
 from torch import nn
 
 from convnorm.catalogue import CATALOGUE
@@ -39,7 +39,12 @@ def pair(arch, kind="projection", normalizer="none", num_classes=NUM, **options)
     shared["options"] = {"generator_width": 4, "discriminator_width": 4} | options
     G = build_generator(arch, z_dim=8, **shared)
     torch.manual_seed(1)
-    return G, build_discriminator(arch, Normalizer(normalizer), **shared)
+    D = build_discriminator(arch, Normalizer(normalizer), **shared)
+    if arch == "sngan_cnn":  # so narrow, its first logits are too small to be told from 0
+        with torch.no_grad():
+            for weight in D.parameters():
+                weight.mul_(10)
+    return G, D
 
 
 def inputs(num=6):
@@ -155,8 +160,8 @@ def test_two_classes_differ_by_the_projection_of_their_embeddings(arch, normaliz
     h, head = features(D, x), D[-1]
     e = head.embedding.weight
     expected = ((e[y] - e[other]) * h).sum(1)
-    torch.testing.assert_close(D(x, y) - D(x, other), expected)
-    assert expected.abs().min() > 0
+    torch.testing.assert_close(D(x, y) - D(x, other), expected, rtol=1e-6, atol=0)
+    assert expected.abs().min() > 1e-3
     torch.testing.assert_close(D(x), head.linear(h).flatten())
     torch.testing.assert_close(D(x, y), D(x) + (e[y] * h).sum(1))
 
@@ -167,6 +172,7 @@ def test_one_class_alone_is_the_unconditional_discriminator_with_its_row(arch):
     _, D = pair(arch)
     _, x, _ = inputs()
     row = features(D, x) @ D[-1].embedding.weight[7]
+    assert row.abs().min() > 1e-3
     torch.testing.assert_close(D(x, torch.full((6,), 7)), plain(x) + row)
 
 
@@ -179,6 +185,7 @@ def test_acgan_judges_and_classifies_from_one_map(arch):
     torch.testing.assert_close(logits, plain(x))
     torch.testing.assert_close(D(x, y), logits)
     p = D[-1].classes(features(D, x)).softmax(1)
+    assert p.std() > 0.01
     torch.testing.assert_close(errors, -p[range(6), y].log())
 
 
@@ -430,7 +437,8 @@ def test_a_resumed_conditional_run_is_bit_identical(kind, tmp_path, monkeypatch)
 
 def test_layers_are_measured_and_memory_is_estimated():
     it = trainer(**{"model.conditional": "projection"})
-    assert len(layer_norms(it.discriminator, it.image_shape)) == 7
+    with rough_measurements():
+        assert len(layer_norms(it.discriminator, it.image_shape)) == 7
     more, less = (
         estimate(tiny({**CONDITIONAL, "model.conditional": kind})) for kind in ("acgan", "none")
     )

@@ -213,11 +213,11 @@ class Normalizer:
         convolution, and not the one that it returns.
         """
         if isinstance(layer, nn.Linear | nn.Embedding):
-            kind = self.definition
-            make: Callable[[Any, Normalizer], nn.Module]
-            make = kind.linear if isinstance(layer, nn.Linear) else kind.embedding
             with torch.random.fork_rng(devices=[]):
-                made = make(layer, self)
+                if isinstance(layer, nn.Linear):
+                    made = self.definition.linear(layer, self)
+                else:
+                    made = self.definition.embedding(layer, self)
             return self._marked(scale_weight(made, self.scale))
         device, dtype = layer.weight.device, layer.weight.dtype
         conv = self.convolution(layer)

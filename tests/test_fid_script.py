@@ -168,7 +168,8 @@ def test_run_against_itself_is_another_sample(fid, monkeypatch, tmp_path):
         return images[order[:num]].split(PART)[share]
 
     config = SimpleNamespace(data=DataConfig("digits", image_size=16))
-    loaded = SimpleNamespace(parts=parts, config=config, step=7, ema=True, sha256="c" * 64)
+    facts = {"step": 7, "ema": True, "sha256": "c" * 64, "classes": ()}
+    loaded = SimpleNamespace(parts=parts, config=config, **facts)
     monkeypatch.setattr("gan.sources.load_generator", lambda path, device: loaded)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "last.pt").touch()

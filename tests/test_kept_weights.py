@@ -47,7 +47,7 @@ def scored(record, monkeypatch):
             def __init__(self, protocol, data, process, *, keys, **rest):
                 self.selects = keys == SELECTING
 
-            def __call__(self, sample, seed, *, step, ema):
+            def __call__(self, sample, seed, *, step, ema, **conditional):
                 value = by_step[step] if self.selects else float(step)
                 return replace(record, scores={**record.scores, record.headline: value})
 

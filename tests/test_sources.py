@@ -134,7 +134,8 @@ def test_a_generator_is_resized_and_has_no_splits(here, monkeypatch):
         return images[:num].split(2)[share]
 
     config = SimpleNamespace(data=DataConfig("digits", image_size=16))
-    loaded = SimpleNamespace(parts=parts, config=config, step=7, ema=True, sha256="c" * 64)
+    facts = {"step": 7, "ema": True, "sha256": "c" * 64, "classes": ()}
+    loaded = SimpleNamespace(parts=parts, config=config, **facts)
     monkeypatch.setattr("gan.sources.load_generator", lambda path, device: loaded)
     Path("run").mkdir()
     Path("run/last.pt").touch()

@@ -41,7 +41,8 @@ class ImageSource:
     image_size: in pixels. origin: where they come from. config: of a
         generator's run; None of images.
     classes: the names of the classes that images are of, or that a conditional generator knows.
-    labels: the class of each image, (N,); of such a generator, what tells those it is asked for.
+    labels: the class of each image, (N,); None of a generator. asked_for: of such a generator, what
+    tells the classes that its images are asked for as.
     """
 
     images: Tensor | Sample | Statistics
@@ -49,7 +50,8 @@ class ImageSource:
     origin: Origin
     config: GanConfig | None = None
     classes: tuple[str, ...] = ()
-    labels: Tensor | Labels | None = None
+    labels: Tensor | None = None
+    asked_for: Labels | None = None
 
 
 def read_source(
@@ -97,7 +99,7 @@ def read_source(
             origin,
             loaded.config,
             loaded.classes,
-            loaded.labels if loaded.classes else None,
+            asked_for=loaded.labels if loaded.classes else None,
         )
         return source if size is None else resized(source, size)
     if path.is_dir() and not any(path.glob("[!.]*.npz")):
@@ -128,7 +130,7 @@ def classes_of(fake: ImageSource, real: ImageSource) -> dict[str, Any]:
 
     That needs a conditional generator and real images of the classes that it knows.
     """
-    if not callable(fake.labels) or fake.classes != real.classes or callable(real.labels):
+    if fake.asked_for is None or fake.classes != real.classes or real.labels is None:
         return {}
     return {"labels": real.labels, "classes": real.classes}
 

@@ -266,7 +266,7 @@ def main() -> int:
             seed=seed,
             origin=each.origin,
             extrapolate=args.fd_inf,
-            labels=each.labels if callable(each.labels) else None,
+            labels=each.asked_for,
         )
         for each in chain([fake], map(read_fake, map(str, files[1:])))
         for seed in seeds

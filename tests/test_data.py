@@ -1,9 +1,7 @@
 """Real images: read right, or refused with a clear line."""
 
-import hashlib
 import io
 import pickle
-import tarfile
 import urllib.request
 from http.client import BadStatusLine
 from unittest.mock import Mock
@@ -12,6 +10,7 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
+from fake_archive import write_archive
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
@@ -163,7 +162,6 @@ class OldDtype:
 @pytest.fixture
 def cifar(tmp_path, monkeypatch):
     """An archive of 5 x 3 training and 3 test images with its MD5s known to torchvision."""
-    monkeypatch.setattr(urllib.request, "urlopen", Mock(side_effect=URLError("no network")))
     meta = {"label_names": [f"class{i}" for i in range(10)]}
     files = {"batches.meta": pickle.dumps(meta, protocol=2)}
     for index, name in enumerate([f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]):
@@ -171,14 +169,7 @@ def cifar(tmp_path, monkeypatch):
         pixels[:, 1024:2048] += 1  # the green plane
         batch = pickle.dumps({"data": OldArray(pixels), "labels": [index] * 3}, protocol=2)
         files[name] = batch.replace(b"numpy._core", b"numpy.core")
-    archive = tmp_path / CIFAR10.filename
-    with tarfile.open(archive, "w:gz") as tar:
-        for name, content in files.items():
-            member = tarfile.TarInfo(f"{CIFAR10.base_folder}/{name}")
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    md5 = {name: hashlib.md5(content).hexdigest() for name, content in files.items()}
-    monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+    archive, md5 = write_archive(CIFAR10, files, tmp_path, monkeypatch)
     monkeypatch.setattr(CIFAR10, "train_list", [[n, md5[n]] for n in sorted(md5)[1:6]])
     monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", md5["test_batch"]]])
     monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": md5["batches.meta"]})

@@ -1,15 +1,9 @@
 """STL-10 as torchvision downloads it: all unlabeled images train, pixels stand upright."""
 
-import hashlib
-import io
-import tarfile
-import urllib.request
-from unittest.mock import Mock
-from urllib.error import URLError
-
 import numpy as np
 import pytest
 import torch
+from fake_archive import write_archive
 from test_data import refused
 from torchvision.datasets import STL10
 
@@ -23,20 +17,12 @@ NUMBERS = {"train": 3, "unlabeled": 5, "test": 2}
 @pytest.fixture
 def stl10(tmp_path, monkeypatch):
     """An archive of a few images, no network; torchvision knows its MD5s."""
-    monkeypatch.setattr(urllib.request, "urlopen", Mock(side_effect=URLError("no network")))
     random, files = np.random.default_rng(0), {}
     for name, number in NUMBERS.items():
         files[f"{name}_X.bin"] = random.integers(0, 256, number * 3 * 96 * 96, np.uint8).tobytes()
         if name != "unlabeled":
             files[f"{name}_y.bin"] = bytes(range(1, number + 1))
-    archive = tmp_path / STL10.filename
-    with tarfile.open(archive, "w:gz", compresslevel=1) as tar:
-        for name, content in files.items():
-            member = tarfile.TarInfo(f"{STL10.base_folder}/{name}")
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    md5 = {name: hashlib.md5(content).hexdigest() for name, content in files.items()}
-    monkeypatch.setattr(STL10, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+    archive, md5 = write_archive(STL10, files, tmp_path, monkeypatch)
     for listed in ("train_list", "test_list"):
         known = [[name, md5[name]] for name, _ in getattr(STL10, listed)]
         monkeypatch.setattr(STL10, listed, known)

@@ -75,6 +75,12 @@ def read(cls: type[Record], file: Path, expected: str) -> Record:
         raise InputError(f"{file}: not readable as JSON; expected {expected}") from None
 
 
+def read_if_there(cls: type[Record], file: Path, expected: str) -> Record | None:
+    """The same; None where there is no such file. A link to nothing is one that cannot be read."""
+    there = file.is_symlink() or file.exists()
+    return read(cls, file, expected) if there else None
+
+
 def _written(value: Any) -> Any:
     if is_dataclass(value):
         values = {field.name: _written(getattr(value, field.name)) for field in fields(value)}

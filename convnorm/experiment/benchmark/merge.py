@@ -19,7 +19,7 @@ from convnorm.experiment.benchmark.copying import copy_folder, is_used
 from convnorm.experiment.benchmark.grid import Benchmark, Run, slug_of
 from convnorm.experiment.benchmark.pipeline import Result
 from convnorm.experiment.benchmark.plan import GRID, survey
-from convnorm.experiment.benchmark.reported import REPORT, ReportedRun
+from convnorm.experiment.benchmark.reported import REPORT, REPORTED, ReportedRun
 from convnorm.experiment.benchmark.soundness import agree, finite
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.records import Match, Report
@@ -150,13 +150,6 @@ def take_runs(benchmark: Benchmark, folders: Sequence[Path]) -> Iterator[Found]:
                     yield Found(file, "refused", str(error), told.run.name)
 
 
-def _told(run: Run, differing: list[str]) -> str:
-    """In what a run differs from the nearest of the grid."""
-    more = len(differing) - MOST_KEYS
-    told = "; ".join(differing[:MOST_KEYS]) + (f"; and {more} more" if more > 0 else "")
-    return f"the nearest, ({run.name}), has {told}"
-
-
 def _check_unused(run: Run) -> None:
     if is_used(run.folder):
         raise InputError(
@@ -182,12 +175,9 @@ class _Here:
         there = checkpoint.config_of(source)
         if there is None:
             return Found(source, "not finished", "not begun")
-        there = checkpoint.completed(there, self._benchmark.runs[0].config)
-        run, differing = self._nearest(there)
-        if differing:
-            return Found(source, "no run of this grid", _told(run, differing))
-        if run.name in self._done:
-            return Found(source, "here already", f"({run.name}) in {run.folder}")
+        run, left = self._run_of(there)
+        if left is not None:
+            return Found(source, *left)
         pipeline, grid = self._benchmark.pipeline, self._benchmark.grid
         other = replace(run, folder=source)
         if not is_trained(other):
@@ -209,12 +199,9 @@ class _Here:
                 "its report does not tell its config and data; expected a report that does, as "
                 "benchmark.py --report makes one where the run is"
             )
-        there = checkpoint.completed(record.config, self._benchmark.runs[0].config)
-        run, differing = self._nearest(there)
-        if differing:
-            return Found(file, "no run of this grid", _told(run, differing), record.name)
-        if run.name in self._done:
-            return Found(file, "here already", f"({run.name})", record.name)
+        run, left = self._run_of(record.config)
+        if left is not None:
+            return Found(file, *left, record.name)
         asked = (tuple(grid.attacks), grid.num)
         if asked != (report.attacks, report.grid.get("num")):
             why = "evaluated under other attacks, or on another number of images"
@@ -225,6 +212,19 @@ class _Here:
         reported.add(self._benchmark.folder, replace(told, run=named))
         self._done.add(run.name)
         return Found(file, "taken over", f"as ({run.name})", record.name)
+
+    def _run_of(self, config: dict[str, Any]) -> tuple[Run, tuple[Outcome, str] | None]:
+        """The run of this config, or the nearest; and what becomes of one that is not taken."""
+        there = checkpoint.completed(config, self._benchmark.runs[0].config)
+        run, differing = self._nearest(there)
+        if differing:
+            more = len(differing) - MOST_KEYS
+            told = "; ".join(differing[:MOST_KEYS]) + (f"; and {more} more" if more > 0 else "")
+            return run, ("no run of this grid", f"the nearest, ({run.name}), has {told}")
+        if run.name in self._done:
+            here = run.folder if is_trained(run) else self._benchmark.folder / REPORTED
+            return run, ("here already", f"({run.name}) in {here}")
+        return run, None
 
     def _nearest(self, there: dict[str, Any]) -> tuple[Run, list[str]]:
         """The run that a config differs least from, and in what."""

@@ -53,9 +53,9 @@ class ReportedRun:
             data_sha256=self.run.data_sha256,
         )
 
-    def differences(self, run: Run, config: Any) -> list[str]:
-        """In what it is not `run`. config: of any run of the pipeline."""
-        there = checkpoint.completed(self.run.config or {}, config)
+    def differences(self, run: Run) -> list[str]:
+        """In what it is not `run`."""
+        there = checkpoint.completed(self.run.config or {}, run.config)
         return checkpoint.other_values(there, checkpoint.plain(run.config))
 
 
@@ -70,12 +70,10 @@ class Reported:
 
 def read(folder: Path) -> dict[Place, ReportedRun]:
     """Return the runs that a benchmark took over from reports."""
-    file = folder / REPORTED
-    if not file.is_symlink() and not file.exists():
-        return {}
     expected = "what --merge has written, or no file, which trains these runs anew"
-    content = codec.read(Reported, file, expected)
-    return {(each.run.cell, each.run.seed): each for each in content.runs}
+    content = codec.read_if_there(Reported, folder / REPORTED, expected)
+    runs = () if content is None else content.runs
+    return {(each.run.cell, each.run.seed): each for each in runs}
 
 
 def add(folder: Path, run: ReportedRun) -> None:
@@ -89,7 +87,7 @@ def check(folder: Path, runs: Sequence[Run]) -> None:
     there = read(folder)
     for run in runs:
         found = there.get((run.cell.name, run.seed))
-        if found and (differing := found.differences(run, run.config)):
+        if found and (differing := found.differences(run)):
             raise InputError(
                 f"{folder / REPORTED}: holds another run as ({run.name}): {'; '.join(differing)}; "
                 "expected that of the benchmark, another --folder, or this file moved away"

@@ -99,11 +99,9 @@ def check_seeds(seeds: Sequence[int], matching: Matching) -> None:
 
 def read(folder: Path) -> tuple[Match, ...]:
     """Return what matched.json holds; nothing where there is no such file."""
-    file = folder / MATCHED
-    if not file.is_symlink() and not file.exists():
-        return ()
     expected = "what this version has written, or no file, which matches all gains anew"
-    return codec.read(Matched, file, expected).matches
+    content = codec.read_if_there(Matched, folder / MATCHED, expected)
+    return () if content is None else content.matches
 
 
 def add(folder: Path, match: Match) -> None:

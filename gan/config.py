@@ -8,6 +8,7 @@ from convnorm.experiment.config import options_of, require
 from convnorm.experiment.config.fields import LARGEST_SEED, bounded, check_ranges, choosing
 from convnorm.experiment.data import DataConfig
 from convnorm.experiment.errors import InputError
+from gan import parts
 from gan.losses import LOSSES, Penalty, gradient_penalty, r1, r2
 from gan.networks import ARCHITECTURES, check_conditional
 from gan.networks.conditional import Kind
@@ -259,6 +260,7 @@ class GanConfig:
                 f"train.one_pass: true is not allowed, as normalizer.kind {normalizer.kind!r} "
                 "mixes the images of a batch; expected false, or another kind"
             )
+        parts.check(self)
         if self.train.capture == "graph":
             _check_capture(self)
 

@@ -39,7 +39,8 @@ def estimate(config: GanConfig, world_size: int = 1) -> Estimate:
         "conditioning": Conditioning(model.conditional, num_classes=2),
     }
     real, fake = (
-        max(1, size // world_size) for size in (train.batch_size, train.generator_batch_size)
+        max(1, size // (world_size * train.accumulate))
+        for size in (train.batch_size, train.generator_batch_size)
     )
     with on_paper():
         generator = build_generator(model.arch, z_dim=model.z_dim, **shape)

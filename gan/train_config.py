@@ -33,6 +33,11 @@ class TrainConfig:
         one_pass: the discriminator sees real and generated images, where a loss takes both, as one
             batch. Its power iterations then take one step there and not two; all else is the same
             but for rounding. Not with kinds that mix a batch.
+        accumulate: equal parts of a batch that go through the networks one after another, in a
+            fraction of the memory. Their gradients are added, and random numbers and power
+            iterations are those of the whole batch, so that all is the same but for rounding, and
+            for the generator's BatchNorm, which sees a part. Not with kinds that mix a batch, nor
+            with loss.lecam.
         channels_last: maps lie in memory by pixel and not by channel, which convolutions of a CPU
             and half precision on a GPU like. Networks whose normalizer needs whole maps, as
             ConvNorm's filter does, lose by it. The same but for rounding.
@@ -53,6 +58,7 @@ class TrainConfig:
     ema_decay: float = bounded(0.0, least=0, below=1)
     precision: Literal["float32", "bfloat16"] = "float32"
     one_pass: bool = False
+    accumulate: int = bounded(1, least=1, most=65_536)
     channels_last: bool = False
     capture: Literal["none", "graph"] = "none"
 

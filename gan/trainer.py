@@ -1,6 +1,6 @@
 """The method: a step of a GAN is n_dis updates of the discriminator and one of the generator."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from gan.lecam import lecam, move
 from gan.losses import AUXILIARY_D, AUXILIARY_G, LOSSES, Batch, Penalty, joined
 from gan.models import Latents, build
 from gan.networks.conditional import judged
+from gan.parts import check_sizes, parts
 from gan.state import State
 
 Terms = dict[str, Tensor]  # name in the log -> scalar
@@ -34,6 +35,7 @@ class Trainer:
     def __init__(self, config: GanConfig, images: Images, process: Process):
         self.config, self.process = config, process
         self.draw = Drawing(config, images.to(process.device), process)
+        check_sizes(config, process.world_size)
         self.image_shape = images.images.shape[1:]
         built = build(config, self.image_shape[0], len(images.classes))
         self.generator, self.discriminator = (network.to(process.device) for network in built)
@@ -60,17 +62,25 @@ class Trainer:
         state = self.state
         state.set_rates(draws.rates)
         for draw in draws.discriminator:
-            with shared_weights():  # both passes and the penalties see the same ones
-                loss, terms, d_real = self.discriminator_loss(draw)
-            self.apply(loss, self.discriminator, state.optim_d)
+            logits = []
+            state.optim_d.zero_grad()
+            for part in self.parts(draw):
+                with shared_weights():  # both passes and the penalties see the same ones
+                    loss, terms, d_real = self.discriminator_loss(part)
+                self.add_gradients(loss)
+                state.meter.note(**terms)
+                logits.append(d_real)
+            self.apply(self.discriminator, state.optim_d)
             self.clip_weights()
-            self.adapt_normalizer(d_real)
-            state.meter.note(**terms)
+            self.adapt_normalizer(logits)
         self.discriminator.requires_grad_(False)
-        loss, terms = self.generator_loss(draws.generator)
-        self.apply(loss, self.generator, state.optim_g)
+        state.optim_g.zero_grad()
+        for part in self.parts(draws.generator):
+            loss, terms = self.generator_loss(part)
+            self.add_gradients(loss)
+            state.meter.note(**terms)
+        self.apply(self.generator, state.optim_g)
         self.discriminator.requires_grad_(True)
-        state.meter.note(**terms)
         state.meter.end_step(self.process, state.running_statistics())
         follow(state.ema, self.generator, draws.ema_decay)
 
@@ -139,17 +149,23 @@ class Trainer:
             return self.judge(one), self.judge(other)
         sizes = len(one.images), len(other.images)
         logits, errors = self.judge(joined(one, other))
-        parts = (None, None) if errors is None else errors.split(sizes)
-        return tuple(zip(logits.split(sizes), parts, strict=True))
+        errors = (None, None) if errors is None else errors.split(sizes)
+        return tuple(zip(logits.split(sizes), errors, strict=True))
 
     def _weight_penalty(self, *_: object) -> Tensor:
         """What the normalizer asks for, of D's weights or of the maps in its two passes."""
         return self.config.normalizer.penalty(self.discriminator)
 
-    def apply(self, loss: Tensor, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def parts(self, draw: DiscriminatorDraws | GeneratorDraws) -> Iterator:
+        """The draws of an update in parts, which go through the networks one after another."""
+        return parts(draw, self.config.train.accumulate, self.generator, self.discriminator)
+
+    def add_gradients(self, loss: Tensor) -> None:
+        """Add the gradients of the loss of a part, as far as it counts in that of the batch."""
+        loss.backward(torch.full_like(loss, 1 / self.config.train.accumulate))
+
+    def apply(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Update a network by the gradients of all processes."""
-        optimizer.zero_grad()
-        loss.backward()
         self.process.average_([p.grad for p in network.parameters() if p.grad is not None])
         optimizer.step()
 
@@ -161,10 +177,11 @@ class Trainer:
             for weight in self.discriminator.parameters():
                 weight.clamp_(-bound, bound)
 
-    def adapt_normalizer(self, d_real: Tensor) -> None:
-        """Show the normalizer the logits (N,) of real images, if it asks for them."""
+    def adapt_normalizer(self, logits: list[Tensor]) -> None:
+        """Show the normalizer the logits of all parts of the real images, if it asks for them."""
         if self.config.normalizer.definition.observe is not None:
-            self.config.normalizer.observe(self.discriminator, self.process.gather(d_real))
+            d_real = self.process.gather(torch.cat(logits))
+            self.config.normalizer.observe(self.discriminator, d_real)
 
     def autocast(self) -> torch.autocast:
         """The precision in which the networks run.

@@ -45,6 +45,7 @@ VARIANTS = {
         "train.flip": True,
     },
     "chain": {"normalizer.kind": "chain"},
+    "parts": {"normalizer.kind": "spectral", "train.accumulate": 2},
 }
 each_variant = pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
 

@@ -100,6 +100,7 @@ GAN = {
     "train.precision": ({}, "bfloat16"),
     "train.channels_last": ({}, True),
     "train.one_pass": ({"normalizer.kind": "spectral"}, True),
+    "train.accumulate": ({}, 2),
     "train.capture": ({}, "graph"),
     "log.every": ({}, 1),
     "log.samples_every": ({}, 1),

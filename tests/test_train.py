@@ -180,8 +180,10 @@ def test_each_network_is_left_alone_by_the_others_update(kind):
     assert differing(snapshot(trainer.discriminator), d) == []
     assert differing(snapshot(trainer.generator), g) != []
     g = snapshot(trainer.generator)
+    trainer.state.optim_d.zero_grad()
     loss, *_ = trainer.discriminator_loss(draws.discriminator[0])
-    trainer.apply(loss, trainer.discriminator, trainer.state.optim_d)
+    trainer.add_gradients(loss)
+    trainer.apply(trainer.discriminator, trainer.state.optim_d)
     assert differing(snapshot(trainer.generator), g) == []
     assert differing(snapshot(trainer.discriminator), d) != []
 

@@ -25,6 +25,12 @@ def running_statistics(network: nn.Module) -> list[torch.Tensor]:
     return [buffer for buffer in _statistics(network) if buffer.is_floating_point()]
 
 
+def iterated(network: nn.Module) -> list[torch.Tensor]:
+    """The buffers that passes in training move on by themselves: vectors of power iterations."""
+    statistics = {id(buffer) for buffer in _statistics(network)}
+    return [buffer for buffer in network.buffers() if id(buffer) not in statistics]
+
+
 def _statistics(network: nn.Module) -> list[torch.Tensor]:
     """The buffers that are statistics of the data, which vectors of power iterations are not."""
     names = dict.fromkeys(network.modules(), STATISTICS)

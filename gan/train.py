@@ -47,7 +47,9 @@ def train(config: GanConfig, options: RunOptions, process: Process) -> dict[str,
     Raises InputError, or Stopped where a signal, or a loss or weight that is NaN or infinite, ends
     the run early.
     """
-    run_dir, now = Path(options.run_dir), segment(process)  # the clone may change meanwhile
+    run_dir = Path(options.run_dir)
+    # The clone may change meanwhile.
+    now = segment(process, sync_batch_norm=config.train.sync_batch_norm)
     data = loop.located(config.data, options)
     if config.train.capture == "graph":
         capture.check(process)

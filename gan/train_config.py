@@ -38,6 +38,8 @@ class TrainConfig:
             iterations are those of the whole batch, so that all is the same but for rounding, and
             for the generator's BatchNorm, which sees a part. Not with kinds that mix a batch, nor
             with loss.lecam.
+        sync_batch_norm: the BatchNorms of both networks take their statistics over all processes of
+            a run, and not each over its part. Those of one process are the same.
         channels_last: maps lie in memory by pixel and not by channel, which convolutions of a CPU
             and half precision on a GPU like. Networks whose normalizer needs whole maps, as
             ConvNorm's filter does, lose by it. The same but for rounding.
@@ -59,6 +61,7 @@ class TrainConfig:
     precision: Literal["float32", "bfloat16"] = "float32"
     one_pass: bool = False
     accumulate: int = bounded(1, least=1, most=65_536)
+    sync_batch_norm: bool = False
     channels_last: bool = False
     capture: Literal["none", "graph"] = "none"
 

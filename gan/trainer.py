@@ -10,6 +10,7 @@ from convnorm.experiment.data import Images
 from convnorm.experiment.run.averaging import follow
 from convnorm.experiment.run.capture import Captured
 from convnorm.experiment.run.distributed import Process
+from convnorm.experiment.run.global_batch_norm import with_global_statistics
 from convnorm.fixed import shared_weights
 from gan.augmentation import augmented
 from gan.config import GanConfig
@@ -40,6 +41,9 @@ class Trainer:
         built = build(config, self.image_shape[0], len(images.classes))
         self.generator, self.discriminator = (network.to(process.device) for network in built)
         self.classifies = config.model.conditional == "acgan"
+        if config.train.sync_batch_norm:
+            for network in (self.generator, self.discriminator):
+                with_global_statistics(network, process)
         if config.train.channels_last:  # a convolution returns what its weight or input has
             for network in (self.generator, self.discriminator):
                 network.to(memory_format=torch.channels_last)

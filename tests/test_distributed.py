@@ -26,12 +26,14 @@ from runs import (
     state_of,
     tiny,
 )
+from torch import nn
 
 from classification.trainer import Trainer as ClassifierTrainer
 from convnorm.experiment.data import load_images
 from convnorm.experiment.errors import InputError, Stopped
 from convnorm.experiment.run import distributed, loop
 from convnorm.experiment.run.distributed import Process
+from convnorm.experiment.run.global_batch_norm import with_global_statistics
 from gan.trainer import Trainer
 from gan.training_images import training_images
 
@@ -194,6 +196,36 @@ def test_two_processes_are_one_run(tmp_path):
     assert log[1]["d_real"] == pytest.approx(expected[1]["d_real"], rel=1e-5)
 
 
+def test_with_one_batch_norm_two_processes_train_as_one_does(tmp_path):
+    """Both networks normalize by the batch, so statistics of a half would be seen in every loss."""
+    # Steps of Adam are signs at first, and rounding decides those of gradients that are nearly 0.
+    tiny_steps = {"optim.lr": 1e-7, "steps": 2}
+    changes = {**CHANGES, **tiny_steps, "normalizer.kind": "batch", "train.sync_batch_norm": True}
+    codes = train_pair(tmp_path, changes)
+    assert [code for code, _ in codes] == [0, 0], codes
+    first, second = ({**rank, "batches": None} for rank in ranks(tmp_path))
+    assert differing(first, second) == []
+    run(tmp_path / "alone", changes)
+    found, expected = log_of(tmp_path / "run"), log_of(tmp_path / "alone")
+    for line, other in zip(found[1:], expected[1:], strict=True):
+        for name in ("loss_d", "loss_g", "d_real", "d_fake"):
+            assert line[name] == pytest.approx(other[name], rel=1e-4, abs=1e-5), (name, other)
+    for name in ("optim_g", "optim_d"):
+        found, expected = (last_gradients(tmp_path / run_dir, name) for run_dir in ("run", "alone"))
+        assert (found - expected).abs().max() < 1e-3 * expected.abs().max()
+    places = [
+        json.loads((tmp_path / name / "summary.json").read_text())["segments"][0]["sync_batch_norm"]
+        for name in ("run", "alone")
+    ]
+    assert places == [True, False]
+
+
+def last_gradients(run_dir: Path, optimizer: str) -> torch.Tensor:
+    """Those of a run's last step, all in one: what Adam keeps of them with a beta1 of 0."""
+    states = state_of(run_dir)[optimizer]["state"]
+    return torch.cat([state["exp_avg"].flatten() for state in states.values()])
+
+
 def test_a_pair_resumes_and_only_the_main_process_writes(tmp_path):
     changes = {**CHANGES, "log.every": 2}
     codes = train_pair(tmp_path, changes)
@@ -325,8 +357,58 @@ def test_averages_votes_and_parts(tmp_path):
     assert (first["part"], second["part"]) == ([0, 3], [3, 6])
 
 
+SHAPE = 6, 3, 5, 4  # of a batch, half of it in each process
+
+
+def normalized(norm: nn.Module, x: torch.Tensor, part: slice) -> dict[str, torch.Tensor]:
+    """What a BatchNorm makes of a batch, or of a process's part: values, gradients, statistics."""
+    x = x[part].clone().requires_grad_()
+    target = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))[part]
+    y = norm(x)
+    (y * target).mean().backward()
+    found = {"y": y.detach(), "x": x.grad, "of_x": norm.eval()(x).detach()}
+    return (
+        found | dict(norm.state_dict()) | {f"{n}.grad": p.grad for n, p in norm.named_parameters()}
+    )
+
+
+def batch_norm() -> tuple[nn.BatchNorm2d, torch.Tensor]:
+    norm, random = nn.BatchNorm2d(SHAPE[1], momentum=0.3), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        norm.weight.uniform_(1, 2, generator=random)
+        norm.bias.uniform_(1, 2, generator=random)
+    return norm, torch.rand(SHAPE, generator=random) + torch.arange(6.0)[:, None, None, None]
+
+
+def global_batch_norm(folder: str) -> None:
+    process = distributed.start("cpu")
+    norm, x = batch_norm()
+    with_global_statistics(norm, process)
+    found = normalized(norm, x, process.local_slice(len(x), "x"))
+    process.average_([norm.weight.grad, norm.bias.grad])
+    torch.save(found, Path(folder) / f"rank{process.rank}.pt")
+    half = norm.train()(x.bfloat16())
+    assert half.dtype == torch.bfloat16
+    distributed.stop()
+
+
+def test_a_batch_norm_over_processes_is_that_of_the_batch(tmp_path):
+    assert pair(tmp_path, global_batch_norm, str(tmp_path)) == [(0, ""), (0, "")]
+    expected = normalized(*batch_norm(), slice(None))
+    first, second = ranks(tmp_path)
+    first["x"], second["x"] = (each["x"] / 2 for each in (first, second))  # a mean over the half
+    for name, value in expected.items():
+        is_batch = value.dim() == 4
+        found = torch.cat([first[name], second[name]]) if is_batch else first[name]
+        torch.testing.assert_close(found, value, rtol=1e-5, atol=1e-6, msg=name)
+        assert is_batch or differing(first[name], second[name]) == []
+
+
 def test_alone_nothing_is_sent():
     process = Process(torch.device("cpu"))
+    norm = nn.BatchNorm2d(2)
+    with_global_statistics(norm, process)
+    assert type(norm) is nn.BatchNorm2d
     tensor = torch.ones(2)
     process.average_([tensor])
     process.barrier()

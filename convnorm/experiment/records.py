@@ -135,6 +135,8 @@ class Segment:
     step: how many steps were done before it. commit: of the clone that holds the code, None where
     there is none. torch, python, cuda: versions; no cuda where PyTorch was built without.
     device: cpu or cuda. hardware: the name of the device. world_size: how many processes.
+    sync_batch_norm: of several, whether BatchNorm took its statistics over all of them, and not
+        each over its part.
     """
 
     step: int
@@ -145,12 +147,13 @@ class Segment:
     device: str
     hardware: str
     world_size: int
+    sync_batch_norm: bool = False
 
     @property
     def place(self) -> str:
         """The hardware, with the number of processes where there were several."""
         several = f", in {self.world_size} processes" if self.world_size > 1 else ""
-        return self.hardware + several
+        return self.hardware + several + (" with one BatchNorm" if self.sync_batch_norm else "")
 
     @property
     def software(self) -> dict[str, str]:

@@ -11,8 +11,11 @@ from convnorm.experiment.records import Segment
 from convnorm.experiment.run.distributed import Process
 
 
-def segment(process: Process) -> Segment:
-    """Return what this start of a run is carried out with, from step 0 on."""
+def segment(process: Process, *, sync_batch_norm: bool = False) -> Segment:
+    """Return what this start of a run is carried out with, from step 0 on.
+
+    sync_batch_norm: whether several processes would share BatchNorm's statistics.
+    """
     return Segment(
         step=0,
         commit=commit(),
@@ -22,6 +25,7 @@ def segment(process: Process) -> Segment:
         device=process.device.type,
         hardware=hardware(process.device),
         world_size=process.world_size,
+        sync_batch_norm=sync_batch_norm and process.world_size > 1,
     )
 
 

@@ -324,6 +324,17 @@ def test_a_cluster_carries_out_the_same(tmp_path, monkeypatch):
     assert survey(benchmark)[0].reason == "kind: fails is not allowed"
 
 
+def test_a_job_of_several_processes_is_one_run(tmp_path, monkeypatch):
+    """Through submitit and torchrun, whose environment has to come to the script."""
+    monkeypatch.setenv("PYTHONPATH", os.path.dirname(__file__))
+    benchmark = toy(tmp_path, axes={"kind": ["good"]}, seeds=[0])
+    where = Cluster("local", {"timeout_min": 5}, tmp_path / "jobs")
+    execute(benchmark, where, processes=2, device="auto")
+    assert (states(benchmark), begun(benchmark)) == (["done"], [[0]])
+    folder = benchmark.runs[0].folder
+    assert [(folder / f"rank{rank}").read_text() for rank in (0, 1)] == ["2", "2"]
+
+
 def test_a_cluster_that_is_not_there_is_said_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "")
     monkeypatch.setenv("PYTHONPATH", "")

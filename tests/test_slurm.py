@@ -147,6 +147,18 @@ def test_what_no_job_can_run_under_is_refused(tmp_path, fake, key, value, expect
     assert expected in str(error.value)
 
 
+@pytest.mark.parametrize("key", ["gpus_per_node", "slurm_gpus_per_node"])
+def test_processes_without_a_gpu_each_are_refused_before_they_wait_for_hours(tmp_path, fake, key):
+    benchmark = one_run(tmp_path)
+    where = on_slurm(benchmark, **{key: 1})
+    expected = r"--submitit gpus_per_node: 1 is not allowed; expected 2 or more, as --processes"
+    with pytest.raises(InputError, match=expected):
+        where.submit(Attempt(benchmark, benchmark.runs[0], processes=2))
+    assert fake.read("queue") == []
+    where.submit(Attempt(benchmark, benchmark.runs[0], processes=2, device="cpu"))
+    assert len(fake.read("queue")) == 1
+
+
 def test_a_longer_warning_needs_a_longer_time(tmp_path, fake):
     benchmark = one_run(tmp_path)
     with pytest.raises(InputError, match=r"expected 14 minutes or more: .* comes 600 s"):

@@ -21,6 +21,10 @@ from pathlib import Path
 given = dict(word[2:].split("=", 1) for word in sys.argv[1:] if "=" in word)
 folder, kind, steps = Path(given["run_dir"]), given.get("kind", "good"), int(given.get("steps", 4))
 folder.mkdir(parents=True, exist_ok=True)
+rank = os.environ.get("RANK", "0")
+(folder / f"rank{rank}").write_text(os.environ.get("WORLD_SIZE", "1"))
+if rank != "0":
+    sys.exit()
 (folder / "threads").write_text(os.environ.get("OMP_NUM_THREADS", ""))
 (folder / "config.yaml").write_text(f"kind: {kind}\\nsteps: {steps}\\nseed: {given['seed']}\\n")
 log = folder / "log.jsonl"

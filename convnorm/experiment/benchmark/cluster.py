@@ -162,6 +162,7 @@ class Cluster:
     def __init__(self, kind: str, parameters: dict[str, Any], folder: Path):
         check(kind, parameters)
         self._kind, self._folder, self._queue = kind, folder, slurm.Queue()
+        self._gpus = parameters.get(f"{kind}_gpus_per_node", parameters.get("gpus_per_node"))
         # The jobs' Python finds the suite as ours did, installed or not.
         path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         os.environ["PYTHONPATH"] = os.pathsep.join(path)
@@ -197,6 +198,10 @@ class Cluster:
 
     def submit(self, attempt: Attempt) -> None:
         """Submit a job for the attempt, unless one that was submitted before still goes on."""
+        if type(self._gpus) is int and attempt.device != "cpu":
+            fits = self._gpus == 0 or self._gpus >= attempt.processes
+            expected = f"{attempt.processes} or more, as --processes_per_run says"
+            require(fits, "--submitit gpus_per_node", self._gpus, expected)
         name = f"{attempt.benchmark.name}:{attempt.label}"
         wanted = Submitted(
             run=attempt.run.name,

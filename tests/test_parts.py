@@ -32,6 +32,13 @@ WITH_PARTS = {
     "convnorm": {"normalizer.kind": "convnorm", "normalizer.generator": "convnorm"},
     "operator": {"normalizer.kind": "operator", "model.gradient_normalization": True},
     "ocnn": {"normalizer.kind": "ocnn", "normalizer.penalty_weight": 1.0},
+    "projection": {"model.arch": "sngan_cnn", "model.conditional": "projection"},
+    "acgan": {
+        "model.arch": "sngan_cnn",
+        "model.conditional": "acgan",
+        "normalizer.kind": "spectral",
+        "train.one_pass": True,
+    },
 }
 
 

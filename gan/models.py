@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from convnorm.experiment.data.pixels import height_and_width, to_uint8
 from convnorm.experiment.errors import InputError, shortened
 from convnorm.experiment.run import checkpoint
 from convnorm.normalizers import fit_to_maps
+from gan import published
 from gan.config import GanConfig
 from gan.gradient_normalization import GradientNormalized
 from gan.networks import build_discriminator, build_generator
@@ -201,18 +203,28 @@ class LoadedGenerator:
             f"of {shortened(', '.join(self.classes))}"
         )
 
+    def images(self, latents: Latents) -> torch.Tensor:
+        """Return images (N, C, H, W) uint8 on the CPU of N latents."""
+        return torch.cat([*self.batches(latents)])
+
     def sample(self, num: int, seed: int) -> torch.Tensor:
         """Return generated images (num, C, H, W) uint8 on the CPU, those that `parts` makes."""
-        return torch.cat([*self.batches(self.prior.draw(num, seed, SAMPLES))])
+        return self.images(self.prior.draw(num, seed, SAMPLES))
 
 
-def load_generator(path: Path, device: torch.device | str = "cpu") -> LoadedGenerator:
-    """Read the generator of a run folder or a checkpoint file.
+def load_generator(path: Path | str, device: torch.device | str = "cpu") -> LoadedGenerator:
+    """Read the generator of a run folder, a checkpoint file, or a folder of published weights.
 
     Raises InputError where there is none.
     """
-    file = path / checkpoint.CHECKPOINT if path.is_dir() else path
-    state, sha256 = checkpoint.load_with_hash(file, FORMAT)
+    state, sha256, file = _read(Path(path))
+    return generator_in(state, sha256, file, device)
+
+
+def generator_in(
+    state: dict[str, Any], sha256: str, file: Path, device: torch.device | str = "cpu"
+) -> LoadedGenerator:
+    """Return the generator in the state of a checkpoint `file`; InputError where it has none."""
     with checkpoint.taken_apart(file):
         config = checkpoint.config_in(state, GanConfig)
         generator, _ = build(config, state["channels"], state["num_classes"])
@@ -222,6 +234,14 @@ def load_generator(path: Path, device: torch.device | str = "cpu") -> LoadedGene
         classes = tuple(state["classes"]) if config.model.conditional != "none" else ()
     generator = generator.to(device).eval()
     return LoadedGenerator(generator, config, num_classes, classes, step, ema, sha256)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], str, Path]:
+    """The state of a checkpoint, or what was published of it, its SHA-256, and what was read."""
+    if published.is_published(path):
+        return *published.read(path), path / published.MODEL
+    file = path / checkpoint.CHECKPOINT if path.is_dir() else path
+    return *checkpoint.load_with_hash(file, FORMAT), file
 
 
 @dataclass(frozen=True)
@@ -234,11 +254,14 @@ class LoadedDiscriminator:
     step: int
 
 
-def load_discriminator(file: Path, device: torch.device | str = "cpu") -> LoadedDiscriminator:
-    """Read the discriminator of a checkpoint file; InputError where it has none."""
-    state = checkpoint.load(file, FORMAT)
+def load_discriminator(path: Path, device: torch.device | str = "cpu") -> LoadedDiscriminator:
+    """Read the discriminator of what `load_generator` reads; InputError where it has none."""
+    state, _, file = _read(path)
     if "discriminator" not in state:
-        raise InputError(f"{file}: holds a generator alone; expected last.pt of the run")
+        raise InputError(
+            f"{file}: holds a generator alone; expected last.pt of a run, or weights that were "
+            "published with --discriminator"
+        )
     with checkpoint.taken_apart(file):
         config = checkpoint.config_in(state, GanConfig)
         _, network = build(config, state["channels"], state["num_classes"])

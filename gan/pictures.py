@@ -6,8 +6,6 @@ loss, which scores would see. Images are (N, C, H, W) uint8 tensors, which come 
 
 import math
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -43,9 +41,8 @@ def check_out(out: Path, num: int, is_grid: bool) -> None:
             f"--out: {out} is not allowed; expected a folder or FILE.npz, or --grid for one picture"
         )
     is_file = is_grid or suffix == ".npz"
-    if out.is_dir() and not is_file:
-        if any(out.iterdir()):
-            raise InputError(f"--out: {out} is not empty; expected a new folder or an empty one")
+    if not is_file:
+        files.require_new_folder(out, "--out")
     elif os.path.lexists(out):
         raise InputError(f"--out: {out} is there already; expected a new name")
     if is_file and not out.parent.is_dir():
@@ -57,21 +54,11 @@ def write_folder(batches: Iterable[Tensor], num: int, folder: Path) -> None:
 
     torch-fidelity and pytorch-fid turn gray files into RGB as they read them.
     """
-    folder, unfinished = folder.resolve(), None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        unfinished.chmod(0o755)
+    with files.new_folder(folder, "--out") as unfinished:
         for index, image in enumerate(_one_by_one(batches, num)):
             pixels = image.permute(1, 2, 0).numpy()
             picture = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
             picture.save(unfinished / f"{index:06d}.png")
-        os.replace(unfinished, folder)
-    except OSError as error:
-        raise InputError(f"--out: {folder} cannot be written ({error.strerror})") from None
-    finally:
-        if unfinished is not None:  # gone already, if all went well
-            shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def write_npz(batches: Iterable[Tensor], num: int, size: Size, file: Path) -> None:

@@ -8,6 +8,7 @@ from convnorm.experiment.config import read as read_config
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.run.checkpoint import BEST, CHECKPOINT, KEPT
 from gan.config import GanConfig
+from gan.published import MODEL, is_published
 
 Which = Literal["last", "best"]
 RUNS = (Path("runs/gan"), Path("runs/benchmark"))
@@ -29,17 +30,19 @@ def kept(run_dir: Path) -> dict[int, Path]:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a path is that of a checkpoint or of the folder of a run."""
-    files = (CHECKPOINT, BEST, "config.yaml")
+    """Whether a path is that of a checkpoint, of the folder of a run, or of published weights."""
+    files = (CHECKPOINT, BEST, "config.yaml", MODEL)
     return path.suffix == ".pt" or any((path / file).exists() for file in files)
 
 
 def checkpoint_of(run: Path, which: Which | None) -> Path:
-    """Return a checkpoint of a run folder, last.pt where `which` is None; a file is itself.
+    """Return a checkpoint of a run folder, last.pt where `which` is None.
+
+    A file is itself, and so is a folder of published weights, which are of one checkpoint.
 
     Raises InputError where there is no best.pt, and for `which` of a file.
     """
-    if not run.is_dir():
+    if not run.is_dir() or is_published(run):
         if which is not None:
             raise InputError(
                 f"--checkpoint: {which} is not allowed with {run}; expected it with a run folder"

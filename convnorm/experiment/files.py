@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,6 +37,39 @@ def write(path: Path, fill: Callable[[IO[bytes]], Any]) -> None:
         raise InputError(
             f"{path}: cannot be written ({error.strerror}); what was there before is untouched"
         ) from None
+
+
+def require_new_folder(folder: Path, option: str) -> None:
+    """Raise an InputError, which names `option`, unless nothing or an empty folder is there."""
+    if folder.is_dir():
+        if any(folder.iterdir()):
+            raise InputError(
+                f"{option}: {folder} is not empty; expected a new folder or an empty one"
+            )
+    elif os.path.lexists(folder):
+        raise InputError(f"{option}: {folder} is there already; expected a new name")
+
+
+@contextmanager
+def new_folder(folder: Path, option: str) -> Iterator[Path]:
+    """Give a folder to fill, which gets the name `folder` when it is full, and never before.
+
+    option: what the error names. Raises InputError where something is there, or it cannot be
+    written; then, and after a Ctrl-C, nothing is left of what was written.
+    """
+    require_new_folder(folder, option)
+    folder, unfinished = folder.resolve(), None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        unfinished.chmod(0o755)
+        yield unfinished
+        os.replace(unfinished, folder)
+    except OSError as error:
+        raise InputError(f"{option}: {folder} cannot be written ({error.strerror})") from None
+    finally:
+        if unfinished is not None:  # gone already, if all went well
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def make_folder(folder: Path, option: str) -> None:

@@ -61,10 +61,6 @@ def relevant(config: GanConfig, how: How) -> dict[str, Any]:
     for key in ("score", "log", "checkpoints", "seed"):
         del values[key]
     del values["data"]["root"], values["normalizer"]["scale"]
-    if values["normalizer"]["generator"] == "none":  # as in matches of before there was a choice
-        del values["normalizer"]["generator"]
-    if values["model"]["conditional"] == "none":  # likewise
-        del values["model"]["conditional"]
     at_start = ("data", "model", "normalizer")
     return values if how == "plateau_matched" else {key: values[key] for key in at_start}
 

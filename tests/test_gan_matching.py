@@ -24,9 +24,11 @@ from runs import (
 from convnorm.experiment.benchmark import local, matching
 from convnorm.experiment.benchmark.attempt import AttemptRecord, Ended
 from convnorm.experiment.benchmark.loading import load
+from convnorm.experiment.benchmark.targets import Target, goal_of
 from convnorm.experiment.config import RunOptions
 from convnorm.experiment.data import load_images
 from convnorm.experiment.errors import InputError
+from convnorm.experiment.records import Match
 from gan.benchmark import GAN
 from gan.gain import probe_of
 from gan.matching import SEEDS, check, depth, gain_at_start, pilot, plateau_of, relevant
@@ -257,6 +259,30 @@ def test_what_a_matched_gain_does_not_say_is_said(changes, how, doubt):
     found = check(tiny({"normalizer.kind": "convnorm", "steps": 2000, **changes}), how)
     assert len(found) == (doubt is not None)
     assert doubt is None or doubt in found[0]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("normalizer.generator", "spectral"), ("train.accumulate", 2), ("data.image_size", 32)],
+)
+def test_a_match_of_before_an_option_holds_where_the_option_is_off(key, value):
+    """Else every new option of a config would void the matched gains, and with them the runs."""
+    target = Target("plateau_matched", 0.6)
+    goals = [
+        goal_of("cell", target, tiny({"steps": 2000, **it}), GAN.matching)
+        for it in ({}, {key: value})
+    ]
+    saved = json.loads(json.dumps(goals[0].relevant))
+    for group, option in (
+        ("normalizer", "generator"),
+        ("model", "conditional"),
+        ("train", "accumulate"),
+    ):
+        del saved[group][option]
+    match = Match("cell", target.how, target.gain, 1.5, 0.6, (), (), saved, ())
+    assert goals[0].differences(match) == []
+    (found,) = goals[1].differences(match)
+    assert found.startswith(f"{key}: ")
 
 
 IRRELEVANT = {

@@ -25,7 +25,6 @@ from convnorm.kind import Kind
 from convnorm.normalizers import normalized_layers
 from convnorm.parametrizations import swapped
 from convnorm.transposed import ConvNormTranspose2d
-from gan import matching
 from gan.config import GanConfig
 from gan.models import build, load_generator
 from gan.networks import build_generator
@@ -131,13 +130,6 @@ def test_a_run_of_before_the_choice_goes_on_and_is_read(tmp_path):
     run(tmp_path / "run", {"steps": 3, "optim.decay": "none"})
     assert state_of(tmp_path / "run")["step"] == 3
     assert state_of(tmp_path / "run")["config"]["normalizer"]["generator"] == "none"
-
-
-def test_a_matched_gain_of_before_the_choice_is_of_the_same_config():
-    plain = matching.relevant(tiny(), "init_matched")
-    assert "generator" not in plain["normalizer"]
-    other = matching.relevant(tiny({"normalizer.generator": "spectral"}), "init_matched")
-    assert other["normalizer"]["generator"] == "spectral"
 
 
 # What a kind does there.

@@ -85,7 +85,8 @@ def take_gains(benchmark: Benchmark, folders: Sequence[Path]) -> list[Match]:
     for place, matches in _matches(folders, but=benchmark.folder):
         for match in matches:
             for before, its_place in frozen + taken:
-                if _is_same_gain(before, match) and before.scale != match.scale:
+                same = _same_gain(before, match, benchmark.pipeline.config())
+                if same and before.scale != match.scale:
                     raise InputError(
                         f"{place}: {match.cell!r} was matched at {match.scale!r}, and in "
                         f"{its_place} at {before.scale!r}; expected one factor, as runs of two are "
@@ -116,8 +117,13 @@ def _matches(folders: Sequence[Path], but: Path) -> Iterator[tuple[Path, Sequenc
         yield file, report.matched
 
 
-def _is_same_gain(one: Match, other: Match) -> bool:
-    return all(getattr(one, key) == getattr(other, key) for key in ("how", "target", "config"))
+def _same_gain(one: Match, other: Match, config: Any) -> bool:
+    """Whether two were matched for the same. config: any of their kind."""
+    first, second = (
+        (match.how, match.target, checkpoint.completed(match.config, config))
+        for match in (one, other)
+    )
+    return first == second
 
 
 def take_runs(benchmark: Benchmark, folders: Sequence[Path]) -> Iterator[Found]:

@@ -15,6 +15,7 @@ from convnorm.experiment.config import differences, require
 from convnorm.experiment.config.fields import shown
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.records import How, Match, Matched
+from convnorm.experiment.run.checkpoint import completed
 
 MATCHED = "matched.json"
 PILOTS = "pilots"  # the folder of the runs that only tell a gain
@@ -74,10 +75,10 @@ class Goal:
     doubts: tuple[str, ...]
 
     def differences(self, match: Match) -> list[str]:
-        """In what a match was found for something else."""
-        there = {"matched": match.how, "gain": match.target, **match.config}
-        here = {"matched": self.target.how, "gain": self.target.gain, **self.relevant}
-        return differences(there, here)
+        """In what a match was found for something else; options that are newer do not count."""
+        there = {"matched": match.how, "gain": match.target, **completed(match.config, self.config)}
+        here = {"matched": self.target.how, "gain": self.target.gain}
+        return differences(there, here | completed(self.relevant, self.config))
 
 
 def goal_of(cell: str, target: Target, config: Any, matching: Matching) -> Goal:

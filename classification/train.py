@@ -22,7 +22,7 @@ from classification.training_data import (
 from convnorm.experiment import files
 from convnorm.experiment.codec import to_json
 from convnorm.experiment.config import RunOptions, to_yaml
-from convnorm.experiment.data import Images, load_images
+from convnorm.experiment.data import Images, Pixels, load_images, parts_of
 from convnorm.experiment.records import Segment
 from convnorm.experiment.run import checkpoint, loop
 from convnorm.experiment.run.cost import device_memory, macs, num_parameters
@@ -51,7 +51,8 @@ def train(config: ClassifierConfig, options: RunOptions, process: Process) -> di
     opened = checkpoint.open_run(run_dir, config, options.overwrite)
     with opened if process.is_main else nullcontext():
         located = loop.located(config.data, options)
-        images = loop.load_on_all(partial(load_images, located, "train"), process)
+        load = partial(load_images, located, "train", process.device)
+        images = loop.load_on_all(load, process)
         data = training_data(config, images)
         trainer = Trainer(config, data, process)
         segments = loop.resume(trainer, options, FORMAT, now)
@@ -66,7 +67,8 @@ def train(config: ClassifierConfig, options: RunOptions, process: Process) -> di
                     f"{len(data.validation_positions)} held out"
                 )
                 networks, steps = {"classifier": trainer.state.network}, trainer.state.steps
-                journal.tracker.tell(opening(run_dir, found, networks, segments, steps))
+                facts = found, images.place
+                journal.tracker.tell(opening(run_dir, *facts, networks, segments, steps))
                 if warning := without_test_images(located):
                     journal.tracker.tell(warning)
                 journal.tracker.real_images(data.train.images, GRID)
@@ -173,17 +175,19 @@ class Journal:
             scores["recovered"] = _fraction(wrong == self.clean_labels)
         return scores
 
-    def _predictions(self, images: torch.Tensor) -> torch.Tensor:
+    def _predictions(self, images: Pixels) -> torch.Tensor:
         """Predicted classes (N,) of uint8 images."""
-        network = self.trainer.state.final_network
-        batches = (batch.float() / 255 for batch in images.split(VALIDATION_BATCH))
+        network, device = self.trainer.state.final_network, self.trainer.process.device
+        parts = parts_of(images, VALIDATION_BATCH)
+        batches = (part.to(device).float() / 255 for part in parts)
         return torch.cat([logits(network, x, VALIDATION_BATCH).argmax(1) for x in batches])
 
     def _withstand(self, images: Images, right: torch.Tensor) -> torch.Tensor:
         """Which images (N,) are `right` and stay so under PGD with 10 steps of eps / 4."""
         network, eps, right = self.trainer.state.final_network, self.trainer.eps, right.clone()
         for indices in right.nonzero().flatten().split(VALIDATION_BATCH):
-            x, labels = images.images[indices].float() / 255, images.labels[indices]
+            x = images.images[indices].to(right.device).float() / 255
+            labels = images.labels[indices]
             attack = {"norm": "linf", "eps": eps, "step_size": eps / 4, "steps": 10}
             x_adv = pgd(network, x, labels, indices=indices.tolist(), **attack)
             right[indices] = logits(network, x_adv, VALIDATION_BATCH).argmax(1) == labels

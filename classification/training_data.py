@@ -8,7 +8,8 @@ import torch
 from classification import label_noise
 from classification.config import ClassifierConfig
 from classification.splits import split
-from convnorm.experiment.data import DataConfig, Images, has_split
+from convnorm.experiment.data import DataConfig, Images, Pixels, has_split, parts_of
+from convnorm.experiment.data.stored import per_read
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.run.batches import sha256_of
 
@@ -90,12 +91,14 @@ def noise_report(data: TrainingData, config: ClassifierConfig) -> dict[str, Any]
     return report
 
 
-def _moments(images: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _moments(images: Pixels) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel of uint8 images, scaled to [0, 1]."""
     levels = torch.arange(256, dtype=torch.float64) / 255
+    counts = torch.zeros(images.shape[1], 256, dtype=torch.int64)
+    for part in parts_of(images, per_read(images.shape)):
+        counts += torch.stack([c.flatten().bincount(minlength=256) for c in part.unbind(1)])
     means, stds = [], []
-    for channel in images.unbind(1):
-        density = torch.bincount(channel.flatten(), minlength=256).double() / channel.numel()
+    for density in counts.double() / (images.shape.numel() // images.shape[1]):
         mean = (density * levels).sum()
         means.append(mean.item())
         stds.append((density * (levels - mean).square()).sum().sqrt().item())

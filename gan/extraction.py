@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from convnorm.experiment.data import Pixels
 from convnorm.experiment.run.distributed import Process
 from gan.extractor import Extractor, Features
 from gan.models import PART
@@ -24,21 +25,37 @@ Labels = Callable[[int, int], Tensor]
 
 
 class Extracted(NamedTuple):
-    """Images (N, C, H, W) uint8, on the CPU, and their features, on the extractor's device."""
+    """Images (N, C, H, W) uint8, on the CPU or on disk, and their features, on the extractor's
+    device.
+    """
 
-    images: Tensor
+    images: Pixels
     features: Features
 
 
 def extract(
     parts: Iterable[Tensor], num: int, extractor: Extractor, process: Process
 ) -> Extracted | None:
+    """Extract the features of `num` images, and keep the images; see `extract_features`."""
+    kept: list[Tensor] = []
+    features = extract_features(parts, num, extractor, process, kept)
+    return None if features is None else Extracted(torch.cat(kept), features)
+
+
+def extract_features(
+    parts: Iterable[Tensor],
+    num: int,
+    extractor: Extractor,
+    process: Process,
+    kept: list[Tensor] | None = None,
+) -> Features | None:
     """Extract the features of `num` images; None in all processes but the main one.
 
     Several processes take parts in turn, as `process.turns` deals them out, and each part goes to
     the main one as soon as it is done. The numbers do not depend on how many processes there are.
 
     parts: this process's, (PART, C, H, W) uint8 on any device, the last of all smaller.
+    kept: gets all parts, on the CPU, in order; None where the images are at hand.
     """
     own, found, on_cpu = iter(parts), [], process.world_size > 1
     with tqdm(
@@ -50,19 +67,20 @@ def extract(
     ) as bar:
         for _ in range(math.ceil(num / PART / process.world_size)):
             part = next(own, None)
-            extracted = None if part is None else _extracted(part, extractor, on_cpu)
-            for each in process.gather_objects(extracted):
-                if each is not None:
-                    found.append(each)
-                    bar.update(len(each.images))
+            own_features = None if part is None else _features(part, extractor, on_cpu)
+            own_images = None if part is None or kept is None else part.cpu()
+            for images, features in process.gather_objects((own_images, own_features)):
+                if features is not None:
+                    found.append(features)
+                    bar.update(len(features.features))
+                if images is not None:
+                    kept.append(images)
     if not process.is_main:
         return None
-    images, features = zip(*found, strict=True)
-    joined = Features.joined(features).map(lambda part: part.to(extractor.device))
-    return Extracted(torch.cat(images), joined)
+    return Features.joined(found).map(lambda part: part.to(extractor.device))
 
 
-def _extracted(part: Tensor, extractor: Extractor, on_cpu: bool) -> Extracted:
-    """on_cpu: also leave the features there, as what is sent to another process has to be."""
+def _features(part: Tensor, extractor: Extractor, on_cpu: bool) -> Features:
+    """on_cpu: leave them there, as what is sent to another process has to be."""
     features = extractor(part)
-    return Extracted(part.cpu(), features.map(Tensor.cpu) if on_cpu else features)
+    return features.map(Tensor.cpu) if on_cpu else features

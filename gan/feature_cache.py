@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 
 from convnorm.experiment import files
-from convnorm.experiment.data import Images, pixels
+from convnorm.experiment.data import Images, Pixels, parts_of, pixels
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.run.distributed import ALONE, Process
 from gan import digits_network, extractors, fidelity, lite0_network, pillow, timm_extractors
 from gan import extractor as extractor_module
-from gan.extraction import extract
+from gan.extraction import extract_features
 from gan.extractor import Extractor, Features
 from gan.models import PART
 
 
 def cached_features(
-    images: Tensor, extractor: Extractor, folder: Path | None = None, process: Process = ALONE
+    images: Pixels, extractor: Extractor, folder: Path | None = None, process: Process = ALONE
 ) -> Features | None:
     """Return `extractor(images)`, from a file whose name is a hash of all that it depends on.
 
@@ -43,12 +43,11 @@ def cached_features(
         saved = _saved(file, len(images))
     if not process.any(process.is_main and saved is None):
         return None if saved is None else saved.map(lambda part: part.to(extractor.device))
-    parts = images.split(PART)[process.turns]
-    extracted = extract(parts, len(images), extractor, process)
-    if extracted is None:
-        return None
-    _save(extracted.features, file)
-    return extracted.features
+    parts = parts_of(images, PART, process.turns)
+    features = extract_features(parts, len(images), extractor, process)
+    if features is not None:
+        _save(features, file)
+    return features
 
 
 def _save(features: Features, file: Path) -> None:
@@ -87,7 +86,7 @@ def _saved(file: Path, num: int) -> Features | None:
     return saved if fits else None
 
 
-def _cache_key(images: Tensor, extractor: Extractor) -> str:
+def _cache_key(images: Pixels, extractor: Extractor) -> str:
     # The images are hashed as selected, so split, number and subset are in it. The code that makes
     # features of them is too: a changed preprocessing must not find the old numbers.
     networks = (digits_network, lite0_network, timm_extractors, fidelity)
@@ -106,6 +105,6 @@ def _cache_key(images: Tensor, extractor: Extractor) -> str:
     return hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()
 
 
-def sha256_of(images: Tensor) -> str:
+def sha256_of(images: Pixels) -> str:
     """Return the content hash of (N, C, H, W) uint8 images, the one of `Images.sha256`."""
     return Images(images, torch.zeros(len(images), dtype=torch.int64), ()).sha256()

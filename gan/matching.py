@@ -60,7 +60,9 @@ def relevant(config: GanConfig, how: How) -> dict[str, Any]:
     values = asdict(config)
     for key in ("score", "log", "checkpoints", "seed"):
         del values[key]
-    del values["data"]["root"], values["normalizer"]["scale"]
+    del values["normalizer"]["scale"]
+    for name in DataConfig.PLACE:
+        del values["data"][name]
     at_start = ("data", "model", "normalizer")
     return values if how == "plateau_matched" else {key: values[key] for key in at_start}
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from convnorm.experiment.data import Pixels, taken
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.run.distributed import ALONE, Process
 from convnorm.experiment.streams import generator
@@ -54,23 +55,23 @@ class Reference:
     classes: ClassReference | None = None
 
 
-def subset(images: Tensor, num: int, *key: int | str) -> Tensor:
+def subset(images: Pixels, num: int, *key: int | str) -> Pixels:
     """Return `num` of the images at random, a pure function of `key`; all, if there are no more.
 
     At random, because files come sorted by class.
     """
     if num == len(images):
         return images
-    return images[torch.randperm(len(images), generator=generator("cpu", *key))[:num]]
+    return taken(images, torch.randperm(len(images), generator=generator("cpu", *key))[:num])
 
 
-def num_available(images: Tensor | Sample | Statistics) -> int | None:
+def num_available(images: Pixels | Sample | Statistics) -> int | None:
     """Return how many images there are; None for a generator, which has no end, and for statistics
     that do not say.
     """
     if isinstance(images, Statistics):
         return images.num_images
-    return len(images) if isinstance(images, Tensor) else None
+    return len(images) if isinstance(images, Pixels) else None
 
 
 def numbers(fake: FeatureSet, logits: Tensor | None, reference: Reference) -> dict[Number, float]:
@@ -155,7 +156,7 @@ def named(
 
 
 def reference_of(
-    real: Tensor | Sample | Statistics,
+    real: Pixels | Sample | Statistics,
     protocol: Protocol,
     extractor: Extractor,
     *,
@@ -186,7 +187,7 @@ def reference_of(
     if isinstance(real, Statistics):
         return _reference_of_statistics(real, protocol, extractor, origin)
     protocol = protocol.fitted(num_available(real))
-    if isinstance(real, Tensor):
+    if isinstance(real, Pixels):
         sha256 = sha256_of(real)
         # The same subset for every seed and run, so that all are held against one reference.
         images = subset(real, protocol.num_real, "reference", sha256)

@@ -14,7 +14,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from convnorm.experiment.data import DataConfig, load_images
+from convnorm.experiment.data import DataConfig, Pixels, load_images, parts_of
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.run.distributed import ALONE, Process
 from convnorm.experiment.run.loop import load_on_all
@@ -40,7 +40,7 @@ from gan.score_names import Number, Scores, metrics, of_statistics
 
 
 def score(
-    fake: Tensor | Sample,
+    fake: Pixels | Sample,
     reference: Reference,
     extractor: Extractor,
     *,
@@ -65,9 +65,9 @@ def score(
     protocol = reference.protocol
     if extrapolate and not isinstance(reference.features, FeatureSet):
         raise InputError("FD cannot be extrapolated against statistics; expected real images")
-    if isinstance(fake, Tensor):
+    if isinstance(fake, Pixels):
         protocol.fitted(protocol.num_real, len(fake))
-        parts = subset(fake, protocol.num_fake, seed, "fakes").split(PART)
+        parts = parts_of(subset(fake, protocol.num_fake, seed, "fakes"), PART)
     else:
         parts = fake(protocol.num_fake, seed, ALONE.turns)
     extracted = extract(parts, protocol.num_fake, extractor, ALONE)

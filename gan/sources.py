@@ -7,7 +7,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from convnorm.experiment.data import DataConfig, data_path, read_images
+from convnorm.experiment.data import DataConfig, Images, Pixels, data_path, load_images, read_images
 from convnorm.experiment.data.folder import has_splits
 from convnorm.experiment.data.pixels import (
     RESIZED_BY,
@@ -16,6 +16,7 @@ from convnorm.experiment.data.pixels import (
     require_shape,
     resize,
 )
+from convnorm.experiment.data.split_files import SUFFIXES
 from convnorm.experiment.data.split_names import Split
 from convnorm.experiment.errors import InputError
 from gan.config import GanConfig
@@ -28,8 +29,9 @@ from gan.statistics_files import Statistics, has_statistics, read_statistics
 
 NAMES = ("digits", "cifar10", "cifar100", "stl10")
 SOURCES = (
-    "a run folder, a checkpoint .pt, a folder of images, an .npz file, or digits, cifar10, "
-    "cifar100, stl10; any but a run with :train or :test if wanted"
+    "a run folder, a checkpoint .pt, a folder of images, an .npz file, a .npy file of "
+    "prepare_data.py, or digits, cifar10, cifar100, stl10; any but a run with :train or :test if "
+    "wanted"
 )
 
 
@@ -45,7 +47,7 @@ class ImageSource:
     tells the classes that its images are asked for as.
     """
 
-    images: Tensor | Sample | Statistics
+    images: Pixels | Sample | Statistics
     image_size: Size
     origin: Origin
     config: GanConfig | None = None
@@ -102,23 +104,26 @@ def read_source(
             asked_for=loaded.labels if loaded.classes else None,
         )
         return source if size is None else resized(source, size)
-    if path.is_dir() and not any(path.glob("[!.]*.npz")):
-        return _images("folder", text, name, given or (split if has_splits(path) else None), size)
     if path.is_dir():
-        return _images("npz", text, name, given or split, size)
+        for kind, suffix in SUFFIXES.items():
+            if any(path.glob(f"[!.]*{suffix}")):
+                return _images(kind, text, name, given or split, size)
+        return _images("folder", text, name, given or (split if has_splits(path) else None), size)
     if path.is_file() and path.suffix == ".npz":
         if role == "REAL" and not given and has_statistics(path):
             statistics = read_statistics(path)
             origin = Origin(text, found=statistics.found, kind="statistics")
             return ImageSource(statistics, size, origin)
         return _images("npz", text, name, given, size)
+    if path.is_file() and path.suffix == SUFFIXES["prepared"]:
+        return _images("prepared", text, name, given, size)
     state = "neither of these" if path.exists() else "not found"
     raise InputError(f"{role}: {text!r} is {state}: {SOURCES}")
 
 
 def require_generator(source: ImageSource) -> None:
     """Raise an InputError for images: only a generator can be drawn from again."""
-    if isinstance(source.images, Tensor):
+    if isinstance(source.images, Pixels):
         raise InputError(
             f"--draws: not allowed with the images of {source.origin.source}; expected a "
             "generator, which draws others"
@@ -158,7 +163,7 @@ def own_data(data: DataConfig, split: Split, root: str | None) -> ImageSource:
     """
     data = data.at(root) if root else data
     text = data.name if data.name in NAMES else data.root
-    return _images(data.name, text, data.root, split, data.image_size)
+    return _source(load_images(data, split), text, split)
 
 
 def _parts(text: str, role: str) -> tuple[str, Split | None]:
@@ -175,7 +180,10 @@ def _parts(text: str, role: str) -> tuple[str, Split | None]:
 
 def _images(name: str, text: str, root: str, split: Split | None, size: Size | None) -> ImageSource:
     """Read images and say where they come from."""
-    loaded = read_images(name, root, split, size)
+    return _source(read_images(name, root, split, size), text, split)
+
+
+def _source(loaded: Images, text: str, split: Split | None) -> ImageSource:
     smallest, largest = loaded.native_sizes
     source = text.removesuffix(f":{split}")
     origin = Origin(source, split, found=loaded.found)

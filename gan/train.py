@@ -57,7 +57,8 @@ def train(config: GanConfig, options: RunOptions, process: Process) -> dict[str,
     check_memory(needed, process.device, memory.KEYS)
     opened = checkpoint.open_run(run_dir, config, options.overwrite)
     with opened if process.is_main else nullcontext():
-        loaded = loop.load_on_all(partial(load_images, data, "train"), process)
+        load = partial(load_images, data, "train", process.device)
+        loaded = loop.load_on_all(load, process)
         images = training_images(loaded, config)
         trainer = Trainer(config, images, process)
         segments = loop.resume(trainer, options, FORMAT, now)
@@ -69,7 +70,8 @@ def train(config: GanConfig, options: RunOptions, process: Process) -> dict[str,
             journal = Journal(run_dir, trainer, data, scores) if process.is_main else None
             if journal is not None:
                 networks = {"generator": trainer.generator, "discriminator": trainer.discriminator}
-                lines = opening(run_dir, images.found, networks, segments, config.steps)
+                facts = images.found, images.place
+                lines = opening(run_dir, *facts, networks, segments, config.steps)
                 journal.begin(lines, images)
             intervals = config.log.every, config.log.norms_every, config.log.gain_every
             loop.run(trainer, journal, options, intervals, segments, scores.attend)

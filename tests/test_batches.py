@@ -6,8 +6,9 @@ from runs import ALONE
 
 from convnorm.experiment.data import Images
 from convnorm.experiment.errors import InputError
-from convnorm.experiment.run.batches import Batches, sent_ahead, shifted
+from convnorm.experiment.run.batches import Batches, shifted
 from convnorm.experiment.run.distributed import Process
+from convnorm.experiment.run.reading_ahead import sent_ahead
 
 
 def numbered(num_images: int) -> Images:

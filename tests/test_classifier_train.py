@@ -197,9 +197,9 @@ def test_the_test_images_are_never_read(tmp_path, monkeypatch):
     """Selection on test images is the commonest fault of robustness tables."""
     asked = []
 
-    def load(config: DataConfig, split: str = "train") -> Images:
+    def load(config: DataConfig, split: str, *device: torch.device) -> Images:
         asked.append(split)
-        return load_images(config, split)
+        return load_images(config, split, *device)
 
     monkeypatch.setattr("classification.train.load_images", load)
     classifier_run(tmp_path, {"select.metric": "pgd10"})

@@ -186,6 +186,7 @@ def test_a_training_begins_with_what_it_is(tmp_path, capsys):
         f"run: {tmp_path}",
         f"device: cpu: {hardware(torch.device('cpu'))}",
         f"data: {load_images(tiny().data).found}",
+        "data.stream: memory (0.351 MiB)",
         "parameters: " + ", ".join(f"{name} {size:,}" for name, size in sizes.items()),
         "steps: 1",
     ]

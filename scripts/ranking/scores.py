@@ -13,6 +13,7 @@ from tqdm import tqdm
 from convnorm.experiment import files
 from convnorm.experiment.codec import from_json, to_json
 from convnorm.experiment.data import DataConfig, Images, load_images
+from convnorm.experiment.data.loading import ON_DISK
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.run.hardware import hardware
 from convnorm.experiment.streams import generator
@@ -49,7 +50,7 @@ def rank(data: DataConfig, num: int, extractor: Extractor, seed: int, out: Path)
     protocol = protocol.fitted(len(real.images), len(fake.images), keys=KEYS)
     pool, todo = shuffled(fake, seed), points()
     chosen = [change.choose(pool, num, strength) for change, strength in todo]  # or an error
-    source = data.root if data.name in ("npz", "folder") else data.name
+    source = data.root if data.name in ON_DISK else data.name
     reference = reference_of(
         real.images, protocol, extractor, origin=Origin(source, "train", found=real.found)
     )

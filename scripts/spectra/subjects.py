@@ -128,7 +128,7 @@ def _settings(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         key = f"{prefix}{name}"
         if isinstance(value, dict) and value:
             found |= _settings(value, f"{key}.")
-        elif key not in ("seed", "data.root"):
+        elif key not in ("seed", *(f"data.{name}" for name in DataConfig.PLACE)):
             found[key] = value
     return found
 
@@ -144,14 +144,12 @@ def _chosen(data: DataConfig, n: int, channels: int, source: str, options: Optio
         images = load_images(data, "test").images
     except InputError as error:
         raise InputError(f"{source}: {error}; --images 0 does without test images") from None
-    if images.shape[1] == 1 and channels == CHANNELS:
-        images = images.expand(-1, CHANNELS, -1, -1)
-    if images.shape[1] != channels:
+    if images.shape[1] != channels and (images.shape[1], channels) != (1, CHANNELS):
         raise InputError(
             f"{source}: a network for {channels} channels; the images have {images.shape[1]}"
         )
     order = torch.randperm(len(images), generator=generator("cpu", options.seed, "spectrum"))
-    return images[order[:n].sort().values]
+    return images[order[:n].sort().values].expand(-1, channels, -1, -1)
 
 
 # ----------------------------------------------------------------------------------- of a library

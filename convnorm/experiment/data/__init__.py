@@ -1,6 +1,6 @@
 """Real images: which, where from, and how they are read into one uint8 tensor."""
 
-from convnorm.experiment.data.images import Images
+from convnorm.experiment.data.images import Images, Pixels, parts_of, taken
 from convnorm.experiment.data.loading import (
     DataConfig,
     data_path,
@@ -9,4 +9,14 @@ from convnorm.experiment.data.loading import (
     read_images,
 )
 
-__all__ = ["DataConfig", "Images", "data_path", "has_split", "load_images", "read_images"]
+__all__ = [
+    "DataConfig",
+    "Images",
+    "Pixels",
+    "data_path",
+    "has_split",
+    "load_images",
+    "parts_of",
+    "read_images",
+    "taken",
+]

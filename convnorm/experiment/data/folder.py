@@ -1,5 +1,6 @@
 """Reads a folder of images, in class folders or not, and accounts for every entry in it."""
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,10 +8,8 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
-import torch
-from torch import Tensor
-from tqdm import tqdm
 
+from convnorm.experiment.data.image_files import each, read_into_memory
 from convnorm.experiment.data.images import (
     Images,
     NoSplit,
@@ -20,11 +19,11 @@ from convnorm.experiment.data.images import (
     images_of,
     said,
 )
-from convnorm.experiment.data.picture import read_picture
-from convnorm.experiment.data.pixels import Size, require_shape, resize, size_of, size_text
+from convnorm.experiment.data.pixels import Size, height_and_width
 from convnorm.experiment.data.split_names import Kind, Split, folder_kind, kinds
+from convnorm.experiment.data.stored import RGB, StoredImages
+from convnorm.experiment.data.stream import IsLarge, kept_beside, status_of
 from convnorm.experiment.errors import InputError
-from convnorm.experiment.memory import require_memory
 
 SYSTEM = {
     *("@eadir", "__macosx", "__pycache__", "lost+found", "#recycle", "#snapshot"),
@@ -47,7 +46,7 @@ class Entries:
     skipped: list[Skipped]
 
 
-def read_folder(root: Path, split: Split | None, size: Size | None) -> Images:
+def read_folder(root: Path, split: Split | None, size: Size | None, is_large: IsLarge) -> Images:
     """Read root/<split>/<class>/, root/<split>/, root/<class>/ or root/, in the order of names.
 
     Every entry is read, skipped or refused by name. Skipped are, and `Images.found` says so:
@@ -62,13 +61,35 @@ def read_folder(root: Path, split: Split | None, size: Size | None) -> Images:
     Args:
         split: None takes the images of a root without splits.
         size: To which each image is resized as it is read; images may then be of several sizes,
-            but of one shape. None leaves them as they are, and expects one size.
+            but of one shape. None leaves them as they are, in memory, and expects one size.
+        is_large: Whether images of so many bytes are read from a file beside `root`.
 
     Raises:
         InputError: An entry can be neither read nor skipped, a class has no image or is in one of
             the splits alone, or an image is of another shape, or size, than asked for.
     """
     base, beside = split_folder(root, split)
+    paths, labels, classes, within = files_of(base)
+    if size is not None and is_large(len(paths) * RGB * math.prod(height_and_width(size))):
+        listed = status_of(paths, base)
+        file = kept_beside(
+            root,
+            split or "",
+            listed,
+            size,
+            lambda start: each(paths[start:], size),
+            labels,
+            classes,
+        )
+        images, native = StoredImages(file), file.about.native_sizes
+    else:
+        images, native = read_into_memory(paths, size)
+    skipped = _below([*beside, *within], root)
+    return images_of(images, labels, classes, native, base, skipped)
+
+
+def files_of(base: Path) -> tuple[list[Path], np.ndarray, tuple[str, ...], list[Skipped]]:
+    """Return the image files of a split's folder, the label of each, the classes, and the rest."""
     entries = entries_of(base)
     _refuse_mixtures(base, entries)
     classes = _class_names(entries.folders, base) or ("all",)
@@ -76,11 +97,10 @@ def read_folder(root: Path, split: Split | None, size: Size | None) -> Images:
     for folder, part in zip(entries.folders or [base], parts, strict=True):
         if not part.files:
             raise InputError(f"{folder}: no images in it{said(_below(part.skipped, folder))}")
-    images, native = _read([path for part in parts for path in part.files], size)
+    paths = [path for part in parts for path in part.files]
     labels = np.repeat(np.arange(len(parts)), [len(part.files) for part in parts])
     within = [each for part in parts for each in part.skipped] if entries.folders else []
-    skipped = _below([*beside, *entries.skipped, *within], root)
-    return images_of(images, labels, classes, native, base, skipped)
+    return paths, labels, classes, [*entries.skipped, *within]
 
 
 def split_folder(root: Path, split: Split | None) -> tuple[Path, list[Skipped]]:
@@ -234,37 +254,3 @@ def _class_names(folders: Sequence[Path], base: Path) -> tuple[str, ...]:
         if other != folder:
             raise InputError(f"{folder}: is the same folder as {other.name}, expected one class")
     return names
-
-
-def _read(paths: Sequence[Path], size: Size | None) -> tuple[Tensor, tuple[Size, Size]]:
-    """Read image files, each resized before the next: (N, C, H, W) uint8, C 1 if all are gray.
-
-    Also returns the smallest and the largest size before that.
-    """
-    images, sizes = torch.empty(0), set()
-    for index, path in enumerate(tqdm(paths, "reading images", disable=None, leave=False)):
-        pixels = read_picture(path)
-        height, width, channels = pixels.shape
-        require_shape(height, width, size, f"{path}: is")
-        if size is None and sizes and (height, width) not in sizes:
-            first = size_text(size_of(*images.shape[2:]))
-            raise InputError(
-                f"{path}: {width}x{height} pixels, expected {first} as in {paths[0].name}"
-            )
-        sizes.add((height, width))
-        image = torch.from_numpy(pixels.transpose(2, 0, 1)[None].copy())
-        image = image if size is None else resize(image, size)
-        if index == 0 or channels > images.shape[1]:
-            images = _room(images[:index], len(paths), image, paths[0].parent)
-        images[index] = image[0]
-    return images, (size_of(*min(sizes)), size_of(*max(sizes)))
-
-
-def _room(before: Tensor, num: int, image: Tensor, folder: Path) -> Tensor:
-    """Return room for `num` images like one (1, C, H, W); gray ones of before fill all channels."""
-    size = size_text(size_of(*image.shape[2:]))
-    require_memory(num * image.numel(), f"{folder}: {num} images of {size} pixels")
-    images = image.new_empty(num, *image.shape[1:])
-    if len(before):
-        images[: len(before)] = before
-    return images

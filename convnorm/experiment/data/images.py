@@ -1,10 +1,10 @@
-"""One split of a data set in memory, and the line that says what was read."""
+"""One split of a data set, in memory or on disk, and the line that says what was read."""
 
 import hashlib
 import math
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,9 +20,11 @@ from convnorm.experiment.data.pixels import (
     size_of,
     size_text,
 )
+from convnorm.experiment.data.stored import StoredImages, per_read
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.memory import require_memory
 
+Pixels = Tensor | StoredImages  # (N, C, H, W) uint8
 MAX_CLASSES = 32_768  # ImageNet-21k has 21,841; more are ids that were given as labels
 
 
@@ -35,14 +37,14 @@ class Images:
     """One split of a data set.
 
     Args:
-        images: (N, C, H, W) uint8, C 1 (gray) or 3 (RGB).
+        images: (N, C, H, W) uint8, C 1 (gray) or 3 (RGB), in memory or in a file.
         labels: (N,) int64, the index of each image's class in `classes`.
         classes: The names of the classes.
         found: What was read and skipped, in one line.
         native_sizes: The smallest and the largest size before images were resized.
     """
 
-    images: Tensor
+    images: Pixels
     labels: Tensor
     classes: tuple[str, ...]
     found: str = ""
@@ -53,19 +55,43 @@ class Images:
         """Their size in pixels."""
         return size_of(*self.images.shape[2:])
 
+    @property
+    def place(self) -> str:
+        """Where the images are, in words."""
+        size = f"{self.images.shape.numel() / 2**20:.3g} MiB"
+        if isinstance(self.images, StoredImages):
+            return f"disk ({size} in {self.images.file.path})"
+        return f"memory ({size})"
+
     def to(self, device: torch.device) -> "Images":
-        """Return the same images and labels on another device."""
-        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+        """Return the same images and labels on another device; images in a file stay there."""
+        on_disk = isinstance(self.images, StoredImages)
+        images = self.images if on_disk else self.images.to(device)
+        return replace(self, images=images, labels=self.labels.to(device))
 
     def take(self, positions: Tensor) -> "Images":
         """Return the images at these positions, int64, with their labels."""
-        return replace(self, images=self.images[positions], labels=self.labels[positions])
+        return replace(self, images=taken(self.images, positions), labels=self.labels[positions])
 
     def sha256(self) -> str:
         """Return the SHA-256 of the images' shape and bytes, in hex, without the labels."""
+        if isinstance(self.images, StoredImages) and self.images.known_sha256:
+            return self.images.known_sha256
         digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
-        digest.update(self.images.cpu().contiguous().numpy())
+        for part in parts_of(self.images, per_read(self.images.shape)):
+            digest.update(part.cpu().contiguous().numpy())
         return digest.hexdigest()
+
+
+def parts_of(images: Pixels, size: int, turns: slice = slice(None)) -> Iterator[Tensor]:
+    """Give images in parts of `size`, the last one smaller; of all parts, those of `turns`."""
+    for first in range(0, len(images), size)[turns]:
+        yield images[first : first + size]
+
+
+def taken(images: Pixels, positions: Tensor) -> Pixels:
+    """Return the images at these positions, int64; of those in a file none is read yet."""
+    return images.take(positions) if isinstance(images, StoredImages) else images[positions]
 
 
 @dataclass(frozen=True)
@@ -101,7 +127,7 @@ def from_array(
 
 
 def images_of(
-    images: Tensor,
+    images: Pixels,
     labels: np.ndarray,
     classes: tuple[str, ...],
     native_sizes: tuple[Size, Size],
@@ -117,7 +143,8 @@ def images_of(
     if native_sizes != (final, final):
         line += f" resized to {size_text(final)} ({RESIZED_BY})"
     labels = torch.from_numpy(labels.astype(np.int64))
-    return Images(images.contiguous(), labels, classes, line, native_sizes)
+    images = images.contiguous() if isinstance(images, Tensor) else images
+    return Images(images, labels, classes, line, native_sizes)
 
 
 def class_name(name: str) -> str:

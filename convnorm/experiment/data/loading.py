@@ -1,28 +1,34 @@
-"""Reads real images, wherever they are, into one uint8 tensor.
+"""Reads real images, wherever they are, into one uint8 tensor, or one file of uint8.
 
 Whole data sets of small images fit into memory, on an accelerator too, so that nothing is decoded
-or copied while training runs. `convnorm.experiment.run.batches` draws minibatches from the tensor.
+or copied while training runs. Others are decoded once, into a file. `convnorm.experiment.run.
+batches` draws minibatches from either.
 """
 
 import os
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import ClassVar, Literal, get_args
 
 import numpy as np
+import torch
 
 from convnorm.experiment.data.archives import cifar, stl10
 from convnorm.experiment.data.folder import read_folder, split_folder
 from convnorm.experiment.data.images import Images, NoSplit, from_array
 from convnorm.experiment.data.npz import read_npz
-from convnorm.experiment.data.npz_files import npz_file
 from convnorm.experiment.data.pixels import Size
+from convnorm.experiment.data.prepared import read_prepared
+from convnorm.experiment.data.split_files import SUFFIXES, split_file
 from convnorm.experiment.data.split_names import Split
+from convnorm.experiment.data.stream import Stream, is_large
 from convnorm.experiment.errors import InputError, shortened
 from convnorm.experiment.paths import user_path
 
-Name = Literal["digits", "cifar10", "cifar100", "stl10", "folder", "npz"]
+Name = Literal["digits", "cifar10", "cifar100", "stl10", "folder", "npz", "prepared"]
+ON_DISK = ("folder", *SUFFIXES)  # those that can be read from a file as they are trained on
+CPU = torch.device("cpu")
 Arrays = tuple[np.ndarray, np.ndarray, tuple[str, ...]]  # pixels (N, H, W, C), labels, classes
 
 
@@ -32,17 +38,22 @@ class DataConfig:
 
     Args:
         name: digits (of scikit-learn), cifar10, cifar100, stl10 (downloaded once), folder or npz
-            (yours).
-        root: The folder for downloaded archives; for folder and npz the folder or file itself.
+            (yours), or prepared, the files of scripts/prepare_data.py.
+        root: The folder for downloaded archives; for the others the folder or file itself.
         image_size: In pixels, the side of squares or [height, width]; images of another size are
             resized to it, those of another shape refused.
+        stream: Whether images are held in memory or read from disk as they are trained on, which
+            changes no number. auto is disk for what would take more than half of the free memory.
+            From folder and npz, disk makes a file of bytes beside root once.
     """
 
     MAX_SIZE: ClassVar = 1024
+    PLACE: ClassVar = ("root", "stream")  # the fields that say where images are, and not which
 
     name: Name = "cifar10"
     root: str = "data"
     image_size: int | tuple[int, int] = 32
+    stream: Stream = "auto"
 
     def __post_init__(self) -> None:
         if self.name not in get_args(Name):
@@ -51,6 +62,14 @@ class DataConfig:
         if not self.root:
             raise InputError(f"data.root: got {self.root!r}, expected a folder or a file")
         self._check_size()
+        if self.stream not in get_args(Stream):
+            choices = ", ".join(get_args(Stream))
+            raise InputError(f"data.stream: got {self.stream!r}, expected one of {choices}")
+        if self.stream == "disk" and self.name not in ON_DISK:
+            raise InputError(
+                f"data.stream: 'disk' is not allowed with {self.name}, which is held in memory; "
+                "expected memory or auto"
+            )
 
     def _check_size(self) -> None:
         size = self.image_size
@@ -74,21 +93,31 @@ class DataConfig:
         return replace(self, root=root)
 
 
-def load_images(config: DataConfig, split: Split = "train") -> Images:
+def load_images(config: DataConfig, split: Split = "train", device: torch.device = CPU) -> Images:
     """Read one split of the data set that `config` names, resized to `config.image_size`.
 
+    device: where the images will be, if they are not read from disk.
+
     Raises:
-        InputError: The data are missing, damaged, empty, of another shape or too large for memory.
+        InputError: The data are missing, damaged, empty, of another shape or too large for memory
+            or for the disk.
     """
-    return read_images(config.name, config.root, split, config.image_size)
+    return read_images(config.name, config.root, split, config.image_size, config.stream, device)
 
 
-def read_images(name: Name, root: str, split: Split | None, size: Size | None) -> Images:
+def read_images(
+    name: Name,
+    root: str,
+    split: Split | None,
+    size: Size | None,
+    stream: Stream = DataConfig.stream,
+    device: torch.device = CPU,
+) -> Images:
     """Read images as `load_images` does; a `size` of None leaves them as large as they are.
 
     split: None for a file or folder whose images belong to none.
     """
-    path = data_path(root)
+    path, is_too_large = data_path(root), partial(is_large, stream, device)
     match name:
         case "digits":
             return from_array(*_digits(split), size, f"digits ({split})")
@@ -97,9 +126,11 @@ def read_images(name: Name, root: str, split: Split | None, size: Size | None) -
         case "stl10":
             return stl10(path, split, size)
         case "folder":
-            return read_folder(path, split, size)
+            return read_folder(path, split, size, is_too_large)
         case "npz":
-            return read_npz(path, split, size)
+            return read_npz(path, split, size, is_too_large)
+        case "prepared":
+            return read_prepared(path, split, size, is_too_large)
 
 
 def has_split(config: DataConfig, split: Split) -> bool:
@@ -111,8 +142,8 @@ def has_split(config: DataConfig, split: Split) -> bool:
     try:
         if config.name == "folder":
             split_folder(data_path(config.root), split)
-        elif config.name == "npz":
-            npz_file(data_path(config.root), split)
+        elif config.name in SUFFIXES:
+            split_file(data_path(config.root), split, SUFFIXES[config.name])
     except NoSplit:
         return False
     return True

@@ -1,5 +1,6 @@
 """Reads images and labels from .npz files; what they claim is checked before room is made."""
 
+import math
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.lib import format as npy
 
 from convnorm.experiment.data.images import (
@@ -16,10 +18,19 @@ from convnorm.experiment.data.images import (
     Skipped,
     checked_classes,
     from_array,
+    images_of,
 )
-from convnorm.experiment.data.npz_files import npz_file, train_file
-from convnorm.experiment.data.pixels import Size
+from convnorm.experiment.data.pixels import (
+    Size,
+    height_and_width,
+    require_shape,
+    resize,
+    size_of,
+)
+from convnorm.experiment.data.split_files import SUFFIXES, split_file, train_file
 from convnorm.experiment.data.split_names import Split
+from convnorm.experiment.data.stored import ImageFile, StoredImages, per_read
+from convnorm.experiment.data.stream import IsLarge, kept_beside, status_of
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.memory import require_memory
 
@@ -32,12 +43,14 @@ class Header:
 
     shape: tuple[int, ...]
     dtype: np.dtype
+    length: int  # in bytes
+    in_columns: bool
 
     def __str__(self) -> str:
         return f"{self.dtype} {self.shape}"
 
 
-def read_npz(root: Path, split: Split | None, size: Size | None) -> Images:
+def read_npz(root: Path, split: Split | None, size: Size | None, is_large: IsLarge) -> Images:
     """Read `images` (N, H, W[, C]) uint8 and, where there are, `labels` (N,) and `classes` (K,).
 
     `arr_0` stands for images and `arr_1` for labels in files without those names, as in samples of
@@ -47,25 +60,28 @@ def read_npz(root: Path, split: Split | None, size: Size | None) -> Images:
     may hold them.
 
     Args:
-        root: A file, or a folder with a file for each split; see `npz_file`.
+        root: A file, or a folder with a file for each split; see `split_file`.
         split: None takes the file that `root` is, whatever its name.
-        size: To which the images are resized; None leaves them as they are.
+        size: To which the images are resized; None leaves them as they are, in memory.
+        is_large: Whether images of so many bytes are read from another file beside this one.
 
     Raises:
         InputError: A file or key is missing, damaged, encrypted, of another kind or shape, or
             larger than memory.
     """
-    file, others = npz_file(root, split)
+    file, others = split_file(root, split, SUFFIXES["npz"])
     train = train_file(root, file) if split == "test" else None
     with _opened(file) as archive:
         headers = _headers(archive, file)
         foreign = [name for name in archive.namelist() if not name.endswith(".npy")]
         image_key, label_key = _keys(headers, file)
-        images = _read(archive, image_key, headers, file)
-        images = images[..., None] if images.ndim == 3 else images
+        num, height, width, channels = (*headers[image_key].shape, 1)[:4]
+        pixels = size and math.prod(height_and_width(size))
+        on_disk = size is not None and is_large(num * channels * pixels)
+        images = None if on_disk else _read(archive, image_key, headers, file)
         labels, names = _labels_and_names(archive, label_key, headers, file)
     if labels is None:
-        labels = np.zeros(len(images), np.int64)
+        labels = np.zeros(num, np.int64)
     elif train:
         names = _names_in_training(train, names, file)
     elif split == "train":
@@ -75,7 +91,53 @@ def read_npz(root: Path, split: Split | None, size: Size | None) -> Images:
     used = {image_key, label_key, "classes"}
     unused = [*(key for key in headers if key not in used), *foreign]
     skipped = [*others, *(Skipped("other", key, "key") for key in unused)]
-    return from_array(images, labels, names, size, file, skipped)
+    if not on_disk:
+        images = images.reshape(num, height, width, channels)
+        return from_array(images, labels, names, size, file, skipped)
+    require_shape(height, width, size, f"{file}: each image is")
+    stored = _kept(file, image_key, headers[image_key], size, labels, names)
+    native = size_of(height, width)
+    # In memory, `from_array` leaves a single channel where it was: behind the pixels.
+    images = StoredImages(stored, channels_last=channels == 1 and size == native)
+    return images_of(images, labels, names, (native, native), file, skipped)
+
+
+def _kept(
+    file: Path,
+    key: str,
+    header: Header,
+    size: Size,
+    labels: np.ndarray,
+    classes: tuple[str, ...],
+) -> ImageFile:
+    """Return the images of an archive in a file beside it."""
+    if header.in_columns:
+        raise InputError(
+            f"{file}: {key}: is in Fortran's order, expected data.stream memory, or C's"
+        )
+    height, width = header.shape[1:3]
+
+    def read(start: int) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
+        for pixels in _parts(file, key, header):
+            images = resize(torch.from_numpy(pixels[start:]).permute(0, 3, 1, 2), size)
+            yield from ((image, (height, width)) for image in images.numpy())
+            start = max(0, start - len(pixels))
+
+    listed = [key, *status_of([file], file.parent)]
+    return kept_beside(file, "", listed, size, read, labels, classes)
+
+
+def _parts(file: Path, key: str, header: Header) -> Iterator[np.ndarray]:
+    """Read the images a few at a time: (n, H, W, C) uint8.
+
+    All of them, as nothing else checks the CRC-32 of the archive.
+    """
+    shape = torch.Size((*header.shape, 1)[:4])
+    with _opened(file) as archive, _reading(file, key), archive.open(f"{key}.npy") as content:
+        content.read(header.length)
+        for part in torch.arange(shape[0]).split(per_read(shape)):
+            pixels = bytearray(content.read(len(part) * shape[1:].numel()))
+            yield np.frombuffer(pixels, np.uint8).reshape(-1, *shape[1:])
 
 
 # --------------------------------------------------------------------------- labels and names
@@ -203,8 +265,8 @@ def _headers(archive: zipfile.ZipFile, file: Path) -> dict[str, Header]:
             head = BytesIO(content.read(HEAD))
             version = npy.read_magic(head)
             read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-            shape, _, dtype = read(head)
-            header = Header(shape, dtype)
+            shape, in_columns, dtype = read(head)
+            header = Header(shape, dtype, head.tell(), in_columns)
             size = head.tell() + dtype.itemsize * int(np.prod(shape, dtype=object))
         if size != member.file_size and not dtype.hasobject:
             raise InputError(

@@ -1,4 +1,4 @@
-"""Reads one image file, and knows what a conversion to 8 bits of RGB would lose.
+"""Reads one encoded image, and knows what a conversion to 8 bits of RGB would lose.
 
 Transparency is laid on white, an orientation in EXIF is applied, and a colour profile is converted
 to sRGB. What cannot be kept is refused: more than 8 bits a channel, a second frame or page, colours
@@ -30,9 +30,18 @@ SRGB_CHROMATICITY = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)  # white, 
 
 
 def read_picture(path: Path) -> np.ndarray:
-    """Return the pixels of an image file as (H, W, C) uint8: C is 1 if the file is gray, else 3.
+    """Return the pixels of an image file, see `decoded`."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: not a readable image ({error.strerror})") from error
+    return decoded(content, path)
 
-    Whatever its suffix, the file is read by its content. A file is gray if its mode is, or if its
+
+def decoded(content: bytes, name: object) -> np.ndarray:
+    """Return the pixels of an encoded image as (H, W, C) uint8: C is 1 if it is gray, else 3.
+
+    Whatever its suffix, a file is read by its content. A file is gray if its mode is, or if its
     palette holds nothing else.
 
     - Transparent pixels show white: alpha channels, palettes and a transparent colour alike.
@@ -41,6 +50,8 @@ def read_picture(path: Path) -> np.ndarray:
       (perceptual) intent; those of a profile that is sRGB to 2 levels stay as they are.
     - Of a picture with smaller versions beside it (MPO of phones, ICO) the main one is read.
 
+    name: of the image, for errors.
+
     Raises:
         InputError: The file is damaged, of no format in `FORMATS`, larger than Pillow finds safe,
             has more than 8 bits a channel or more than one frame, or has colours that are not
@@ -48,26 +59,26 @@ def read_picture(path: Path) -> np.ndarray:
             without one, or another mode.
     """
     try:
-        if path.stat().st_size == 0:
+        if not content:
             raise ValueError("the file is empty")
         with warnings.catch_warnings(action="ignore"):
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                return _pixels(image, path)
+            with Image.open(BytesIO(content)) as image:
+                return _pixels(image, content, name)
     except InputError:
         raise
     except Exception as error:  # what Pillow raises for a corrupt file depends on the format
-        reason = str(error).replace(f" {str(path)!r}", "")
-        raise InputError(f"{path}: not a readable image ({reason})") from error
+        reason = re.sub(" <_io.BytesIO [^>]*>", "", str(error))
+        raise InputError(f"{name}: not a readable image ({reason})") from error
 
 
-def _pixels(image: Image.Image, path: Path) -> np.ndarray:
+def _pixels(image: Image.Image, content: bytes, name: object) -> np.ndarray:
     def require(condition: bool, found: str, expected: str) -> None:
         if not condition:
-            raise InputError(f"{path}: {found}, expected {expected}")
+            raise InputError(f"{name}: {found}, expected {expected}")
 
     require(image.format in FORMATS, f"is {image.format}", f"one of {', '.join(FORMATS)}")
-    require(_bits(image, path) <= 8, f"has {_bits(image, path)} bits a channel", "8")
+    require(_bits(image, content) <= 8, f"has {_bits(image, content)} bits a channel", "8")
     frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     require(frames == 1, f"has {frames} frames or pages", "a single image")
     require(not _is_preview(image), "is raw or a smaller version of what it holds", "an image")
@@ -87,7 +98,7 @@ def _pixels(image: Image.Image, path: Path) -> np.ndarray:
     if image.mode != "CMYK":
         image = image.convert("RGB")
     if profile:
-        image = _to_srgb(image, profile, gray, path)
+        image = _to_srgb(image, profile, gray, name)
     if alpha:
         white = Image.new("RGB", image.size, (BACKGROUND,) * 3)
         image = Image.composite(image, white, alpha)
@@ -95,7 +106,7 @@ def _pixels(image: Image.Image, path: Path) -> np.ndarray:
     return pixels[..., :1] if gray else pixels
 
 
-def _bits(image: Image.Image, path: Path) -> int:
+def _bits(image: Image.Image, content: bytes) -> int:
     """How many bits a channel has in the file; Pillow would quietly keep the upper 8 of them.
 
     image: before it is loaded, while it still knows how its bytes are packed.
@@ -111,11 +122,10 @@ def _bits(image: Image.Image, path: Path) -> int:
             wide = any(tile[0] == "SGI16" or tile[3][-1] == 2 for tile in image.tile)
             return 16 if wide else 8
         case "JPEG2000":  # SIZ, the codestream's first segment, holds it behind the sizes
-            start = (content := path.read_bytes()).index(b"\xff\x4f\xff\x51")
+            start = content.index(b"\xff\x4f\xff\x51")
             channels = int.from_bytes(content[start + 40 : start + 42])
             return max((content[start + 42 + 3 * i] & 127) + 1 for i in range(channels))
         case "AVIF":  # flags of the box av1C
-            content = path.read_bytes()
             return 10 if content[content.index(b"av1C") + 6] & 0x40 else 8
     deep = image.mode[0] in "IF" or any(
         re.search(r";(12|16|32)[BLN]", str(arg)) for args in packed for arg in args
@@ -161,17 +171,17 @@ def _has_gray_palette(image: Image.Image) -> bool:
     return bool((colours == colours[:, :1]).all())
 
 
-def _to_srgb(image: Image.Image, profile: bytes, gray: bool, path: Path) -> Image.Image:
+def _to_srgb(image: Image.Image, profile: bytes, gray: bool, name: object) -> Image.Image:
     """Return an RGB or CMYK image of that profile as sRGB; a gray one has equal channels."""
     try:
         space = ImageCms.ImageCmsProfile(BytesIO(profile)).profile.xcolor_space.strip()
         fits = space == image.mode or (gray and space == "GRAY")
         transform = _transform(profile, space) if fits else None
     except (ImageCms.PyCMSError, OSError) as error:
-        raise InputError(f"{path}: its colour profile cannot be used ({error})") from None
+        raise InputError(f"{name}: its colour profile cannot be used ({error})") from None
     if not fits:
         raise InputError(
-            f"{path}: has a colour profile of {space}, expected one of {image.mode} as its pixels"
+            f"{name}: has a colour profile of {space}, expected one of {image.mode} as its pixels"
         )
     if transform is None:
         return image

@@ -8,8 +8,10 @@ from torch import Tensor
 
 from convnorm.experiment import streams
 from convnorm.experiment.data import Images
+from convnorm.experiment.data.stored import StoredImages
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.run.distributed import Process
+from convnorm.experiment.run.reading_ahead import ReadAhead, sent_ahead
 
 
 def sha256_of(images: Images) -> str:
@@ -18,13 +20,14 @@ def sha256_of(images: Images) -> str:
 
 
 class Batches:
-    """Shuffled minibatches of images that are in memory, mirrored and cropped at random on request.
+    """Shuffled minibatches of images, mirrored and cropped at random on request.
 
     An epoch shows every image once, in its own order, but for those of a last, partial batch.
-    Nothing in a call waits for the device.
+    Nothing in a call waits for the device. Images on disk are read ahead, and give the same
+    batches as in memory.
 
     Args:
-        data: Images and labels, on the device where the batches are wanted.
+        data: Images and labels, on the process's device unless they are on disk.
         batch_size: Images in a batch, over all processes.
         seed: Batches of equal seed and index are equal.
         process: Which part of each batch is returned; the parts of all processes, one after
@@ -63,17 +66,17 @@ class Batches:
         self.process = process
         self.local_slice = process.local_slice(batch_size, key)
         self.per_epoch = len(data.images) // batch_size
-        self._order: tuple[int, Tensor] | None = None  # the epoch and its permutation
+        on_disk = isinstance(data.images, StoredImages)
+        place = torch.device("cpu") if on_disk else data.images.device
+        self._order = Order(len(data.images), batch_size, self.local_slice, self.key, place)
+        self._ahead = ReadAhead(data, self._order, process.device) if on_disk else None
 
     def __call__(self, index: int) -> tuple[Tensor, Tensor]:
         """Return this process's part of batch `index` >= 0.
 
         Images (batch_size / world_size, C, H, W) uint8 and their labels, int64.
         """
-        epoch, position = divmod(index, self.per_epoch)
-        batch = self._permutation(epoch)[position * self.batch_size :][: self.batch_size]
-        batch = batch[self.local_slice]
-        images, labels = self.data.images[batch], self.data.labels[batch]
+        images, labels = self._plain(index) if self._ahead is None else self._ahead(index)
         # Numbers are drawn for the whole batch: a part depends on no other setting.
         if self.flip:
             draw = self.process.random(
@@ -85,18 +88,38 @@ class Batches:
             images = shifted(images, (draw * (2 * self.crop + 1)).long(), self.crop)
         return images, labels
 
-    def _permutation(self, epoch: int) -> Tensor:
-        if self._order is None or self._order[0] != epoch:
+    def _plain(self, index: int) -> tuple[Tensor, Tensor]:
+        """The batch as the images in memory are."""
+        batch = self._order(index)
+        return self.data.images[batch], self.data.labels[batch]
+
+
+class Order:
+    """Which images are this process's part of a batch: all are shuffled anew in each epoch.
+
+    num: of images. local_slice: of a batch. key: of the permutations, which lie on `device`.
+    """
+
+    def __init__(
+        self,
+        num: int,
+        batch_size: int,
+        local_slice: slice,
+        key: tuple[int | str, ...],
+        device: torch.device,
+    ):
+        self.num, self.batch_size, self.local_slice = num, batch_size, local_slice
+        self.key, self.device = key, device
+        self._known: tuple[int, Tensor] | None = None  # the epoch and its permutation
+
+    def __call__(self, index: int) -> Tensor:
+        """Return the positions of the images of batch `index` >= 0, int64."""
+        epoch, position = divmod(index, self.num // self.batch_size)
+        if self._known is None or self._known[0] != epoch:
             random = streams.generator("cpu", *self.key, "order", epoch)
-            order = torch.randperm(len(self.data.images), generator=random)
-            self._order = epoch, sent_ahead(order, self.data.images.device)
-        return self._order[1]
-
-
-def sent_ahead(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return a tensor of the CPU on `device`, without waiting for it."""
-    # From other than pinned memory the copy waits, whatever it is asked for.
-    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+            order = torch.randperm(self.num, generator=random)
+            self._known = epoch, sent_ahead(order, self.device)
+        return self._known[1][position * self.batch_size :][: self.batch_size][self.local_slice]
 
 
 def shifted(images: Tensor, corners: Tensor, padding: int) -> Tensor:

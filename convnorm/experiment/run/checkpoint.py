@@ -16,6 +16,7 @@ import yaml
 
 from convnorm.experiment.config import differences, from_dict, to_yaml, yaml_text
 from convnorm.experiment.config.fields import meant_before
+from convnorm.experiment.data import DataConfig
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.files import read, write
 
@@ -207,8 +208,9 @@ def other_values(there: dict[str, Any], here: dict[str, Any], free: str | None =
     Where the data are is no part of a run: their hash, which its checkpoint has, tells if they are
     the same. free: a key that may differ too.
     """
+    ignored = {free, *(f"data.{name}" for name in DataConfig.PLACE)}
     found = differences(there, here)
-    return [line for line in found if line.partition(": ")[0] not in ("data.root", free)]
+    return [line for line in found if line.partition(": ")[0] not in ignored]
 
 
 def completed(there: dict[str, Any], config: object) -> dict[str, Any]:

@@ -12,14 +12,16 @@ from convnorm.experiment.run.cost import num_parameters
 def opening(
     run_dir: Path,
     data: str,
+    place: str,
     networks: Mapping[str, nn.Module],
     segments: Sequence[Segment],
     steps: int,
 ) -> str:
     """Return the block of lines with which a training begins.
 
-    data: what was found, in words. networks: name -> the network. segments: the parts of the
-    training, the last of which begins now. steps: how many there will be.
+    data: what was found, in words. place: where it is, see `Images.place`. networks: name -> the
+    network. segments: the parts of the training, the last of which begins now. steps: how many
+    there will be.
     """
     *before, now = segments
     sizes = {name: num_parameters(network) for name, network in networks.items()}
@@ -27,6 +29,7 @@ def opening(
         "run": str(run_dir),
         "device": f"{now.device}: {now.place}",
         "data": data,
+        "data.stream": place,
         "parameters": ", ".join(f"{name} {size:,}" for name, size in sizes.items()),
         "steps": f"{steps}, resuming from step {now.step}" if before else str(steps),
     }

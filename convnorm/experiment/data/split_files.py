@@ -1,4 +1,4 @@
-"""Finds the .npz file of a split by the words of its name."""
+"""Finds the file of a split, .npz or another, by the words of its name."""
 
 from pathlib import Path
 from typing import get_args
@@ -7,9 +7,13 @@ from convnorm.experiment.data.images import NoSplit, Skipped
 from convnorm.experiment.data.split_names import Kind, Split, counterpart, kinds
 from convnorm.experiment.errors import InputError
 
+SUFFIXES = {"npz": ".npz", "prepared": ".npy"}  # name of data that are files -> theirs
 
-def npz_file(root: Path, split: Split | None) -> tuple[Path, list[Skipped]]:
+
+def split_file(root: Path, split: Split | None, suffix: str) -> tuple[Path, list[Skipped]]:
     """Return a split's file, and what else of a folder is not read.
+
+    suffix: of such files, as ".npz".
 
     `root` is a file: it holds the training images, unless its name has the word test; the test
     images are in the file beside it whose name has that word in place of train. Or a folder: its
@@ -21,7 +25,7 @@ def npz_file(root: Path, split: Split | None) -> tuple[Path, list[Skipped]]:
         InputError: It is not clear which file it is, or one would serve both splits.
     """
     if root.is_dir():
-        return _file_in(root, split)
+        return _file_in(root, split, suffix)
     if not root.is_file():
         raise InputError(f"data.root: {root} does not exist")
     of = None if split is None else _kind(root)
@@ -38,25 +42,27 @@ def npz_file(root: Path, split: Split | None) -> tuple[Path, list[Skipped]]:
         raise NoSplit(
             f"{root}: no test images: no file beside it has its name with 'test' for 'train'"
         )
-    return _the_one(found, root.parent, "test"), []
+    return _the_one(found, root.parent, "test", suffix), []
 
 
-def _file_in(root: Path, split: Split | None) -> tuple[Path, list[Skipped]]:
+def _file_in(root: Path, split: Split | None, suffix: str) -> tuple[Path, list[Skipped]]:
     entries = sorted(path for path in root.iterdir() if not path.name.startswith("."))
-    files = [path for path in entries if path.suffix.lower() == ".npz"]
+    files = [path for path in entries if path.suffix.lower() == suffix]
     of = {path: _kind(path) for path in files}
     found = [path for path in files if of[path] == split]
     if not found:
         names = ", ".join(path.name for path in files) or "none"
-        raise NoSplit(f"{root}: expected one .npz file with the word {split!r}, found {names}")
+        raise NoSplit(f"{root}: expected one {suffix} file with the word {split!r}, found {names}")
     others = [path for path in entries if of.get(path) not in get_args(Split)]
-    return _the_one(found, root, split), [Skipped("other", path.name) for path in others]
+    return _the_one(found, root, split, suffix), [Skipped("other", path.name) for path in others]
 
 
-def _the_one(found: list[Path], folder: Path, split: Split) -> Path:
+def _the_one(found: list[Path], folder: Path, split: Split, suffix: str) -> Path:
     if len(found) > 1:
         names = ", ".join(path.name for path in found)
-        raise InputError(f"{folder}: expected one .npz file with the word {split!r}, found {names}")
+        raise InputError(
+            f"{folder}: expected one {suffix} file with the word {split!r}, found {names}"
+        )
     return found[0]
 
 
@@ -78,7 +84,7 @@ def _beside(file: Path) -> list[Path]:
 
 def train_file(root: Path, test: Path) -> Path | None:
     """Return the file of the training images that belong to `test`; None where there is none."""
-    paths = root.glob("[!.]*.npz") if root.is_dir() else _beside(test)
+    paths = root.glob(f"[!.]*{test.suffix}") if root.is_dir() else _beside(test)
     found = [path for path in paths if _kind(path) == "train"]
     for path in found:
         if path.samefile(test):

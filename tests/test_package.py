@@ -64,7 +64,7 @@ def test_every_pinned_version_is_one_that_is_asked_for():
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     extras = setup["options.extras_require"]
-    brought = (extras[name] for name in ("suite", "onnx", "dev"))
+    brought = (extras[name] for name in ("suite", "onnx", "prepare", "dev"))
     lines = [setup["options"]["install_requires"], *brought]
     asked = {name_of(line) for text in lines for line in text.split("\n") if line}
     oracles = next(

@@ -59,6 +59,20 @@ def whole(least: int, most: int) -> Callable[[str], int]:
     return read
 
 
+def size(most: int) -> Callable[[str], int | tuple[int, int]]:
+    """Return the type of an option that takes a size as configs do: `64`, or `[48,64]`."""
+    side = whole(1, most)
+
+    def read(text: str) -> int | tuple[int, int]:
+        found = re.fullmatch(r"\[ *([0-9]+) *, *([0-9]+) *\]", text)
+        if not found:
+            return side(text)
+        height, width = map(side, found.groups())
+        return height if height == width else (height, width)
+
+    return read
+
+
 def path(text: str) -> Path:
     """Read a path, with `~` as the home folder."""
     try:

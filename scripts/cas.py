@@ -93,7 +93,7 @@ def write_images(loaded: LoadedGenerator, data: DataConfig, args: argparse.Names
     folder = args.out / "images"
     files.make_folder(folder, "OUT")
     images = torch.cat([part.cpu() for part in loaded.parts(num, args.seed, ALL)])
-    made = {"train": (images, loaded.labels(num, args.seed)), "test": (test.images, test.labels)}
+    made = {"train": (images, loaded.labels(num, args.seed)), "test": (test.images[:], test.labels)}
     for split, (pixels, labels) in made.items():
         arrays = {"images": pixels.permute(0, 2, 3, 1).numpy(), "labels": labels.numpy()}
         with_classes = {**arrays, "classes": np.array(loaded.classes)}

@@ -19,7 +19,7 @@ from convnorm.experiment.data import DataConfig, load_images
 from convnorm.experiment.data.preparing import prepare as prepare_module
 from convnorm.experiment.data.preparing.crop import cropped
 from convnorm.experiment.data.preparing.find import source_at
-from convnorm.experiment.data.preparing.parts import PER_PART
+from convnorm.experiment.data.preparing.parts import PER_PART, Source
 from convnorm.experiment.data.preparing.prepare import prepare
 from convnorm.experiment.data.storing import Building
 from convnorm.experiment.errors import InputError, exit_code
@@ -312,6 +312,24 @@ def test_what_was_cut_goes_on_and_ends_the_same(cut, tmp_path, monkeypatch):
     done(source, tmp_path / "cut.npy", **options)
     assert len(count) == PER_PART + 19
     assert (tmp_path / "cut.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
+
+
+class Deadly:
+    """A part that kills who reads it, as a system without memory does."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def contents(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_is_killed_is_told_in_one_line(tmp_path):
+    parts = [*source_at(folder(tmp_path / "images", 2), "image", "label").parts, Deadly()]
+    source = Source(parts, np.zeros(3, np.int64), ("one",), "", "")
+    with pytest.raises(InputError, match=r"^--workers: one of 2 processes was killed"):
+        prepare(source, tmp_path / "out.npy", 4, workers=2, skip_damaged=False)
+    assert not (tmp_path / "out.npy").exists()
 
 
 def test_a_second_call_does_nothing_and_another_source_is_not_written_over_it(tmp_path):

@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from pathlib import Path
 
@@ -101,6 +102,11 @@ def _in_order(
                 yield begun.popleft().result()
         while begun:
             yield begun.popleft().result()
+    except BrokenProcessPool:
+        raise InputError(
+            f"--workers: one of {workers} processes was killed, for memory perhaps; expected "
+            "fewer, with which the same call goes on"
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import runpy
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -246,6 +247,8 @@ def _in_child(file: Path, function: Callable[..., Any], args: tuple[Any, ...]) -
         for descriptor in (1, 2):
             os.dup2(output.fileno(), descriptor)
     torch.set_num_threads(1)
+    # A shell that has the tests in its background lets them ignore Ctrl-C, and their children too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     function(*args)
 
 

@@ -43,6 +43,7 @@ GAN = {
     "data.name": ({"data.root": "LEFT"}, "folder"),
     "data.root": ({"data.name": "folder", "data.root": "LEFT"}, "RIGHT"),
     "data.image_size": ({}, 32),
+    "data.stream": ({"data.name": "folder", "data.root": "LEFT"}, "disk"),
     "model.arch": ({}, "sngan_cnn"),
     "model.z_dim": ({}, 9),
     "model.gradient_normalization": ({}, True),
@@ -127,6 +128,10 @@ CLASSIFIER = {
         "RIGHT",
     ),
     "data.image_size": ({}, 16),
+    "data.stream": (
+        {"data.name": "folder", "data.root": "LEFT", "split.train_fraction": 1.0},
+        "disk",
+    ),
     "split.validation": ({}, 0.1),
     "split.train_fraction": ({}, 0.2),
     "split.seed": ({}, 1),
@@ -284,7 +289,8 @@ def test_every_option_has_an_effect(pipeline, key, traces):
     if key == "score.protocol":  # without one, no number of images is allowed
         changed |= SCORED
     difference = differing(before, traces(pipeline, changed))
-    if key == "train.sync_batch_norm":  # of several processes, see test_distributed
+    # The one acts in several processes, see test_distributed; the other on where images are.
+    if key in ("train.sync_batch_norm", "data.stream"):
         assert difference == []
         return
     assert difference != []

@@ -17,7 +17,6 @@ from convnorm.experiment.benchmark.run_files import (
     read_log,
     segments,
 )
-from convnorm.experiment.codec import from_json
 from convnorm.experiment.config import differences
 from convnorm.experiment.config import read as read_config
 from convnorm.experiment.errors import InputError
@@ -29,7 +28,7 @@ from gan.keys import REPORTED
 from gan.matching import SCALE
 from gan.memory import estimate
 from gan.models import FORMAT
-from gan.records import ScoreRecord
+from gan.records import ScoreRecord, record_in
 from gan.score_config import ScoreConfig
 from gan.score_names import metrics
 from gan.selection import selection_score
@@ -127,8 +126,7 @@ def read(run_dir: Path, attacks: Sequence[str] = (), num: None = None) -> Result
 
 def _records(lines: dict[int, dict[str, Any]], file: Path) -> dict[int, ScoreRecord]:
     """Step -> record; InputError if there is none, or they are not all of one protocol."""
-    found = {step: {k: v for k, v in line.items() if k != "step"} for step, line in lines.items()}
-    records = {step: from_json(ScoreRecord, line, file) for step, line in found.items()}
+    records = {step: record_in(line, file) for step, line in lines.items()}
     if not records:
         raise InputError(f"{file}: holds no score; expected a run whose score.protocol is not none")
     last = list(records.values())[-1]

@@ -1,8 +1,10 @@
 """Publishes the weights of a run: a folder that `gan.load` reads, with a card for people."""
 
 import hashlib
+import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 from torch import Tensor
@@ -21,11 +23,10 @@ from gan.models import FORMAT, SAMPLES, LoadedGenerator, generator_in
 from gan.published import CARD, CONFIG, DISCRIMINATOR, GENERATOR, MODEL, Published
 from gan.published import SAMPLES as PICTURE
 from gan.published import SCORES as RECORD
-from gan.records import ScoreRecord
+from gan.records import ScoreRecord, record_in
 from gan.runs import Which, checkpoint_of
 
 COLUMNS = 8  # of the picture, which has as many rows, or one for each class
-OF_FILES = ("folder", "npz")  # data whose name tells nothing, and whose root is somebody's path
 
 
 def publish(
@@ -37,7 +38,8 @@ def publish(
 
     Raises InputError where there is no such run, no such checkpoint, or it has no discriminator.
     """
-    if not (run / checkpoint.CHECKPOINT).is_file():
+    last = run / checkpoint.CHECKPOINT
+    if not last.is_file():
         raise InputError(
             f"RUN: {run} holds no {checkpoint.CHECKPOINT}; expected a GAN's run folder"
         )
@@ -50,6 +52,8 @@ def publish(
             raise InputError(f"--discriminator: {file} holds a generator alone; expected last.pt")
         networks[DISCRIMINATOR] = state["discriminator"]
     config, record = without_paths(loaded.config), _record(run, loaded)
+    whole = state if file == last else checkpoint.load(last, FORMAT)
+    segments = _segments(whole, last, loaded.step)
     with files.new_folder(out, "OUT") as folder:
         for name, tensors in networks.items():
             (folder / name).write_bytes(safetensors.torch.save(tensors))
@@ -73,7 +77,6 @@ def publish(
         sizes = {file.name: f"{file.stat().st_size:,} bytes" for file in written}
         for name, tensors in networks.items():
             sizes[name] += f", {sum(each.numel() for each in tensors.values()):,} numbers"
-        segments = _segments(run, loaded.step)
         text = card.text(out.name, model, config, record, segments, sizes)
         (folder / CARD).write_text(text)
     return model
@@ -95,17 +98,20 @@ def _record(run: Path, loaded: LoadedGenerator) -> ScoreRecord | None:
     file = run / "metrics.jsonl"
     for line in reversed(read_lines(file)):
         if line["step"] == loaded.step:
-            record = from_json(ScoreRecord, {k: v for k, v in line.items() if k != "step"}, file)
-            if loaded.config.data.name not in OF_FILES:
-                return record
-            return replace(record, real=replace(record.real, found=None))
+            return _without_path(record_in(line, file))
     return None
 
 
-def _segments(run: Path, step: int) -> tuple[Segment, ...]:
-    """What the steps up to `step` were carried out with."""
-    file = run / checkpoint.CHECKPOINT
-    state = checkpoint.load(file, FORMAT)
+def _without_path(record: ScoreRecord) -> ScoreRecord:
+    """The record without what was found of real images, where that tells of a path."""
+    real, selection = record.real, record.selection
+    if real.found is not None and os.sep in real.found:
+        real = replace(real, found=None)
+    return replace(record, real=real, selection=selection and _without_path(selection))
+
+
+def _segments(state: dict[str, Any], file: Path, step: int) -> tuple[Segment, ...]:
+    """What the steps up to `step` were carried out with, by the state of last.pt, `file`."""
     with checkpoint.taken_apart(file):
         segments = [from_json(Segment, each, file) for each in state["segments"]]
     return tuple(each for each in segments if each.step < step)

@@ -4,8 +4,10 @@
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from convnorm.experiment.codec import from_json
 from convnorm.experiment.data.pixels import Size
 from convnorm.experiment.records import Metric
 from gan.distances import Extrapolation
@@ -159,3 +161,8 @@ class ScoreRecord:
             *(f"floor: {doubt}" for doubt in floor),
             *(f"selection: {doubt}" for doubt in selection),
         )
+
+
+def record_in(line: dict[str, Any], file: Path) -> ScoreRecord:
+    """Return the record in a line of metrics.jsonl, `file`, which has its step as well."""
+    return from_json(ScoreRecord, {k: v for k, v in line.items() if k != "step"}, file)

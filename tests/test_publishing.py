@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -126,6 +127,19 @@ def test_no_path_of_the_machine_is_told(folder):
             assert str(folder).encode() not in file.read_bytes(), file
     config = yaml.safe_load((folder / "out" / "plain" / CONFIG).read_text())
     assert config["data"]["root"] == "secret"
+
+
+def test_no_path_of_real_images_is_told_in_scores(folder, tmp_path):
+    """Of the reported score, and of the one that a step is selected by, wherever the data lay."""
+    shutil.copytree(folder / "scored", tmp_path / "run")
+    lines = [*map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())]
+    for line in lines:
+        for record in (line, line["selection"]):
+            record["real"]["found"] = f"360 images from {tmp_path}/train"
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "run" / "metrics.jsonl").write_text(text)
+    publish(tmp_path / "run", tmp_path / "out")
+    assert str(tmp_path) not in (tmp_path / "out" / SCORES).read_text()
 
 
 def test_scripts_take_it_as_a_run(folder):

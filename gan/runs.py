@@ -1,8 +1,9 @@
 """Finds the runs of GANs, and the weights that are in their folders."""
 
 import os
+from argparse import ArgumentParser
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from convnorm.experiment.config import read as read_config
 from convnorm.experiment.errors import InputError
@@ -33,6 +34,15 @@ def is_run(path: Path) -> bool:
     """Whether a path is that of a checkpoint, of the folder of a run, or of published weights."""
     files = (CHECKPOINT, BEST, "config.yaml", MODEL)
     return path.suffix == ".pt" or any((path / file).exists() for file in files)
+
+
+def add_checkpoint(parser: ArgumentParser, role: str = "") -> None:
+    """Add --checkpoint, for `checkpoint_of`. role: which argument is the run, where it has one."""
+    parser.add_argument(
+        "--checkpoint",
+        choices=get_args(Which),
+        help=f"of a run folder{role}: last.pt, or best.pt, which score.select chose (last)",
+    )
 
 
 def checkpoint_of(run: Path, which: Which | None) -> Path:

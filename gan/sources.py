@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, get_args
 
 import torch
@@ -91,18 +92,7 @@ def read_source(
     if is_run(path):
         if given:
             raise InputError(f"{role}: {text!r}: a generator has no splits, expected {name}")
-        file = checkpoint_of(path, checkpoint)
-        loaded = load_generator(file, device)
-        told = str(file) if checkpoint == "best" else text
-        origin = Origin(told, step=loaded.step, ema=loaded.ema, sha256=loaded.sha256)
-        source = ImageSource(
-            loaded.parts,
-            loaded.config.data.image_size,
-            origin,
-            loaded.config,
-            loaded.classes,
-            asked_for=loaded.labels if loaded.classes else None,
-        )
+        source = _generator(path, text, checkpoint, device)
         return source if size is None else resized(source, size)
     if path.is_dir():
         for kind, suffix in SUFFIXES.items():
@@ -119,6 +109,24 @@ def read_source(
         return _images("prepared", text, name, given, size)
     state = "neither of these" if path.exists() else "not found"
     raise InputError(f"{role}: {text!r} is {state}: {SOURCES}")
+
+
+def _generator(
+    path: Path, text: str, checkpoint: Which | None, device: torch.device
+) -> ImageSource:
+    """Read the generator of a run and say where it comes from."""
+    file = checkpoint_of(path, checkpoint)
+    loaded = load_generator(file, device)
+    told = str(file) if checkpoint == "best" else text
+    origin = Origin(told, step=loaded.step, ema=loaded.ema, sha256=loaded.sha256)
+    return ImageSource(
+        loaded.parts,
+        loaded.config.data.image_size,
+        origin,
+        loaded.config,
+        loaded.classes,
+        asked_for=loaded.labels if loaded.classes else None,
+    )
 
 
 def require_generator(source: ImageSource) -> None:

@@ -17,7 +17,6 @@ import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import torch
@@ -41,9 +40,7 @@ from convnorm.experiment.run.checkpoint import CHECKPOINT
 from convnorm.experiment.run.distributed import Process, pick_device
 from gan.models import LoadedGenerator, load_generator
 from gan.protocols import MOST_IMAGES
-from gan.runs import Which, checkpoint_of
-
-ALL = slice(None)
+from gan.runs import add_checkpoint, checkpoint_of
 
 
 def parse_args() -> argparse.Namespace:
@@ -70,11 +67,7 @@ def parse_args() -> argparse.Namespace:
         default=0,
         help="of the generated images and of both classifiers, 0 to 2**63 - 1 (%(default)s)",
     )
-    parser.add_argument(
-        "--checkpoint",
-        choices=get_args(Which),
-        help="of a run folder: last.pt, or best.pt, which score.select chose (last)",
-    )
+    add_checkpoint(parser)
     parser.add_argument(
         "--data_root", metavar="PATH", help="where the data are, if moved (the run's data.root)"
     )
@@ -92,7 +85,7 @@ def write_images(loaded: LoadedGenerator, data: DataConfig, args: argparse.Names
     num = args.num or len(real.images)
     folder = args.out / "images"
     files.make_folder(folder, "OUT")
-    images = torch.cat([part.cpu() for part in loaded.parts(num, args.seed, ALL)])
+    images = loaded.sample(num, args.seed)
     made = {"train": (images, loaded.labels(num, args.seed)), "test": (test.images[:], test.labels)}
     for split, (pixels, labels) in made.items():
         arrays = {"images": pixels.permute(0, 2, 3, 1).numpy(), "labels": labels.numpy()}

@@ -23,7 +23,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -39,7 +39,7 @@ from gan.keys import REPORTED
 from gan.protocols import ALL_IMAGES, PROTOCOLS, Protocol, protocol_named
 from gan.records import ScoreRecord
 from gan.reference import num_available, reference_of
-from gan.runs import Which, checkpoints_of, newest_run
+from gan.runs import add_checkpoint, checkpoints_of, newest_run
 from gan.score_tables import checkpoints_table, draws_table, heading, table
 from gan.scoring import score
 from gan.sources import (
@@ -73,11 +73,7 @@ def parse_args() -> argparse.Namespace:
         help=f"{', '.join(PROTOCOLS)}; by default digits for REAL digits, all images of both sides "
         "for a REAL folder or .npz, without REAL the score.protocol of the run, else fid50k_train",
     )
-    parser.add_argument(
-        "--checkpoint",
-        choices=get_args(Which),
-        help="of a run folder FAKE: last.pt, or best.pt, which score.select chose (last)",
-    )
+    add_checkpoint(parser, " FAKE")
     parser.add_argument(
         "--all",
         action="store_true",

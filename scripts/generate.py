@@ -14,7 +14,6 @@ already is never overwritten, and what is not complete gets no name.
 import argparse
 import sys
 from pathlib import Path
-from typing import get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -28,7 +27,7 @@ from gan.interpolation import STEPS, interpolated
 from gan.models import ROWS, SAMPLES, load_generator
 from gan.pictures import check_out, write_folder, write_grid, write_npz
 from gan.protocols import MOST_IMAGES
-from gan.runs import Which, checkpoint_of, is_run
+from gan.runs import add_checkpoint, checkpoint_of, is_run
 
 
 def parse_args() -> argparse.Namespace:
@@ -75,11 +74,7 @@ def parse_args() -> argparse.Namespace:
         help="of a conditional run, of which class all images are: its name, else its index from 0 "
         "on (classes are drawn)",
     )
-    parser.add_argument(
-        "--checkpoint",
-        choices=get_args(Which),
-        help="of a run folder: last.pt, or best.pt, which score.select chose (last)",
-    )
+    add_checkpoint(parser)
     parser.add_device("what generates; the images of a GPU may differ in a few grey levels")
     return parser.parse_args()
 

@@ -13,25 +13,20 @@ machine. What is there already is never overwritten, and what is not complete ge
 import argparse
 import sys
 from pathlib import Path
-from typing import get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from convnorm.experiment.config.arguments import Parser, path
 from convnorm.experiment.errors import exit_code
 from gan.publishing import publish
-from gan.runs import Which
+from gan.runs import add_checkpoint
 
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("run", metavar="RUN", type=path, help="the folder of a GAN's run")
     parser.add_argument("out", metavar="OUT", type=path, help="a folder that is new or empty")
-    parser.add_argument(
-        "--checkpoint",
-        choices=get_args(Which),
-        help="last.pt, or best.pt, which score.select chose (last)",
-    )
+    add_checkpoint(parser)
     parser.add_argument(
         "--discriminator", action="store_true", help="publish it too; best.pt holds none"
     )

@@ -58,7 +58,7 @@ def apart(monkeypatch) -> None:
 
 def generate(monkeypatch: pytest.MonkeyPatch, images: torch.Tensor, labels: torch.Tensor) -> None:
     """Let every generator make these images."""
-    monkeypatch.setattr(LoadedGenerator, "parts", lambda self, num, *_: [images[:num]])
+    monkeypatch.setattr(LoadedGenerator, "sample", lambda self, num, _: images[:num])
     monkeypatch.setattr(LoadedGenerator, "labels", lambda self, num, *_: labels[:num])
 
 

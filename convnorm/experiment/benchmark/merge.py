@@ -79,13 +79,13 @@ def take_gains(benchmark: Benchmark, folders: Sequence[Path]) -> list[Match]:
     Raises:
         InputError: A gain was matched to two factors, here and there, or is matched nowhere.
     """
-    here = benchmark.folder / targets.MATCHED
+    here, config = benchmark.folder / targets.MATCHED, benchmark.pipeline.config()
     frozen = [(match, here) for match in targets.read(benchmark.folder)]
     taken: list[tuple[Match, Path]] = []
     for place, matches in _matches(folders, but=benchmark.folder):
         for match in matches:
             for before, its_place in frozen + taken:
-                same = _same_gain(before, match, benchmark.pipeline.config())
+                same = targets.asked_of(before, config) == targets.asked_of(match, config)
                 if same and before.scale != match.scale:
                     raise InputError(
                         f"{place}: {match.cell!r} was matched at {match.scale!r}, and in "
@@ -115,15 +115,6 @@ def _matches(folders: Sequence[Path], but: Path) -> Iterator[tuple[Path, Sequenc
         yield place / targets.MATCHED, targets.read(place)
     for file, report in _reports(folders, but=but):
         yield file, report.matched
-
-
-def _same_gain(one: Match, other: Match, config: Any) -> bool:
-    """Whether two were matched for the same. config: any of their kind."""
-    first, second = (
-        (match.how, match.target, checkpoint.completed(match.config, config))
-        for match in (one, other)
-    )
-    return first == second
 
 
 def take_runs(benchmark: Benchmark, folders: Sequence[Path]) -> Iterator[Found]:

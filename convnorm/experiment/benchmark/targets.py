@@ -76,9 +76,15 @@ class Goal:
 
     def differences(self, match: Match) -> list[str]:
         """In what a match was found for something else; options that are newer do not count."""
-        there = {"matched": match.how, "gain": match.target, **completed(match.config, self.config)}
         here = {"matched": self.target.how, "gain": self.target.gain}
-        return differences(there, here | completed(self.relevant, self.config))
+        return differences(
+            asked_of(match, self.config), here | completed(self.relevant, self.config)
+        )
+
+
+def asked_of(match: Match, config: Any) -> dict[str, Any]:
+    """Return all that a match was found for. config: any of the kind of its runs' configs."""
+    return {"matched": match.how, "gain": match.target, **completed(match.config, config)}
 
 
 def goal_of(cell: str, target: Target, config: Any, matching: Matching) -> Goal:

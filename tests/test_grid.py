@@ -157,6 +157,7 @@ def test_a_folder_of_another_config_is_named_before_anything_is_trained(tmp_path
         ("cifar10_small_data", 30),
         ("cifar10_small_free", 15),
         ("cifar10_small_batch_norm", 27),
+        ("cifar10_small_rate", 4),
         ("cifar10_gain", 90),
         ("cifar10_competitors", 33),
         ("cifar10_no_normalizer", 18),

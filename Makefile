@@ -12,7 +12,7 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONS
 REPIN := $(if $(TORCH),-e 's/^torch==.*/torch==$(TORCH)/' -e '/^torchvision==/d',-e '')
 # What of others the tests compare ours with. Some pins would downgrade what we need, and
 # tests that miss them are skipped.
-ORACLES := eagerpy foolbox pytorch-fid timm torchattacks
+ORACLES := eagerpy foolbox orthogonium pytorch-fid timm torchattacks
 
 .PHONY: demo test lint
 

@@ -102,6 +102,17 @@ def test_aol_certifies_what_the_norms_of_convnorm_do_not():
     assert not certified["convnorm"].any()
 
 
+def test_orthogoniums_convolutions_are_proven_to_have_a_norm_of_1():
+    """With strides and zeros around the map; QR makes them orthogonal up to rounding."""
+    layers = pytest.importorskip("orthogonium.layers")
+    made = pytest.importorskip("orthogonium.reparametrizers")
+    exact = made.OrthoParams(made.BatchedIdentity, made.BatchedQROrthogonalization)
+    for size in ((3, 8, 3, 1, 1), (8, 16, 3, 2, 1), (8, 4, 4, 2, 1)):
+        conv = layers.AdaptiveOrthoConv2d(*size, padding_mode="zeros", ortho_params=exact)
+        bound, how = lipschitz_bound(nn.Sequential(conv), torch.zeros(1, size[0], 8, 8))
+        assert 1 - 1e-5 < bound < 1.01, (size, how)
+
+
 # -------------------------------------------------------------------------------- in evaluations
 
 

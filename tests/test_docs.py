@@ -68,6 +68,9 @@ def arguments(example: str, folder: Path) -> list[str]:
     match example:
         case "train_gan":
             return [f"--run_dir={folder / 'run'}", "--device=cpu"]
+        case "orthogonium_classifier":
+            pytest.importorskip("orthogonium")
+            return ["--train.epochs=1", f"--run_dir={folder / 'run'}", "--device=cpu"]
         case "own_normalizer":
             tiny = [f"--{key}={value}" for key, value in TINY.items()]
             return [*tiny, f"--run_dir={folder / 'run'}", "--device=cpu"]

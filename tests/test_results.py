@@ -26,7 +26,7 @@ from convnorm.experiment.records import (
     Report,
     Summary,
 )
-from convnorm.experiment.report import page
+from convnorm.experiment.report import page, tables
 
 KINDS = {"axes": {"kind": ["good", "bad"]}, "seeds": [0, 1, 2]}
 
@@ -68,6 +68,24 @@ def test_every_cell_gets_the_runs_that_are_its_own(tmp_path):
     assert good.cost.steps_per_second.mean == 2
     assert [run.state for run in report.runs].count("done") == len(report.done) == 5
     assert report.metrics == {"FD": Metric("lower")}
+
+
+def test_a_score_of_some_cells_alone_is_in_the_report(tmp_path):
+    """As "memorized" is, which only runs with wrong labels have: not those of the first cell."""
+
+    def change(folder, result):
+        if folder.parent.name == "good":
+            return result
+        metrics = {**result.metrics, "memorized": Metric("lower", percent=True)}
+        scores = {when: {**found, "memorized": 0.5} for when, found in result.scores.items()}
+        return replace(result, metrics=metrics, scores=scores)
+
+    benchmark = done(toy(tmp_path, **KINDS), good=[3, 4, 5], bad=[9, 8, 7])
+    report = report_of(changing(benchmark, change))
+    assert report.metrics == {"FD": Metric("lower"), "memorized": Metric("lower", percent=True)}
+    assert ["memorized" in cell.scores["final"] for cell in report.cells] == [False, True]
+    shown = "\n".join(tables.scores(report))
+    assert "| bad | 3 | 8.00 ± 1.0 | 50.0 ± 0 |" in shown
 
 
 def test_every_place_and_version_of_a_training_is_listed(tmp_path):

@@ -65,7 +65,9 @@ def gather(benchmark: Benchmark) -> Report:
         )
     agree(results)
     first, score = next(iter(results.values())), grid.score
+    # A score may be of some cells alone, as what was learned of wrong labels is.
     names = dict.fromkeys(key for r in results.values() for key in r.scores[score.at])
+    metrics = {key: metric for r in results.values() for key, metric in r.metrics.items()}
     curve_metric = first.metrics[first.curve_name]
     runs = _comparable(_runs(benchmark, progress, results, curve_metric))
     of_cell = defaultdict(list)
@@ -91,7 +93,7 @@ def gather(benchmark: Benchmark) -> Report:
         reference=named(grid.compare.axis, grid.reference),
         axes={axis: tuple(labels) for axis, labels in grid.labels.items()},
         seeds=grid.seeds,
-        metrics={name: first.metrics[name] for name in names},
+        metrics={name: metrics[name] for name in names},
         curve_name=first.curve_name,
         curve_metric=curve_metric,
         cells=tuple(_cell(cell, of_cell[cell.name]) for cell in cells(grid)),

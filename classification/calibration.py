@@ -32,7 +32,7 @@ def calibration_error(confidence: Tensor, right: Tensor) -> float:
     up to about 0.4 sqrt(15 / n). So it has no interval, which would lie beside the truth, and only
     numbers from equally many images compare.
     """
-    bins = (BINS * confidence).ceil().long().sub(1).clamp(0, BINS - 1)
+    bins = (BINS * confidence).ceil().long().sub(1).clamp(min=0)
     excess = torch.bincount(bins, confidence - right.double(), minlength=BINS)
     return excess.abs().sum().item() / len(confidence)
 

@@ -10,7 +10,12 @@ from linear import DIGITS, Rounded, as_of_a_run, evaluated, run, text
 from torch import Tensor, nn
 
 from classification.attacks import pgd
-from classification.certificate import RADII, certified_radii, lipschitz_bound
+from classification.certificate import (
+    RADII,
+    certified_radii,
+    is_certified,
+    lipschitz_bound,
+)
 from classification.evaluation_files import load, save
 from classification.evaluation_report import table
 from classification.networks import build_network
@@ -62,6 +67,13 @@ def test_it_is_never_more_than_that_distance():
     network, x = linear_network(rows), images(100)
     radii = certified_radii(network(x), lipschitz_bound(network, x[:1])[0])
     assert (radii < distances(network, x)).all()
+
+
+def test_an_image_on_the_border_of_its_certificate_has_none():
+    """At a distance of the radius the two classes are level; the radii are the published ones."""
+    assert RADII == (36 / 255, 72 / 255, 108 / 255, 255 / 255)
+    radii = torch.tensor(RADII, dtype=torch.float64)
+    assert is_certified({"radius": radii}, RADII[1]).tolist() == [False, False, True, True]
 
 
 def cnn(kind: str, arch: str = "simple_cnn") -> nn.Module:

@@ -24,6 +24,7 @@ def found(confidence: list[float], right: list[int]) -> float:
         ([0.1] * 4, [1, 0, 0, 0], 0.15),
         ([0.9, 0.9, 0.5, 0.5], [0, 1, 1, 1], (2 * 0.4 + 2 * 0.5) / 4),  # bins do not cancel
         ([0.61, 0.66], [1, 0], 0.135),  # in one bin they do: (9 / 15, 10 / 15]
+        ([0.65, 0.69], [1, 0], (0.35 + 0.69) / 2),  # 2/3 is an end
         ([6 / 10, 0.61], [1, 0], (0.4 + 0.61) / 2),  # the upper end belongs to the bin below
         ([0.0, 1 / 15], [0, 0], 1 / 30),
     ],

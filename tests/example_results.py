@@ -292,7 +292,15 @@ def _cell(labels, axes, runs) -> CellRecord:
         )
         if costs
         else None,
+        final_minus_selected=summary([_drift(result.scores) for result in results])
+        if results
+        else None,
     )
+
+
+def _drift(scores) -> float:
+    """Of the one score in which the two differ, if there is one."""
+    return sum(scores["final"][name] - scores["selected"][name] for name in scores["final"])
 
 
 def scores_of(report: Report) -> dict[tuple[str, int], float]:

@@ -139,6 +139,20 @@ def test_means_are_those_of_the_runs(undrawn, tmp_path):
     assert "| 2.60 ± 0.10 | 2.35 to 2.85 |" in text
 
 
+def test_where_a_run_selected_the_last_weights_stand_beside(undrawn, tmp_path):
+    """A GAN that collapsed, a classifier that overfitted; no table where nothing selected."""
+    text, _ = written(gan(), tmp_path)
+    assert "| cell | n | FD (digits), final - selected | 95 % interval |" in text
+    assert "| none / digits | 3 | 2.30 ± 4.0 | -7.60 to 12.2 |" in text
+    report = classification({("batch",): [(0.45, 0.40), (0.45, 0.41)], ("convnorm",): [0.4, 0.5]})
+    text, _ = written(report, tmp_path)
+    assert "| cell | n | pgd20, final - selected (points) | 95 % interval |" in text
+    assert "| batch | 2 | -4.50 ± 0.71 | -10.9 to 1.85 |" in text
+    cells = tuple(replace(cell, final_minus_selected=None) for cell in report.cells)
+    text, _ = written(replace(report, cells=cells), tmp_path)
+    assert "final - selected" not in text
+
+
 def test_a_single_run_has_no_spread(undrawn, tmp_path):
     results = gan(outcomes={("none", "x"): [2.0], ("convnorm", "x"): [1.5]})
     text, page = written(results, tmp_path)
@@ -422,7 +436,7 @@ def test_protocol_versions_and_commands_are_in_the_report(undrawn, tmp_path):
     assert "num_real: 1437" in page.text
     assert "3.11.7; 3.12.3 (several)" in text
     assert "python scripts/benchmark.py --cfg digits_gan" in page.text
-    assert page.tags.count("details") == 3
+    assert page.tags.count("details") == 4
     for run in gan().runs:
         assert run.commands[0] in page.text
 

@@ -246,6 +246,22 @@ def test_the_plateau_gain_of_a_cell_is_the_geometric_mean_of_its_runs(tmp_path):
     assert len(report.runs[0].result.gain) == 5
 
 
+def test_the_drift_of_a_cell_is_that_of_its_runs_that_selected(tmp_path):
+    """A mean over all finals less one over some selected scores would be of different runs."""
+    benchmark = done(toy(tmp_path, **KINDS), good=[3, 4, 5], bad=[9, 8, 7])
+    selected = {"good/seed0": 1.0, "good/seed2": 9.0}
+
+    def chosen(folder, result):
+        found = selected.get("/".join(folder.parts[-2:]))
+        scores = {"final": result.scores["final"]} | ({"selected": {"FD": found}} if found else {})
+        return replace(result, scores=scores)
+
+    good, bad = report_of(changing(benchmark, chosen)).cells
+    assert good.final_minus_selected.n == 2
+    assert good.final_minus_selected.mean == pytest.approx((3 - 1 + 5 - 9) / 2)
+    assert bad.final_minus_selected is None
+
+
 def test_a_grid_that_was_changed_after_its_first_start_is_told(tmp_path):
     """The score, the reference and the seeds could be chosen by what the runs gave."""
     benchmark = done(toy(tmp_path, **KINDS), good=[3, 4, 5], bad=[9, 8, 7])

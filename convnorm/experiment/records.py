@@ -268,6 +268,8 @@ class CellRecord:
     collapsed: of those whose curve can tell.
     scores: when -> name -> summary over the runs. area: of the areas under their curves.
     plateau_gain: over the runs that have one; None where none has. cost: None where no run is done.
+    final_minus_selected: of the score, over the runs that have both; None where none has, and in a
+        report of before it was told.
     """
 
     name: str
@@ -279,6 +281,7 @@ class CellRecord:
     area: Summary | None
     plateau_gain: GeometricSummary | None
     cost: CellCost | None
+    final_minus_selected: Summary | None = None
 
     @property
     def done_of_planned(self) -> str:

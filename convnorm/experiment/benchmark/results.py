@@ -32,6 +32,7 @@ from convnorm.experiment.records import (
     RunRecord,
     RunResult,
     Summary,
+    When,
 )
 from convnorm.experiment.run import checkpoint
 from convnorm.experiment.statistics import (
@@ -96,7 +97,7 @@ def gather(benchmark: Benchmark) -> Report:
         metrics={name: metrics[name] for name in names},
         curve_name=first.curve_name,
         curve_metric=curve_metric,
-        cells=tuple(_cell(cell, of_cell[cell.name]) for cell in cells(grid)),
+        cells=tuple(_cell(cell, of_cell[cell.name], score.name) for cell in cells(grid)),
         runs=runs,
         comparisons=paired_tests(grid, scores, first.metrics[score.name]),
         mcnemar=mcnemar_tests(grid, flags),
@@ -238,7 +239,7 @@ def _left_out(benchmark: Benchmark) -> tuple[str, ...]:
     return tuple(sorted(str(folder.relative_to(benchmark.folder)) for folder in others))
 
 
-def _cell(cell: Cell, runs: list[RunRecord]) -> CellRecord:
+def _cell(cell: Cell, runs: list[RunRecord], score: str) -> CellRecord:
     results = [run.result for run in runs if run.result is not None]
     flags = [result.collapsed for result in results if result.collapsed is not None]
     scores = {}
@@ -256,7 +257,14 @@ def _cell(cell: Cell, runs: list[RunRecord]) -> CellRecord:
         area=_summary([result.area for result in results]),
         plateau_gain=_plateau_gain([result.plateau_gain for result in results]),
         cost=_cost([result.cost for result in results]),
+        final_minus_selected=_summary(_drift(result.scores, score) for result in results),
     )
+
+
+def _drift(scores: dict[When, dict[str, float]], name: str) -> float | None:
+    """final - selected of one run, if it has both."""
+    final, selected = (scores.get(when, {}).get(name) for when in ("final", "selected"))
+    return None if final is None or selected is None else final - selected
 
 
 def _summary(values: Iterable[float | None]) -> Summary | None:

@@ -75,6 +75,27 @@ def scores(report: Report) -> Iterator[str]:
         heads = [_head(name, metric) for name, metric in shown.items()]
         table = markdown([f"cell, {when} scores", "n", *heads], rows)
         yield table if when == report.score.at else folded(f"The {when} scores", table)
+    yield from _drift(report)
+
+
+def _drift(report: Report) -> Iterator[str]:
+    """How far the score ends from that of the selected weights, as robust overfitting does."""
+    found = {cell.name: cell.final_minus_selected for cell in report.cells}
+    if not any(found.values()):
+        return
+    name, scale = report.score.name, report.metric.scale
+    unit = " (points)" if report.metric.percent else ""
+    rows = [
+        (cell, it.n, spread(it, scale), interval(it.interval, scale))
+        for cell, it in found.items()
+        if it
+    ]
+    table = markdown(["cell", "n", f"{name}, final - selected{unit}", "95 % interval"], rows)
+    told = (
+        "The last weights less the selected ones, run by run: mean ± sample standard deviation "
+        "over n seeds, t-interval of the mean. Nothing is tested."
+    )
+    yield folded(f"The final {escaped(name)} against the selected one", f"{table}\n\n{told}")
 
 
 def _has_gain(report: Report) -> bool:

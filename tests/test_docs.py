@@ -74,6 +74,8 @@ def arguments(example: str, folder: Path) -> list[str]:
         case "own_normalizer":
             tiny = [f"--{key}={value}" for key, value in TINY.items()]
             return [*tiny, f"--run_dir={folder / 'run'}", "--device=cpu"]
+        case "draw_corruptions":
+            return [str(folder / "corruptions.png"), "digits"]
         case "evaluate_classifier":
             classifier_run(folder / "run")
             return [str(folder / "run")]

@@ -80,7 +80,8 @@ def stored(
             return found
         again = " again: it is damaged, or of other images" if path.exists() else ""
         print(f"{path}: {num} images are written to it{again}", file=sys.stderr)
-        with _writing(Building(path, source, num, sides, file)) as building:
+        with _writing(Building(path, source, sides, file)) as building:
+            building.require_room(num)
             build(building)
     return open_file(path)
 
@@ -88,7 +89,7 @@ def stored(
 class Building:
     """A file of images while it is made."""
 
-    def __init__(self, path: Path, source: str, num: int, sides: tuple[int, int], file: IO[bytes]):
+    def __init__(self, path: Path, source: str, sides: tuple[int, int], file: IO[bytes]):
         self.path, self.sides, self._file = path, sides, file
         self.notes = _part_of(path).with_suffix(".json")
         self.progress = _progress(self.notes, source)
@@ -97,13 +98,17 @@ class Building:
             self.progress = Progress(source)
         file.truncate(HEADER + self._bytes)
         file.seek(0, os.SEEK_END)
-        needed, free = num * RGB * math.prod(sides), shutil.disk_usage(path.parent).free
-        if needed > free + there:
+        self._saved = time.monotonic()
+
+    def require_room(self, num: int) -> None:
+        """Raise InputError, before the work, if the disk cannot take the rest of `num` images."""
+        needed = num * RGB * math.prod(self.sides)
+        free = shutil.disk_usage(self.path.parent).free
+        if needed > free + HEADER + self._bytes:
             raise InputError(
-                f"{path}: {num} images of {size_text(sides)} pixels take up to "
+                f"{self.path}: {num} images of {size_text(self.sides)} pixels take up to "
                 f"{needed / 2**30:.3g} GiB, of which the disk has {free / 2**30:.3g} GiB free"
             )
-        self._saved = time.monotonic()
 
     @property
     def done(self) -> int:
@@ -267,12 +272,17 @@ def _writing(building: Building) -> Iterator[Building]:
     try:
         yield building
     except OSError as error:
+        _drop_if_empty(building)
         raise InputError(
             f"{building.path}: cannot be written ({error.strerror}); what is done of it stays"
         ) from None
     except (InputError, KeyboardInterrupt):
         if building.done:
             building.save()
-        else:
-            _part_of(building.path).unlink()
+        _drop_if_empty(building)
         raise
+
+
+def _drop_if_empty(building: Building) -> None:
+    if not building.done:
+        _part_of(building.path).unlink()

@@ -68,13 +68,13 @@ def _classes(record: ScoreRecord) -> list[str]:
 
 def checkpoints_table(records: Sequence[ScoreRecord]) -> str:
     """Return a row of scores for each checkpoint, and one of the floor."""
-    names = list(records[0].scores)
-    rows = [["checkpoint", "step", *names]]
-    for record in records:
-        values = [shown(record.scores[name]) for name in names]
+    found = [_beside_floors(record) for record in records]
+    rows = [["checkpoint", "step", *found[0]]]
+    for record, scores in zip(records, found, strict=True):
+        values = [shown(value) for value, _ in scores.values()]
         rows.append([Path(record.fake.source).name, str(record.fake.step), *values])
-    floor = records[0].floor_values
-    rows.append([records[0].floor_title, "", *(shown(floor[name]) for name in names)])
+    floors = [shown(floor) for _, floor in found[0].values()]
+    rows.append([records[0].floor_title, "", *floors])
     whose = [Path(record.fake.source).name for record in records]
     return "\n".join([*_aligned(rows), *_doubts(records, whose)])
 
@@ -82,13 +82,28 @@ def checkpoints_table(records: Sequence[ScoreRecord]) -> str:
 def draws_table(records: Sequence[ScoreRecord]) -> str:
     """Return mean and standard deviation over the draws of every score, beside its floor."""
     rows = [["score", "mean", "sd over draws", records[0].floor_title]]
-    for name in records[0].scores:
-        mean, spread = mean_and_spread([record.scores[name] for record in records])
-        floor = records[0].floor_values[name]
+    found = [_beside_floors(record) for record in records]
+    for name, (_, floor) in found[0].items():
+        mean, spread = mean_and_spread([scores[name][0] for scores in found])
         rows.append([name, shown(mean), shown(spread), shown(floor)])
     whose = [f"seed {record.seed}" for record in records]
     draws = f"draws      {len(records)}, {whose[0]} to {records[-1].seed}"
     return "\n".join([draws, "", *_aligned(rows), *_doubts(records, whose)])
+
+
+def _beside_floors(record: ScoreRecord) -> dict[str, tuple[float | None, float | None]]:
+    """Return each score with its floor; where there are classes, the means over these too."""
+    found = {name: (value, record.floor_values[name]) for name, value in record.scores.items()}
+    if record.classes:
+        each = record.classes
+        by_class = {
+            "FD, mean of classes": ([it.distance for it in each], [it.floor for it in each]),
+            "KID, mean of classes": ([it.kernel for it in each], [it.floor_kernel for it in each]),
+        }
+        for name, columns in by_class.items():
+            value, floor = (mean_and_spread(column)[0] for column in columns)
+            found[name] = (value, floor)
+    return found
 
 
 def mean_and_spread(values: Sequence[float | None]) -> tuple[float | None, float | None]:

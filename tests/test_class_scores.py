@@ -140,6 +140,40 @@ def test_a_conditional_run_and_the_script_score_every_class(folder, command, cap
     assert "\nmean " in printed
 
 
+def kids(record: dict) -> tuple[float, float]:
+    """The mean KID of the classes of a record, and of their floors."""
+    found = ([each[key] for each in record["classes"]] for key in ("kernel", "floor_kernel"))
+    return tuple(sum(values) / 10 for values in found)
+
+
+@pytest.fixture
+def scored(folder, command, capsys):
+    """Score the conditional run with further options: the records, and the lines that are said."""
+
+    def found(*options: object) -> tuple[list[dict], list[str]]:
+        sizes = "--num_real", 300, "--num_fake", 300, "--json", "records.json"
+        assert command("fid.py", folder / "conditional", *options, *sizes) == 0
+        return json.loads(Path("records.json").read_text()), capsys.readouterr().out.splitlines()
+
+    return found
+
+
+def test_all_checkpoints_have_the_means_of_their_classes(scored):
+    (record,), lines = scored("--all")
+    (head,) = (line for line in lines if line.startswith("checkpoint "))
+    assert head.endswith("FD, mean of classes  KID, mean of classes")
+    last, floor = (next(line for line in lines if word in line) for word in ("last.pt ", "floor"))
+    assert (last.split()[-1], floor.split()[-1]) == tuple(f"{mean:.5g}" for mean in kids(record))
+
+
+def test_draws_have_the_means_of_their_classes(scored):
+    records, lines = scored("--draws", 2)
+    (first, floor), (second, _) = map(kids, records)
+    (line,) = (line for line in lines if line.startswith("KID, mean of classes "))
+    mean, _, told = line.removeprefix("KID, mean of classes").split()
+    assert (mean, told) == (f"{(first + second) / 2:.5g}", f"{floor:.5g}")
+
+
 def test_labels_belong_to_the_images_that_are_scored(folder):
     loaded = load_generator(folder / "conditional")
     latents = loaded.prior.draw(40, 7, "samples")

@@ -192,7 +192,8 @@ def test_what_has_no_mean_or_spread_is_not_a_number(values, expected):
 def test_a_doubt_says_whose_it_is():
     def record(seed, *doubts):
         floor = {"floor_title": "floor", "floor_values": {"FD": None}}
-        return SimpleNamespace(seed=seed, scores={"FD": 1.0}, **floor, all_doubts=doubts)
+        scores = {"scores": {"FD": 1.0}, "classes": ()}
+        return SimpleNamespace(seed=seed, **scores, **floor, all_doubts=doubts)
 
     text = draws_table([record(0, "few"), record(1, "few", "alike")])
     assert text.endswith("\nDOUBT: few\nDOUBT (seed 1): alike")

@@ -3,8 +3,10 @@
 import hashlib
 import os
 import random
+import shutil
 import socket
 import zipfile
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from convnorm.experiment.run.checkpoint import (
     open_run,
     save,
 )
+from convnorm.experiment.run.overwriting import let_go
 
 CONFIG = tiny()
 STATE = {"format": "test/1", "weights": torch.arange(2000.0), "step": 3, "none": None}
@@ -359,29 +362,69 @@ def test_overwriting_deletes_a_run_and_nothing_else(tmp_path):
     (tmp_path / "samples" / "x.png").touch()
     save(tmp_path / "last.pt", STATE)
     with open_run(tmp_path, tiny({"seed": 1}), True):
+        let_go(tmp_path)
         assert sorted(content(tmp_path)) == ["config.yaml", "notes.txt"]
 
 
-def test_a_kill_while_overwriting_leaves_a_run_that_can_start(tmp_path, monkeypatch):
-    """Were config.yaml deleted first, the rest would look foreign ever after."""
-    for deletions in range(3):
-        start(tmp_path, overwrite=True)
-        save(tmp_path / "last.pt", STATE)
+def test_an_error_before_the_training_brings_an_overwritten_run_back(tmp_path):
+    """A slip in the path of the images cost a finished run."""
+
+    def overwrite(has_begun: bool) -> None:
+        with open_run(tmp_path, tiny({"seed": 1}), True):
+            (tmp_path / "metrics.jsonl").touch()
+            if has_begun:
+                let_go(tmp_path)
+            raise InputError("data.root: no such folder")
+
+    start(tmp_path)
+    save(tmp_path / "last.pt", STATE)
+    before = content(tmp_path)
+    with pytest.raises(InputError, match="no such folder"):
+        overwrite(has_begun=False)
+    assert content(tmp_path) == before
+    with pytest.raises(InputError, match="no such folder"):
+        overwrite(has_begun=True)
+    assert sorted(content(tmp_path)) == ["config.yaml", "metrics.jsonl"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_kill_while_overwriting_leaves_one_of_the_two_runs(fails, tmp_path, monkeypatch):
+    """Whenever it comes; the next start finds the old run whole, or nothing of it."""
+    whole = set()
+    for moves in range(60):
+        folder = tmp_path / str(moves)
+        start(folder)
+        (folder / "notes.txt").write_text("mine")
+        (folder / "samples").mkdir()
+        (folder / "samples" / "x.png").touch()
+        save(folder / "last.pt", STATE)
         done = []
 
-        def unlink(path, missing_ok=False, done=done, deletions=deletions):
-            if len(done) == deletions:
-                raise KeyboardInterrupt
-            done.append(path)
-            if path.exists():
-                os.unlink(path)
+        def counted(move, done=done, moves=moves):
+            def moved(*args, **options):
+                if len(done) == moves:
+                    raise SystemExit("killed")  # and so is whatever it does next
+                done.append(move)
+                return move(*args, **options)
+
+            return moved
 
         with monkeypatch.context() as patch:
-            patch.setattr(Path, "unlink", unlink)
-            with pytest.raises(KeyboardInterrupt):
-                start(tmp_path, overwrite=True)
-        start(tmp_path)
-        assert (tmp_path / "last.pt").exists() == (deletions == 0)
+            for module, name in ((Path, "rename"), (Path, "unlink"), (shutil, "rmtree")):
+                patch.setattr(module, name, counted(getattr(module, name)))
+            with suppress(SystemExit, KeyError), open_run(folder, CONFIG, True):
+                if fails:
+                    raise KeyError
+        with open_run(folder, CONFIG, False):
+            found = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+        old = {"last.pt", "log.jsonl", "samples", "samples/x.png"}
+        assert found - old == {".lock", "config.yaml", "notes.txt"}, moves
+        assert found & old in (old, set()), moves
+        whole.add(old <= found)
+        if len(done) < moves:
+            break
+    assert len(done) < moves
+    assert whole == ({True} if fails else {True, False})
 
 
 def test_a_folder_is_for_one_process_at_a_time(tmp_path):

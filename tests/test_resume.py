@@ -5,7 +5,7 @@ import signal
 
 import pytest
 import torch
-from runs import Crash, crash_before, differing, log_of, run, state_of
+from runs import Crash, classifier_run, crash_before, differing, log_of, run, state_of
 
 from convnorm.experiment.errors import InputError, Stopped
 from convnorm.experiment.run import checkpoint
@@ -94,6 +94,17 @@ def test_a_kill_before_the_summary_is_made_good(tmp_path):
     (tmp_path / "summary.json").unlink()
     run(tmp_path)
     assert (tmp_path / "summary.json").is_file()
+
+
+@pytest.mark.parametrize("train", [run, classifier_run], ids=["gan", "classifier"])
+def test_overwriting_with_data_that_are_not_there_keeps_the_run(train, tmp_path):
+    train(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    nowhere = {"data.name": "folder", "data.root": str(tmp_path / "nowhere")}
+    with pytest.raises(InputError, match="nowhere"):
+        train(tmp_path, nowhere, overwrite=True)
+    assert {path: path.read_bytes() for path in before if path.is_file()} == before
+    train(tmp_path)
 
 
 def test_overwrite_starts_anew(tmp_path):

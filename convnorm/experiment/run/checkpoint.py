@@ -4,7 +4,6 @@ import fcntl
 import hashlib
 import io
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields
@@ -19,13 +18,14 @@ from convnorm.experiment.config.fields import meant_before
 from convnorm.experiment.data import DataConfig
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.files import read, write
+from convnorm.experiment.run.overwriting import bring_back, is_aside, let_go, set_aside
 
 CHECKPOINT = "last.pt"
 BEST = "best.pt"  # selected on data held out from the scores that are reported
 KEPT = "checkpoints"  # weights of single steps
 NOISY_LABELS = "noisy_labels.npz"
 EVALUATION = "evaluation"
-# Deleted in this order: after a kill in between, the folder is still that of a run.
+# The last one is in every run, see `overwriting.set_aside`.
 OWN_FILES = (
     CHECKPOINT,
     BEST,
@@ -56,6 +56,8 @@ def open_run(run_dir: Path, config: Config, overwrite: bool) -> Iterator[None]:
 
     Makes the folder and writes config.yaml before anything else, unless the same one is there.
     Where an error comes before the training has written anything, what was made is removed again.
+    overwrite: the run that is there goes when the training begins (`overwriting.let_go`); an error
+    before that brings it back.
     Raises InputError, and changes nothing, for a folder that cannot be written, that holds other
     files or a run of another config (the error names the keys that differ), or that another
     process uses.
@@ -63,17 +65,20 @@ def open_run(run_dir: Path, config: Config, overwrite: bool) -> Iterator[None]:
     if _holds_other_files(run_dir):
         raise InputError(f"run_dir: {run_dir} holds other files; expected a run or nothing")
     with locked(run_dir, "run_dir"):
+        bring_back(run_dir, OWN_FILES)  # what a kill has left aside
         saved = run_dir / "config.yaml"
         is_new = not os.path.lexists(saved)
-        if overwrite:
-            _delete_run(run_dir)
-        _claim(run_dir, config)
         try:
+            if overwrite and not is_new:
+                set_aside(run_dir, OWN_FILES)
+            _claim(run_dir, config)
             yield
         except BaseException:
             if is_new and not _has_begun(run_dir):
                 saved.unlink(missing_ok=True)
+            bring_back(run_dir, OWN_FILES)
             raise
+        let_go(run_dir)
 
 
 def _holds_other_files(run_dir: Path) -> bool:
@@ -81,7 +86,7 @@ def _holds_other_files(run_dir: Path) -> bool:
         there = [path.name for path in run_dir.iterdir() if not path.name.startswith(".")]
     except OSError:
         return False  # there is no folder yet, or `locked` says why it cannot be used
-    return bool(there) and "config.yaml" not in there
+    return bool(there) and "config.yaml" not in there and not is_aside(run_dir)
 
 
 @contextmanager
@@ -267,15 +272,6 @@ def config_of(run_dir: Path) -> dict[str, Any] | None:
     if not isinstance(there, dict):
         raise InputError(f"{saved}: damaged; expected the run's config (--overwrite starts anew)")
     return there
-
-
-def _delete_run(run_dir: Path) -> None:
-    for name in OWN_FILES:
-        path = run_dir / name
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
 
 
 def save(path: Path, state: dict[str, Any]) -> None:

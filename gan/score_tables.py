@@ -1,6 +1,7 @@
 """Tables of scores: of one record, of a run's checkpoints, of several draws."""
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -53,13 +54,10 @@ def _classes(record: ScoreRecord) -> list[str]:
     if not record.classes:
         return []
     rows = [["class", "fake", "real", "FD", "floor", "KID", "floor"]]
-    means: list[list[float | None]] = []
     for each in record.classes:
-        means.append([each.distance, each.floor, each.kernel, each.floor_kernel])
-        counts = [str(each.num_fake), str(each.num_real)]
-        rows.append([each.name, *counts, *map(shown, means[-1])])
-    columns = zip(*means, strict=True)
-    rows.append(["mean", "", "", *(shown(mean_and_spread(column)[0]) for column in columns)])
+        values = each.distance, each.floor, each.kernel, each.floor_kernel
+        rows.append([each.name, str(each.num_fake), str(each.num_real), *map(shown, values)])
+    rows.append(["mean", "", "", *map(shown, chain(*_class_means(record).values()))])
     told = "each class by itself; floor: two halves of its real images"
     if any(each.distance is None for each in record.classes):
         told += "; FD: n/a unless they and the fakes outnumber the features"
@@ -94,16 +92,20 @@ def draws_table(records: Sequence[ScoreRecord]) -> str:
 def _beside_floors(record: ScoreRecord) -> dict[str, tuple[float | None, float | None]]:
     """Return each score with its floor; where there are classes, the means over these too."""
     found = {name: (value, record.floor_values[name]) for name, value in record.scores.items()}
-    if record.classes:
-        each = record.classes
-        by_class = {
-            "FD, mean of classes": ([it.distance for it in each], [it.floor for it in each]),
-            "KID, mean of classes": ([it.kernel for it in each], [it.floor_kernel for it in each]),
-        }
-        for name, columns in by_class.items():
-            value, floor = (mean_and_spread(column)[0] for column in columns)
-            found[name] = (value, floor)
-    return found
+    return found | _class_means(record)
+
+
+def _class_means(record: ScoreRecord) -> dict[str, tuple[float | None, float | None]]:
+    """Return FD and KID with their floors, each a mean over the classes; nothing without them."""
+    if not record.classes:
+        return {}
+    by_class = [(it.distance, it.floor, it.kernel, it.floor_kernel) for it in record.classes]
+    columns = zip(*by_class, strict=True)
+    distance, floor, kernel, floor_kernel = (mean_and_spread(column)[0] for column in columns)
+    return {
+        "FD, mean of classes": (distance, floor),
+        "KID, mean of classes": (kernel, floor_kernel),
+    }
 
 
 def mean_and_spread(values: Sequence[float | None]) -> tuple[float | None, float | None]:

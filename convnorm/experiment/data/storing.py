@@ -272,17 +272,13 @@ def _writing(building: Building) -> Iterator[Building]:
     try:
         yield building
     except OSError as error:
-        _drop_if_empty(building)
         raise InputError(
             f"{building.path}: cannot be written ({error.strerror}); what is done of it stays"
         ) from None
     except (InputError, KeyboardInterrupt):
         if building.done:
             building.save()
-        _drop_if_empty(building)
         raise
-
-
-def _drop_if_empty(building: Building) -> None:
-    if not building.done:
-        _part_of(building.path).unlink()
+    finally:
+        if not building.done:
+            _part_of(building.path).unlink(missing_ok=True)

@@ -7,15 +7,28 @@ nor do a norm or a Newton iteration. Switching the settings off for a moment is 
 are global to the process, and a backward pass comes later and in another thread.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import nn
 from torch.func import functional_call
 
+P = ParamSpec("P")
+T = TypeVar("T")
 
-# A compiler takes the answer for a constant, and asks again when TF32 is switched on or off.
-@torch.compiler.assume_constant_result
+
+def _constant(function: Callable[P, T]) -> Callable[P, T]:
+    """torch.compiler.assume_constant_result, without the compiler that it imports.
+
+    A compiler takes the answer for a constant, and asks again when TF32 is switched on or off.
+    """
+    function._dynamo_marked_constant = True
+    return function
+
+
+@_constant
 def products_are_rounded(device_type: str) -> bool:
     """Whether a matrix product of float32 numbers may be computed from rounded factors."""
     if device_type == "mps":  # has neither TF32 nor float64
@@ -26,7 +39,7 @@ def products_are_rounded(device_type: str) -> bool:
         return True
 
 
-@torch.compiler.assume_constant_result
+@_constant
 def convolutions_are_rounded(device_type: str) -> bool:
     """Whether a convolution of float32 numbers, or a matrix product, may be."""
     if products_are_rounded(device_type):
@@ -40,8 +53,9 @@ def convolutions_are_rounded(device_type: str) -> bool:
     return device_type == "cpu" and newer is not None and newer.fp32_precision in ("bf16", "tf32")
 
 
-# A compiler cannot look into it.
-_has_autocast = torch.compiler.assume_constant_result(torch.amp.is_autocast_available)
+@_constant  # a compiler cannot look into it
+def _has_autocast(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type)
 
 
 def outside_autocast(device_type: str) -> AbstractContextManager:

@@ -114,3 +114,12 @@ def is_there(name: str) -> bool:
 def test_it_runs_where_only_torch_is(built, tmp_path):
     code, output = Child(tmp_path / "output.txt", use_the_layer, built).end()
     assert code == 0, output
+
+
+def test_importing_it_imports_no_compiler():
+    """torch.compile brings as many modules as torch itself, and most who use a layer never do."""
+    code = "import sys, convnorm; print('torch._dynamo' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"

@@ -17,17 +17,17 @@ from runs import tiny
 from convnorm.experiment import files
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.files import write, write_json
-from convnorm.experiment.run import checkpoint
+from convnorm.experiment.run import checkpoint, locking
 from convnorm.experiment.run.checkpoint import (
     FOLDERS,
     OWN_FILES,
     in_the_way,
-    is_held,
     load,
     load_with_hash,
     open_run,
     save,
 )
+from convnorm.experiment.run.locking import is_held
 from convnorm.experiment.run.overwriting import let_go
 
 CONFIG = tiny()
@@ -295,7 +295,7 @@ def test_a_folder_that_cannot_be_made_leaves_no_other_behind(name, tmp_path):
 
 def test_a_lock_that_its_holder_has_removed_holds_nothing(tmp_path):
     """Whoever opened it before would hold a folder that is not there any more."""
-    opened = checkpoint._open_lock
+    opened = locking._open_lock
 
     def late(folder, flags=0):
         lock = opened(folder, flags)
@@ -303,7 +303,7 @@ def test_a_lock_that_its_holder_has_removed_holds_nothing(tmp_path):
         return lock
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "_open_lock", late)
+        patch.setattr(locking, "_open_lock", late)
         with pytest.raises(InputError, match="in use by another process"):
             start(tmp_path / "run")
     start(tmp_path / "run")

@@ -23,7 +23,7 @@ from convnorm.experiment.benchmark.grid import Benchmark
 from convnorm.experiment.benchmark.local import LocalExecutor, divided_machine
 from convnorm.experiment.benchmark.plan import check, describe, seconds_left, survey
 from convnorm.experiment.errors import InputError, Stopped
-from convnorm.experiment.run import checkpoint
+from convnorm.experiment.run.locking import locked
 
 
 def carry_out(benchmark: Benchmark, executor: Executor | None = None, workers: int = 1) -> None:
@@ -146,7 +146,7 @@ def test_a_run_that_an_orphan_still_has_is_waited_for(tmp_path):
     benchmark = toy(tmp_path, seeds=[0])
     seen = []
     with ExitStack() as orphan:
-        orphan.enter_context(checkpoint.locked(benchmark.runs[0].folder, "run_dir"))
+        orphan.enter_context(locked(benchmark.runs[0].folder, "run_dir"))
         timer = threading.Timer(1.5, lambda: (seen.append(begun(benchmark)), orphan.close()))
         timer.start()
         carry_out(benchmark)

@@ -25,6 +25,7 @@ from convnorm.experiment.benchmark.results import gather
 from convnorm.experiment.config import to_yaml
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.run import checkpoint
+from convnorm.experiment.run.locking import locked
 from gan.benchmark import GAN
 
 DATA = "d" * 64
@@ -224,7 +225,7 @@ def test_a_run_that_is_begun_here_is_left_as_it_is(tmp_path):
 
 def test_a_run_that_a_process_holds_is_not_copied_half(tmp_path):
     here, there = machine(tmp_path / "a"), machine(tmp_path / "b")
-    with checkpoint.locked(finish(there.runs[0]), "run_dir"):
+    with locked(finish(there.runs[0]), "run_dir"):
         (found,) = merge(here, there.folder)
     assert (found.outcome, found.why) == (
         "refused",

@@ -14,7 +14,7 @@ from typing import Literal
 from convnorm.experiment.benchmark.grid import Benchmark, Run
 from convnorm.experiment.benchmark.pipeline import Pipeline
 from convnorm.experiment.config import ROOT
-from convnorm.experiment.run.checkpoint import is_held
+from convnorm.experiment.run.locking import is_held
 from convnorm.experiment.run.tracking import last_line
 
 CHILD = Path(__file__).with_name("child.py")

@@ -21,8 +21,8 @@ from convnorm.experiment.benchmark.plan import (
 )
 from convnorm.experiment.config import to_yaml
 from convnorm.experiment.errors import Stopped
-from convnorm.experiment.run import checkpoint
 from convnorm.experiment.run.interrupts import Interrupts
+from convnorm.experiment.run.locking import locked
 
 POLL = 0.5  # seconds
 
@@ -62,7 +62,7 @@ def execute(benchmark: Benchmark, executor: Executor, processes: int, device: st
         Stopped: After a Ctrl-C or SIGTERM, as soon as the runs that were going on have saved; or
             where there was not enough time for all runs.
     """
-    with checkpoint.locked(benchmark.folder, "folder"):
+    with locked(benchmark.folder, "folder"):
         for ended in executor.ended():  # on a cluster, while nobody waited for it
             print(_noted(benchmark, ended), file=sys.stderr)
         left = [item.run for item in survey(benchmark) if item.state != "done"]

@@ -24,6 +24,7 @@ from convnorm.experiment.benchmark.soundness import agree, finite
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.records import Match, Report
 from convnorm.experiment.run import checkpoint
+from convnorm.experiment.run.locking import is_held, locked
 
 Outcome = Literal["taken over", "here already", "not finished", "no run of this grid", "refused"]
 MOST_KEYS = 3  # in which a run differs, that are told
@@ -103,7 +104,7 @@ def take_gains(benchmark: Benchmark, folders: Sequence[Path]) -> list[Match]:
             f"--merge: {missing[0]!r} is matched neither here nor there; expected a "
             f"{targets.MATCHED} that has it, or this benchmark without --merge, which matches it"
         )
-    with checkpoint.locked(benchmark.folder, "folder"):
+    with locked(benchmark.folder, "folder"):
         for match in found.values():
             targets.add(benchmark.folder, match)
     return list(found.values())
@@ -132,7 +133,7 @@ def take_runs(benchmark: Benchmark, folders: Sequence[Path]) -> Iterator[Found]:
     if not sources and not reports:
         told = ", ".join(map(str, folders))
         raise InputError(f"--merge: {told}: no run; expected runs other than those of this grid")
-    with checkpoint.locked(benchmark.folder, "folder"):
+    with locked(benchmark.folder, "folder"):
         here = _Here(benchmark)
         for source in sources:
             try:
@@ -167,7 +168,7 @@ class _Here:
 
     def take(self, source: Path) -> Found:
         """Take one run over, or say why not; InputError where it cannot be trusted."""
-        if checkpoint.is_held(source):
+        if is_held(source):
             raise InputError("in use by another process; expected a finished run")
         there = checkpoint.config_of(source)
         if there is None:

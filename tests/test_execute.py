@@ -59,6 +59,15 @@ def test_the_grid_of_the_first_start_is_kept(tmp_path):
     assert yaml.safe_load(first)["seeds"] == [0]
 
 
+def test_a_grid_that_came_after_runs_is_not_taken_for_that_of_the_first_start(tmp_path):
+    """Such as those that --merge has taken over from folders that do not tell their grid."""
+    carry_out(toy(tmp_path, seeds=[0]))
+    kept = tmp_path / "out" / "grid.yaml"
+    kept.unlink()
+    carry_out(toy(tmp_path, seeds=[0, 1]))
+    assert not kept.exists()
+
+
 def test_a_failed_run_is_told_with_its_reason_and_stops_no_other(tmp_path, capsys):
     kinds = {"axes": {"kind": ["fails", "good"]}}
     benchmark = toy(tmp_path, **kinds)

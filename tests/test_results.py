@@ -159,6 +159,20 @@ def test_a_run_that_fell_from_its_best_has_collapsed(tmp_path):
     assert [cell.collapsed for cell in report.cells] == [Count(3, 3), Count(2, 3)]
 
 
+@pytest.mark.parametrize(("floor", "expected"), [(-0.1, 2), (0.0, 3)])
+def test_a_floor_of_either_sign_is_as_good_as_its_size(floor, expected, tmp_path):
+    """KID is unbiased: of real images against real ones it is below 0 in one half of the cases."""
+
+    def fell(folder, result):
+        final = result.scores["final"]["FD"]
+        curve = (CurvePoint(2, 1.0, final / 3), CurvePoint(4, 2.0, final))
+        return replace(result, curve=curve, floor={"FD": floor})
+
+    benchmark = done(toy(tmp_path, **KINDS), good=[3, 4, 5], bad=[9, 8, 0.2])
+    report = report_of(changing(benchmark, fell))
+    assert report.cells[1].collapsed == Count(expected, 3)
+
+
 def test_a_run_that_never_learned_anything_has_collapsed_too(tmp_path):
     """Twenty steps get a GAN nowhere from which it could fall."""
 

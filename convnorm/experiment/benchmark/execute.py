@@ -65,14 +65,19 @@ def execute(benchmark: Benchmark, executor: Executor, processes: int, device: st
     with locked(benchmark.folder, "folder"):
         for ended in executor.ended():  # on a cluster, while nobody waited for it
             print(_noted(benchmark, ended), file=sys.stderr)
-        left = [item.run for item in survey(benchmark) if item.state != "done"]
+        progress = survey(benchmark)
+        left = [item.run for item in progress if item.state != "done"]
         if left:
-            _register(benchmark)
+            if all(item.state == "not begun" for item in progress):
+                _register(benchmark)
             _execute(benchmark, executor, [Attempt(benchmark, r, processes, device) for r in left])
 
 
 def _register(benchmark: Benchmark) -> None:
-    """Keep the grid of the first start: a report tells whether it was changed since then."""
+    """Keep the grid of the first start: a report tells whether it was changed since then.
+
+    Where runs were taken over first, their scores were known already.
+    """
     file = benchmark.folder / GRID
     if not file.exists():
         content = to_yaml(benchmark.grid).encode()

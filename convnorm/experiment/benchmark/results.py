@@ -5,7 +5,7 @@ Numbers that were measured in different ways are refused, not put into one colum
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -103,7 +103,7 @@ def gather(benchmark: Benchmark) -> Report:
         mcnemar=mcnemar_tests(grid, flags),
         floor=first.floor,
         protocol=_plain(first.protocol),
-        changed=_changed(benchmark),
+        changed=_changed(benchmark, runs),
         left_out=_left_out(benchmark),
         versions=_all_versions(results.values()),
         matched=benchmark.matched,
@@ -184,9 +184,10 @@ def _result(result: Result, curve: Metric, benchmark: Benchmark) -> RunResult:
     if result.curve:
         values = [point.value for point in result.curve]
         area = area_under([(point.step, point.value) for point in result.curve])
-        # Twice a score below the real-against-real floor is still as good as real.
-        floor = result.floor.get(result.curve_name)
-        resolution = {} if floor is None else {"resolution": floor}
+        # Twice a score below the real-against-real floor is still as good as real. An unbiased
+        # score, as KID is, has a floor of either sign.
+        floor = abs(result.floor.get(result.curve_name, 0))
+        resolution = {"resolution": floor} if floor else {}
         fell = fell or collapsed(values, values[-1], curve.better, **resolution)
     return RunResult(
         scores=result.scores,
@@ -218,8 +219,12 @@ def _comparable(runs: list[RunRecord]) -> tuple[RunRecord, ...]:
     return tuple(replace(run, result=run.result and replace(run.result, area=None)) for run in runs)
 
 
-def _changed(benchmark: Benchmark) -> tuple[str, ...] | None:
-    """In what the grid differs from that of the first start; None where that is not known."""
+def _changed(benchmark: Benchmark, runs: Sequence[RunRecord]) -> tuple[str, ...] | None:
+    """In what the grid differs from that of the first start; None where that is not known.
+
+    Nor is it known of a grid that seems unchanged, but has runs that a report tells of: their
+    scores may be older than the grid.
+    """
     file = benchmark.folder / GRID
     if not file.is_file():
         return None
@@ -229,7 +234,8 @@ def _changed(benchmark: Benchmark) -> tuple[str, ...] | None:
             f"{file}: damaged; expected the grid of the first start, or no file, which leaves "
             "unsaid in what the grid has changed since"
         )
-    return tuple(differences(there, here))
+    found = tuple(differences(there, here))
+    return None if not found and any(run.taken_from for run in runs) else found
 
 
 def _left_out(benchmark: Benchmark) -> tuple[str, ...]:

@@ -201,6 +201,20 @@ def test_many_layers_are_thinned_and_that_is_said(axes_of, tmp_path):
     assert titles[-1] == "conv 20 (l19)"
 
 
+def test_a_layer_that_no_cell_has_at_common_steps_has_no_panel(axes_of, tmp_path):
+    """Runs whose logs measured it at other steps: the panel would be empty, and cost the report."""
+    results = classification()
+    for index, run in enumerate(results.runs):
+        apart = {"a": (NormPoint(0, 1.0),), "b": (NormPoint(run.seed, 1.0),)}
+        results = changed(results, index, norms={"operator": apart})
+    drawn = draw(results, tmp_path, dark=False)
+    assert "of every layer" in drawn["largest_singular_values"].caption
+    assert [axes.get_title() for axes in axes_of[3]] == ["conv 1 (a)"]
+    for index, run in enumerate(results.runs):
+        results = changed(results, index, norms={"operator": {"b": (NormPoint(run.seed, 1.0),)}})
+    assert "largest_singular_values" not in draw(results, tmp_path, dark=False)
+
+
 def test_runs_without_curves_norms_or_pictures_still_have_their_dots(tmp_path):
     """A run that is scored at its end alone has none of these."""
     results = gan()

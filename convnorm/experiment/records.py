@@ -347,7 +347,7 @@ class Match:
     """The factor at which runs of a cell have the gain that was asked for, and how it was found.
 
     target: the gain that was asked for. scale: the factor. gain: that of `scale`, as measured or,
-        between two pilot runs, as interpolated.
+        for a factor that no pilot run had, as interpolated between two or extrapolated from one.
     trials: all factors that were tried, in rising order: networks at the first step, or pilot runs.
     seeds: of the trials; no run of the grid has one of them.
     config: all else that the gain depends on.

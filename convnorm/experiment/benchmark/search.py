@@ -58,7 +58,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Found:
-    """A factor with its gain, measured or interpolated; doubts: sentences."""
+    """A factor with its gain, measured, interpolated or extrapolated; doubts: sentences."""
 
     scale: float
     gain: float

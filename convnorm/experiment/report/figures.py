@@ -201,7 +201,9 @@ def _spectra(report: Report, ink: str, spectrum: Spectrum) -> Captioned | None:
     found = [run.result.norms.get(norm, {}) for runs in done.values() for run in runs]
     # A layer's name and its position in the network that has it.
     positions = {layer: n for of_run in found[::-1] for n, layer in enumerate(of_run, 1)}
-    layers = list(dict.fromkeys(layer for of_run in found for layer in of_run))
+    names = dict.fromkeys(layer for of_run in found for layer in of_run)
+    stacks = {layer: _stacks(done, norm, layer) for layer in names}
+    layers = [layer for layer, of_cells in stacks.items() if of_cells]
     if not layers:
         return None
     shown = layers
@@ -210,13 +212,10 @@ def _spectra(report: Report, ink: str, spectrum: Spectrum) -> Captioned | None:
     figure, panels = with_panels(len(shown), 2.2)
     for panel, layer in zip(panels, shown, strict=True):
         values = []
-        for index, runs in done.items():
-            series = [run.result.norms.get(norm, {}).get(layer, ()) for run in runs]
-            stack = stacked([(point.step, point.value) for point in points] for points in series)
-            if stack is not None:
-                x, y = stack[0, :, 0], stack[:, :, 1]
-                draw_band(panel, x, y, look_of(report, index, ink), full_label(report, index))
-                values += y.flatten().tolist()
+        for index, stack in stacks[layer].items():
+            x, y = stack[0, :, 0], stack[:, :, 1]
+            draw_band(panel, x, y, look_of(report, index, ink), full_label(report, index))
+            values += y.flatten().tolist()
         set_frame(panel, "y", values, values, percent=False)
         title = f"conv {positions[layer]} ({layer})"
         panel.set_title(fill(title, 24), fontsize="medium")
@@ -228,6 +227,19 @@ def _spectra(report: Report, ink: str, spectrum: Spectrum) -> Captioned | None:
     what = "every layer" if shown == layers else f"{PANELS} of {len(layers)} layers, first to last,"
     note = f"{spectrum.note} " if spectrum.note else ""
     return figure, f"The {spectrum.told} of {what} over training. {note}{BANDS}"
+
+
+def _stacks(done: dict[int, list[RunRecord]], norm: str, layer: str) -> dict[int, np.ndarray]:
+    """The place of a cell -> `stacked` steps and values of its runs, where they share a step."""
+    series = {
+        index: [run.result.norms.get(norm, {}).get(layer, ()) for run in runs]
+        for index, runs in done.items()
+    }
+    stacks = {
+        index: stacked([(point.step, point.value) for point in points] for points in of_cell)
+        for index, of_cell in series.items()
+    }
+    return {index: stack for index, stack in stacks.items() if stack is not None}
 
 
 def _samples(report: Report, folder: Path) -> Captioned | None:

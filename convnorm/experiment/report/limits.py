@@ -121,7 +121,9 @@ def _slower(report: Report) -> str:
     ratio = seconds[slow] / seconds[fast]
     if ratio < NOTABLE:
         return ""
+    drawn = any(run.result.curve for run in report.done)
     return (
         f"Scores are compared after equal training, not after equal time: {slow} took "
-        f"{number(ratio, 2)} times as long as {fast}. See the figure against time."
+        f"{number(ratio, 2)} times as long as {fast}."
+        f"{' See the figure against time.' if drawn else ''}"
     )

@@ -197,7 +197,8 @@ def matched(report: Report) -> Iterator[str]:
         "geometric mean of that over real and generated ones. The scale, a factor on what the "
         "normalizer makes of each layer, was found before the first run of the grid. At the first "
         "step: networks that nobody trained. 10 to 20 %: the mean log gain over these steps in "
-        "pilot runs, interpolated between them. Seeds, which no run of the grid has: "
+        "pilot runs, interpolated between two, or extrapolated from one within 5 %. "
+        "Seeds, which no run of the grid has: "
         f"{', '.join(map(str, seeds))}."
     )
     doubts = [(it.cell, doubt) for it in report.matched for doubt in it.doubts]

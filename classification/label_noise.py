@@ -4,7 +4,8 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -79,6 +80,8 @@ class NoiseConfig:
         seed: of the noise alone, so that runs of different training seeds have the same labels.
         file: CIFAR-10_human.pt or CIFAR-100_human.pt, which is the user's own copy.
     """
+
+    PLACE: ClassVar = ("file",)  # of labels; which they are, a run knows by noisy_labels.npz
 
     kind: Literal[KINDS] = choosing(
         "none",
@@ -231,3 +234,19 @@ def save(
         "seed": np.array(config.seed),
     }
     files.write(path, lambda file: np.savez_compressed(file, **arrays))
+
+
+def check(path: Path, noisy: Tensor, config: NoiseConfig) -> None:
+    """Raise InputError where `save` wrote other labels to `path`; none if there is no such file."""
+    try:
+        with np.load(path) as saved:
+            before = saved["noisy"]
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, KeyError, BadZipFile):
+        before = None
+    if not np.array_equal(before, noisy.numpy()):
+        raise InputError(
+            f"{path}: not the labels that noise.kind {config.kind} gives now; expected those that "
+            f"the run began with{' in noise.file' if config.file else ''}"
+        )

@@ -56,6 +56,8 @@ def train(config: ClassifierConfig, options: RunOptions, process: Process) -> di
         data = training_data(config, images)
         trainer = Trainer(config, data, process)
         segments = loop.resume(trainer, options, FORMAT, now)
+        if trainer.state.step > 0 and config.noise.kind != "none":
+            label_noise.check(run_dir / checkpoint.NOISY_LABELS, data.noisy, config.noise)
         done_before = trainer.state.step == trainer.state.steps
         if not done_before:
             if process.is_main:

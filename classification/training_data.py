@@ -24,7 +24,8 @@ class TrainingData:
     clean, noisy: (N,) int64, labels of the whole file. train_positions, validation_positions:
         int64, positions in the file.
     mean, std: of the whole file's pixels in [0, 1], one a channel. sha256: of its images and
-        clean labels; together with the config they determine everything here.
+        clean labels; together with the config, and the labels of people in `noise.file`, they
+        determine everything here.
     """
 
     train: Images
@@ -43,9 +44,13 @@ class TrainingData:
         return self.validation is not None or len(self.mislabelled(1)[1]) > 0
 
     def mislabelled(self, limit: int) -> tuple[Images, torch.Tensor]:
-        """At most `limit` training images with their wrong labels, and their clean labels."""
+        """At most `limit` training images with their wrong labels, and their clean labels.
+
+        They are evenly spaced among all that have one, as many data sets are sorted by class.
+        """
         clean = self.clean[self.train_positions]
-        wrong = (self.train.labels != clean).nonzero().flatten()[:limit]
+        wrong = (self.train.labels != clean).nonzero().flatten()
+        wrong = wrong[torch.linspace(0, len(wrong) - 1, min(limit, len(wrong))).long()]
         return self.train.take(wrong), clean[wrong]
 
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from runs import (
 )
 
 from classification import trainer as trainer_module
+from classification.label_noise import CIFAR10
 from classification.models import FORMAT, load_classifier
 from classification.trainer import Trainer
 from classification.training_data import noise_report, training_data, without_test_images
@@ -88,6 +90,17 @@ def test_noise_changes_labels_and_nothing_else():
     assert len(noisy.mislabelled(5)[1]) == 5
 
 
+def test_wrong_labels_are_scored_of_every_class_where_images_are_sorted_by_class():
+    """The first of the file would be those of its first classes alone."""
+    labels = torch.arange(10).repeat_interleave(100)
+    images = Images(torch.zeros(1000, 1, 8, 8, dtype=torch.uint8), labels, tuple("0123456789"))
+    config = tiny_classifier({"noise.kind": "symmetric", "noise.rate": 0.5})
+    config = replace(config, split=replace(config.split, train_fraction=1.0))
+    scored = training_data(config, images).mislabelled(100)[1].bincount(minlength=10)
+    assert scored.min() > 5
+    assert scored.max() < 15
+
+
 def test_a_run_keeps_its_noisy_labels_and_reports_both_rates(tmp_path, capsys):
     changes = {"noise.kind": "symmetric", "noise.rate": 0.4}
     summary = classifier_run(tmp_path, changes)
@@ -99,6 +112,31 @@ def test_a_run_keeps_its_noisy_labels_and_reports_both_rates(tmp_path, capsys):
     assert 0.25 < summary["noise"]["train"]["actual_rate"] < 0.45  # 0.36 expected of 144
     assert "rate 0.4 requested" in capsys.readouterr().err
     assert {"memorized", "recovered"} <= summary["metrics"]["scores"].keys()
+
+
+def test_labels_of_people_may_move_but_not_change(tmp_path, monkeypatch):
+    """Where the file lies is no part of a run. A run that goes on with other labels is none."""
+    labels, data = np.arange(200) % 10, tmp_path / "train.npz"
+    images = np.random.default_rng(0).integers(0, 256, (200, 8, 8, 3), dtype=np.uint8)
+    np.savez(data, images=images, labels=labels, classes=list(CIFAR10))
+    there, moved, other = (tmp_path / f"{name}.pt" for name in ("there", "moved", "other"))
+    for file, shift in ((there, 1), (other, 2)):
+        torch.save({"clean_label": labels, "worse_label": (labels + shift) % 10}, file)
+
+    def train(file):
+        from_people = {"noise.kind": "human_worst", "noise.file": str(file)}
+        of_files = {"data.name": "npz", "data.root": str(data)}
+        of_files |= {"split.validation": 0.0, "split.train_fraction": 1.0}
+        return classifier_run(tmp_path / "run", of_files | from_people, checkpoint_every=2)
+
+    crash_before(3, Trainer, monkeypatch)
+    with pytest.raises(Crash):
+        train(there)
+    monkeypatch.undo()
+    there.rename(moved)
+    with pytest.raises(InputError, match=r"noisy_labels.npz: not the labels .* in noise\.file$"):
+        train(other)
+    assert train(moved)["noise"]["train"]["actual_rate"] == 1
 
 
 # Steps and selection

@@ -228,7 +228,8 @@ class _Here:
         """The run that a config differs least from, and in what."""
         same_seed = [pair for pair in self._configs if pair[0].seed == there.get("seed")]
         pairs = (
-            (run, checkpoint.other_values(there, here)) for run, here in same_seed or self._configs
+            (run, checkpoint.other_values(there, here, type(run.config)))
+            for run, here in same_seed or self._configs
         )
         return min(pairs, key=lambda pair: len(pair[1]))
 

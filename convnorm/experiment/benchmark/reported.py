@@ -56,7 +56,7 @@ class ReportedRun:
     def differences(self, run: Run) -> list[str]:
         """In what it is not `run`."""
         there = checkpoint.completed(self.run.config or {}, run.config)
-        return checkpoint.other_values(there, checkpoint.plain(run.config))
+        return checkpoint.other_values(there, checkpoint.plain(run.config), type(run.config))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from convnorm.experiment.benchmark.pipeline import Pipeline, Result
 from convnorm.experiment.benchmark.plan import GRID, Progress, survey
 from convnorm.experiment.benchmark.soundness import agree, finite, with_sound_picture
 from convnorm.experiment.config import differences, to_yaml, yaml_text
-from convnorm.experiment.data import DataConfig
+from convnorm.experiment.config.fields import places_of
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.records import (
     CellCost,
@@ -172,10 +172,11 @@ def _runs(
 
 
 def _config(run: Run) -> dict[str, Any]:
-    """The config of a run without the place of its data, which is that of a machine."""
+    """The config of a run without the places of its data, which are those of a machine."""
     found = checkpoint.plain(run.config)
-    if isinstance(data := found.get("data"), dict):
-        found["data"] = {k: value for k, value in data.items() if k not in DataConfig.PLACE}
+    for key in places_of(type(run.config)):
+        group, _, name = key.rpartition(".")
+        del found[group][name]
     return found
 
 

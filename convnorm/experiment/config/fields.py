@@ -181,6 +181,17 @@ def meant_before(group: type, saved: Mapping[str, Any]) -> dict[str, Any]:
     return {name: before(saved) for name, before in known.items() if before is not None}
 
 
+@cache
+def places_of(config: type, prefix: str = "") -> frozenset[str]:
+    """Return the dotted names of the fields that say where something lies, and not what it is.
+
+    Each dataclass in `config` may name such fields of its own in `PLACE`.
+    """
+    own = {prefix + name for name in getattr(config, "PLACE", ())}
+    groups = [part for part in fields(config) if is_dataclass(part.type)]
+    return frozenset(own).union(*(places_of(it.type, f"{prefix}{it.name}.") for it in groups))
+
+
 def unread(config: object, defaults: object, prefix: str = "") -> list[str]:
     """Return a line for each choice under which fields have values that nothing reads.
 

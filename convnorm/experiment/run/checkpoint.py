@@ -13,8 +13,7 @@ import torch
 import yaml
 
 from convnorm.experiment.config import differences, from_dict, to_yaml, yaml_text
-from convnorm.experiment.config.fields import meant_before
-from convnorm.experiment.data import DataConfig
+from convnorm.experiment.config.fields import meant_before, places_of
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.files import read, write
 from convnorm.experiment.run.locking import locked
@@ -140,16 +139,18 @@ def other_keys(there: dict[str, Any], config: object, free: str | None = None) -
 
     See `other_values`. free: a key that may differ too.
     """
-    return other_values(completed(there, config), plain(config), free)
+    return other_values(completed(there, config), plain(config), type(config), free)
 
 
-def other_values(there: dict[str, Any], here: dict[str, Any], free: str | None = None) -> list[str]:
+def other_values(
+    there: dict[str, Any], here: dict[str, Any], kind: type, free: str | None = None
+) -> list[str]:
     """Return the keys in which two whole configs, as `plain` returns them, are of other runs.
 
     Where the data are is no part of a run: their hash, which its checkpoint has, tells if they are
-    the same. free: a key that may differ too.
+    the same. kind: of the configs. free: a key that may differ too.
     """
-    ignored = {free, *(f"data.{name}" for name in DataConfig.PLACE)}
+    ignored = {free, *places_of(kind)}
     found = differences(there, here)
     return [line for line in found if line.partition(": ")[0] not in ignored]
 

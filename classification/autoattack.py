@@ -40,6 +40,22 @@ def check_classes(name: str, num_classes: int) -> None:
         raise InputError(f"{name}: needs at least 4 classes, the model has {num_classes}")
 
 
+def check_tiles(name: str, height: int, width: int) -> None:
+    """Raise InputError for images that Square's start under l2, in the package, cannot be laid on.
+
+    It is a grid of tiles of a fifth of the height, which goes beyond the border at some sizes.
+    """
+    tile = height // 5
+    start = (height - 5 * tile) // 2
+    # A tile of one pixel beyond the border is left out.
+    beyond = tile > 1 and any(start + n // tile * tile > n for n in (height, width))
+    if tile == 0 or beyond:
+        raise InputError(
+            f"{name}: Square's tiles do not fit images of {height}x{width}; expected another size, "
+            "or apgd_ce_t_l2, which does without it"
+        )
+
+
 def autoattack(
     model: nn.Module,
     x: torch.Tensor,

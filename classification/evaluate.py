@@ -1,7 +1,5 @@
 """Measures how often a classifier is right about clean, attacked and corrupted images."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,7 +8,7 @@ import torch
 from torch import Tensor
 
 from classification.attacks import frozen
-from classification.autoattack import check_classes
+from classification.autoattack import check_classes, check_tiles
 from classification.calibration import confidences
 from classification.certificate import SCORED, certified_record, certify, is_certified
 from classification.corruption_sources import Corruption, check_size, made_here, official
@@ -34,6 +32,7 @@ from classification.per_image import Rows, Subject, sha256_of
 from classification.records import Certified, Checkpoint, EvaluatedData, Evaluation
 from convnorm.experiment.data import Images
 from convnorm.experiment.errors import InputError
+from convnorm.experiment.exact import full_float32
 from convnorm.experiment.run import checkpoint
 
 
@@ -104,9 +103,12 @@ def evaluate(loaded: LoadedClassifier, options: Options, device: torch.device) -
     for name in filter(stages_of, names):
         check_classes(name, len(loaded.classes))
     subject = subject_of(loaded, options, device)
+    for name in names:
+        if "square" in stages_of(name) and name.endswith("_l2"):
+            check_tiles(name, *subject.images.images.shape[-2:])
     sources = _sources(options, subject.images)
     _make_folder(subject.folder)
-    with _exact(), frozen(loaded.network):
+    with full_float32(device), frozen(loaded.network):
         clean = _clean(subject)
         queue = subject.positions[clean["right"]]
         found = [(attack, _attack(subject, attack, queue)) for attack in attacks]
@@ -159,14 +161,6 @@ def _checkpoint(loaded: LoadedClassifier) -> Checkpoint:
         adversary=config.adversary.kind,
         seed=config.seed,
     )
-
-
-@contextmanager
-def _exact() -> Iterator[None]:
-    """Compute in float32 proper, and the same each time, on a GPU too."""
-    flags = {"benchmark": False, "deterministic": True, "allow_tf32": False}
-    with torch.backends.cudnn.flags(enabled=True, **flags):
-        yield
 
 
 def _sources(options: Options, images: Images) -> list[Corruption]:

@@ -129,16 +129,15 @@ def _make_way(file: Path, record: Evaluation) -> None:
     try:
         there = read(file)
     except InputError as error:
-        kept, why = file.with_name(f"{file.name}-{digest}"), str(error)
+        name, why = f"{file.stem}{{}}-{digest}", str(error)  # which nobody tries to read
     else:
         if _holds(record, there):
             return
-        kept, why = file.with_name(f"{file.stem}-{digest}.json"), f"{file}: of other measurements"
-        for suffix in (".png", ".npz"):
-            if file.with_suffix(suffix).exists():
-                file.with_suffix(suffix).replace(kept.with_suffix(suffix))
-    file.replace(kept)
-    print(f"{why}; kept as {kept.name}", file=sys.stderr)
+        name, why = f"{file.stem}-{digest}{{}}", f"{file}: of other measurements"
+    for suffix in (".png", ".npz", ".json"):
+        if file.with_suffix(suffix).exists():
+            file.with_suffix(suffix).replace(file.with_name(name.format(suffix)))
+    print(f"{why}; kept as {name.format('.json')}", file=sys.stderr)
 
 
 def _holds(record: Evaluation, there: Evaluation) -> bool:

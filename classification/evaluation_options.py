@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from classification.named_attacks import Budget
 from convnorm.experiment.config import require
@@ -11,6 +11,7 @@ from convnorm.experiment.config import require
 CORRUPTIONS = "corruptions"
 CERTIFIED = "certified"
 MOST_AT_A_TIME = 100_000
+Split = Literal["test", "validation"]
 
 
 @dataclass(frozen=True)
@@ -28,14 +29,17 @@ class Options:
 
     attacks: tuple[str, ...] = ("fgsm", "pgd20", "sweep")
     budget: Budget = field(default_factory=Budget)
-    split: Literal["test", "validation"] = "test"
+    split: Split = "test"
     num: int | None = None
     batch_size: int = 250
     data_root: str | None = None
     corruptions_dir: Path | None = None
 
     def __post_init__(self):
-        require(self.num is None or self.num >= 1, "num", self.num, "1 or more")
+        splits = get_args(Split)
+        require(self.split in splits, "split", self.split, " or ".join(splits))
+        is_number = self.num is None or (type(self.num) is int and self.num >= 1)
+        require(is_number, "num", self.num, "1 or more, a whole number")
         fits = 1 <= self.batch_size <= MOST_AT_A_TIME
         require(fits, "batch_size", self.batch_size, f"1 to {MOST_AT_A_TIME:,}")
         if self.corruptions_dir is not None:
@@ -48,8 +52,9 @@ class Options:
 def differences_in_name(options: Options, own_eps: float) -> str:
     """Return how the settings differ from the usual ones, for the name of a file: "_num=60_eps=4".
 
-    "" for the usual ones, which a benchmark measures with: the whole test split and the run's own
-    eps, in grey levels. Which attacks are asked for, and where data lie, are no settings.
+    "" for the usual ones: the whole test split and the run's own eps, in grey levels. A benchmark
+    measures with these, but for `num`. Which attacks are asked for, and where data lie, are no
+    settings.
     """
     usual = Options(budget=Budget(own_eps))
     found = [] if options.split == usual.split else [options.split]

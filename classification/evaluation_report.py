@@ -83,10 +83,10 @@ def _rows(record: Evaluation) -> list[Row]:
         rows += [_row("", f"after {stage}", each) for stage, each in attack.stages.items()]
     for case in record.worst_cases:
         if len(case.attacks) > 1:
-            ball = _ball(case.norm, case.eps)
-            rows.append(_row("worst case", f"{ball}, all of these", case.accuracy))
+            within = f"{ball(case.norm, case.eps)}, all of these"
+            rows.append(_row("worst case", within, case.accuracy))
     if both := record.worst_of_both:
-        balls = " and ".join(_ball(norm, eps) for norm, eps in both.eps.items())
+        balls = " and ".join(ball(norm, eps) for norm, eps in both.eps.items())
         rows.append(_row("worst case", f"{balls}, all of these", both.accuracy))
     if certified := record.certified:
         bound = certified.lipschitz
@@ -161,7 +161,7 @@ def _row(name: str, settings: str, accuracy: Accuracy) -> Row:
 def _settings(attack: AttackRecord, eps: float) -> str:
     """The settings of an attack that are worth a place in the table."""
     given = attack.settings
-    parts = [_ball(given.norm, eps)]
+    parts = [ball(given.norm, eps)]
     if given.steps is not None:
         size = given.step_size or given.step_size_of_eps * eps
         parts.append(f"{given.steps} steps of {_length(given.norm, size)}")
@@ -176,7 +176,8 @@ def _settings(attack: AttackRecord, eps: float) -> str:
     return ", ".join(parts)
 
 
-def _ball(norm: str, eps: float) -> str:
+def ball(norm: str, eps: float) -> str:
+    """Return a budget in words: "linf 8/255" or "l2 0.5"."""
     return f"{norm} {_length(norm, eps)}"
 
 

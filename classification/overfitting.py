@@ -15,6 +15,7 @@ from scipy.stats import norm
 
 from classification.benchmark import protocol_of
 from classification.evaluation_files import load
+from classification.evaluation_options import CERTIFIED
 from classification.records import Evaluation
 from convnorm.experiment.config import differences
 from convnorm.experiment.errors import InputError
@@ -103,8 +104,9 @@ def overfitting(run_dir: Path, file: Path, record: Evaluation, right: Flags) -> 
 
 
 def _line(found: Gap, where: str) -> str:
-    what = "clean accuracy" if found.name == "clean" else "robust overfitting"
-    under = "" if found.name == "clean" else f" under {found.name}"
+    is_attack = found.name not in ("clean", CERTIFIED)  # no attack finds what is certified
+    what = "robust overfitting" if is_attack else f"{found.name} accuracy"
+    under = f" under {found.name}" if is_attack else ""
     return (
         f"{what}: last - best = {100 * found.difference:+.2f} points "
         f"[{formats.accuracy_interval(found.interval)}]{under} ({where}, {found.n} images)"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from classification.benchmark import CHECKPOINTS, OTHERS, Measured, protocol_of, result_of
 from classification.evaluation_files import load
+from classification.evaluation_report import ball
 from classification.records import Evaluation
 from classification.trained_runs import read_training
 from convnorm.experiment.benchmark.pair import Pairing
@@ -17,7 +18,7 @@ from convnorm.experiment.run.checkpoint import EVALUATION
 
 
 def read_pair(a: Path, b: Path) -> Pairing:
-    """Read two trained runs with the evaluations that have most in common.
+    """Read two trained runs with evaluations that both have, see `_most_alike`.
 
     Weights that one of the runs was not evaluated with count for none, and so do attacks.
 
@@ -42,7 +43,8 @@ def read_pair(a: Path, b: Path) -> Pairing:
         _check_steps(run_dir, training.steps, own)
         protocol = {when: protocol_of(record, attacks[when]) for when, (record, _) in own.items()}
         results.append(result_of(training, own, attacks, protocol))
-    notes = [
+    notes = [_measured(when, pair[0][0], attacks[when]) for when, pair in chosen.items()]
+    notes += [
         _alone(when, place, pair, attacks) for when, pair in chosen.items() for place in (0, 1)
     ]
     return Pairing(*results, tuple(note for note in notes if note))
@@ -51,7 +53,8 @@ def read_pair(a: Path, b: Path) -> Pairing:
 def _evaluations(run_dir: Path, when: When) -> list[Measured]:
     """All evaluations of a checkpoint that can be read, that of the usual settings first."""
     checkpoint, found = run_dir / CHECKPOINTS[when], []
-    for file in sorted((run_dir / EVALUATION).glob(f"{checkpoint.stem}*.json")):
+    files = (run_dir / EVALUATION).glob(f"{checkpoint.stem}*.json")
+    for file in sorted(files, key=lambda file: (file.stem != checkpoint.stem, file.name)):
         try:
             found.append(load(checkpoint, file))
         except InputError as error:
@@ -67,14 +70,33 @@ def _known(found: dict[When, tuple[list[Measured], ...]], place: int) -> str:
 def _most_alike(
     a: Path, b: Path, when: When, here: list[Measured], there: list[Measured]
 ) -> tuple[Measured, Measured]:
-    """The two evaluations with most attacks in common among those that can be compared."""
+    """The best two evaluations among those that can be compared.
+
+    Of test images before those that weights were selected on, of more images before fewer, then
+    those with more attacks in common.
+    """
     alike = [(one, other) for one, other in product(here, there) if not _differing(one, other)]
     if not alike:
         raise InputError(
             f"{a} and {b}: {CHECKPOINTS[when]} was not evaluated in the same way, there and here: "
             f"{'; '.join(_differing(here[0], there[0]))}; expected the same images and settings"
         )
-    return max(alike, key=lambda pair: len(_common(*(record for record, _ in pair))))
+
+    def rank(pair: tuple[Measured, Measured]) -> tuple[bool, int, int]:
+        records = [record for record, _ in pair]
+        data = records[0].data
+        return data.split == "test", data.n, len(_common(*records))
+
+    return max(alike, key=rank)
+
+
+def _measured(when: When, record: Evaluation, attacks: Sequence[str]) -> str:
+    """What the scores are of: a folder can hold evaluations of other images and budgets too."""
+    common = [attack.settings for attack in record.attacks if attack.name in attacks]
+    of_one_eps = [settings for settings in common if isinstance(settings.eps, float)]
+    balls = dict.fromkeys(ball(settings.norm, settings.eps) for settings in of_one_eps)
+    attacked = f", attacked within {' and '.join(balls)}" if balls else ""
+    return f"{when}: on {record.data.n:,} {record.data.split} images{attacked}"
 
 
 def _differing(one: Measured, other: Measured) -> list[str]:

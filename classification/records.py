@@ -1,11 +1,10 @@
 """What an evaluation of a classifier hands on; `convnorm.experiment.codec` writes and reads it."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
+from classification.attacks import Norm
 from convnorm.experiment.records import Interval, Summary
-
-Norm = Literal["linf", "l2"]
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from convnorm.experiment.exact import full_float32
 from gan.keys import Keys
 from gan.records import ExtractorFacts
 from gan.score_names import FROM_FEATURES, FROM_LOGITS, Number, Scores, renamed
@@ -92,12 +93,7 @@ class Extractor:
 
     def __call__(self, images: Tensor) -> Features:
         """Return the features and logits, on `device`, of (N, C, H, W) uint8 images."""
-        # Full float32, whatever a training run around this prefers: the score must not depend on it
-        with (
-            torch.no_grad(),
-            torch.autocast(self.device.type, enabled=False),
-            torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
-        ):
+        with torch.no_grad(), full_float32(self.device):
             batches = images.split(self.batch_size)
             return Features.joined(self.forward(batch.to(self.device)) for batch in batches)
 

@@ -49,8 +49,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--checkpoint",
         choices=["best", "last"],
-        default="best",
-        help="of a run folder: best.pt, selected on the validation split, or last.pt (%(default)s)",
+        help="of a run folder: best.pt, selected on the validation split, or last.pt (best)",
     )
     add_attacks(parser)
     parser.add_argument(
@@ -82,6 +81,10 @@ def parse_args() -> argparse.Namespace:
         parser.error("RUN: missing; expected it, or --reference FILE --arch NAME; see --help")
     if args.run is not None and args.reference is not None:
         parser.error(f"RUN: {args.run} is not allowed; expected none beside --reference")
+    if args.checkpoint is not None and (args.run is None or args.run.is_file()):
+        parser.error(
+            f"--checkpoint: {args.checkpoint} is not allowed; expected it with the folder of a run"
+        )
     if (args.reference is None) != (args.arch is None):
         parser.error(
             f"--arch: {args.arch} is not allowed; expected it with --reference, and only so"
@@ -143,7 +146,7 @@ def main() -> None:
     args = parse_args()
     device = pick_device(args.device)
     if args.reference is None:
-        loaded = load(checkpoint_of(args.run, args.checkpoint), device)
+        loaded = load(checkpoint_of(args.run, args.checkpoint or "best"), device)
     else:
         loaded = load_reference(args.reference, args.arch, device)
     own_eps = loaded.config.adversary.eps
@@ -162,7 +165,7 @@ def main() -> None:
     for line in overfitting(loaded.file.parent, file, found.record, found.right):
         print(line)
     for other, record in others(file, found.record).items():
-        print(f"\n{other.name}, measured before with other settings:\n{table(record)}")
+        print(f"\n{other.name}, another record of these weights:\n{table(record)}")
     print(f"\nwritten to {file}")
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from classification.attacks import logits, pgd
-from classification.autoattack import STAGES, autoattack
+from classification.autoattack import STAGES, autoattack, check_tiles
 from convnorm.experiment.errors import InputError
 
 pyautoattack = pytest.importorskip("pyautoattack")
@@ -225,6 +225,24 @@ def test_too_few_classes_are_refused():
     assert model.training
     model = network(classes=4)
     autoattack(model, x, labels(model, x), norm="linf", eps=0.02, seed=0)
+
+
+@pytest.mark.parametrize("size", [*((n, n) for n in range(3, 36)), (20, 24), (24, 20), (10, 33)])
+def test_sizes_that_squares_tiles_do_not_fit_are_known(size):
+    """By what the package does with them: it would end hours later, without a result."""
+    predict = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4, 4))
+    square = pyautoattack.square.SquareAttack(predict, "L2", n_queries=1, eps=0.5, device="cpu")
+    x, fits, works = torch.rand(2, 1, *size), True, True
+    try:
+        check_tiles("autoattack_l2", *size)
+    except InputError:
+        fits = False
+    try:
+        with torch.no_grad():
+            square.perturb(x, predict(x).argmax(1))
+    except (RuntimeError, ZeroDivisionError):
+        works = False
+    assert fits == works
 
 
 def test_a_missing_package_is_named(monkeypatch):

@@ -93,6 +93,7 @@ def test_classifiers_are_tested_on_the_images_of_both(made, capsys):
         shown = [float(value) for value in found[f"{name}, selected"][3:]]
         assert shown == pytest.approx([p, adjusted], rel=0.01)
     assert "B alone was evaluated under pgd2x1 (best.pt)" in text
+    assert "selected: on 360 test images, attacked within linf" in text
     assert "pgd2x1, selected" not in text
 
 
@@ -173,6 +174,18 @@ def test_the_pair_of_evaluations_with_most_in_common_counts_whatever_their_names
     assert (
         pairing.b.scores["selected"]["clean"] == record(b, "best_eps=8")["clean"]["top1"]["value"]
     )
+
+
+def test_all_test_images_count_before_fewer_and_before_those_of_selection(runs, capsys):
+    """Whatever they were attacked with: another budget would turn the table around."""
+    both = classifiers(runs)
+    for run_dir in both:
+        evaluated(run_dir, "--attacks", "fgsm", "pgd2x1", "--eps", 2, "--num", 60)
+        evaluated(run_dir, "--attacks", "fgsm", "pgd2x1", "pgd3", "--split", "validation")
+    text = compared(capsys, *both)
+    assert "selected: on 360 test images" in text
+    own = 100 * record(both[0])["attacks"][0]["accuracy"]["value"]
+    assert float(rows(text)["fgsm (%), selected"][0]) == pytest.approx(own, 1e-3)
 
 
 def test_runs_that_followed_other_scores_have_no_curves_and_that_is_said(runs, capsys):

@@ -22,6 +22,7 @@ from runs import tiny_classifier
 from torch import Tensor, nn
 
 from classification import corruptions, named_attacks
+from classification import evaluate as evaluate_module
 from classification.attacks import fgsm, pgd
 from classification.corruption_sources import Corruption, made_here
 from classification.evaluate import Options, evaluate
@@ -758,6 +759,8 @@ def test_unknown_attacks_are_told_before_any_work(loaded, tmp_path, names, messa
         ({"num": 0}, "num: 0 is not allowed; expected 1 or more"),
         ({"num": 361}, "num: 361 is not allowed; expected at most the 360 images of the test"),
         ({"num": -1}, "num: -1 is not allowed; expected 1 or more"),
+        ({"num": 5.0}, "num: 5.0 is not allowed; expected 1 or more, a whole number"),
+        ({"split": "train"}, "split: 'train' is not allowed; expected test or validation"),
         ({"num": 10**24}, "num: 10{24} is not allowed; expected at most the 360 images"),
         ({"batch_size": 0}, "batch_size: 0 is not allowed; expected 1 to 100,000"),
         ({"batch_size": 10**24}, "batch_size: 10{24} is not allowed; expected 1 to 100,000"),
@@ -825,6 +828,31 @@ def test_autoattack_on_three_classes_is_refused_before_any_work(loaded, tmp_path
     with pytest.raises(InputError, match=f"{name}: needs at least 4 classes, the model has 3"):
         run(replace(loaded, classes=tuple("012")), "pgd20", name)
     assert not (tmp_path / "evaluation").exists()
+
+
+def test_tiles_that_do_not_fit_are_told_before_any_work(loaded, tmp_path, monkeypatch):
+    pytest.importorskip("pyautoattack")
+
+    def fits_nothing(name, height, width):
+        raise InputError(f"{name}: {height}x{width}")
+
+    monkeypatch.setattr(evaluate_module, "check_tiles", fits_nothing)
+    with pytest.raises(InputError, match="autoattack_l2: 8x8"):
+        run(loaded, "autoattack_l2")
+    assert not (tmp_path / "evaluation").exists()
+
+
+def test_a_rounding_that_is_asked_for_around_it_does_not_reach_a_record(loaded, tmp_path):
+    """Its rows would be taken for those of float32 ever after."""
+    expected = text(run(loaded, "fgsm"))
+    forget(loaded)
+    torch.set_float32_matmul_precision("high")
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            assert text(run(loaded, "fgsm")) == expected
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 def test_the_digits_cannot_have_moved(loaded):

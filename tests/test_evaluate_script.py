@@ -103,7 +103,7 @@ def test_a_run_is_attacked_with_the_eps_of_its_own_config_unless_told(tmp_path, 
     before = record(folder, "best_num=20")
     assert here(*common, "--eps=4/255") == 0
     output = capsys.readouterr().out
-    first, second = output.split("best_num=20.json, measured before with other settings:")
+    first, second = output.split("best_num=20.json, another record of these weights:")
     assert "linf 4/255" in first
     assert "linf 24/255" in second
     assert "written to" in second.splitlines()[-1]
@@ -253,6 +253,11 @@ def broken(tmp_path_factory) -> Path:
         ("good", ["--max_queries", "0"], "max_queries: 0 is not allowed; expected 1 to 1,000,000"),
         ("good", ["--seed=-1"], "seed: -1 is not allowed; expected 0 to 2**63 - 1"),
         ("good", ["--restarts=3"], "restarts: no such key; expected "),
+        (
+            "good/best.pt",
+            ["--checkpoint=last"],
+            "--checkpoint: last is not allowed; expected it with the folder of a run",
+        ),
         (
             "good",
             ["--split=train"],

@@ -316,6 +316,7 @@ def test_a_damaged_record_is_named_kept_and_written_anew(saved, capsys, damage):
     if isinstance(damage, dict):
         damage = json.dumps(json.loads(file.read_text()) | damage).encode()
     file.write_bytes(damage)
+    images = file.with_suffix(".npz").read_bytes()
 
     with pytest.raises(InputError) as error:
         load(saved.file)
@@ -330,6 +331,8 @@ def test_a_damaged_record_is_named_kept_and_written_anew(saved, capsys, damage):
     assert load(saved.file)[0] == whole
     (kept,) = file.parent.glob("best.json-*")
     assert kept.read_bytes() == damage
+    (kept_images,) = file.parent.glob("best.npz-*")  # they may be of attacks that are not here
+    assert kept_images.read_bytes() == images
     assert capsys.readouterr().err == f"{error.value}; kept as {kept.name}\n"
 
 

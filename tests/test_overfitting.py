@@ -9,7 +9,7 @@ from linear import as_of_a_run, evaluated, nearest_mean
 from scipy.stats import multinomial
 
 from classification.evaluation_files import read, save
-from classification.overfitting import gap, overfitting
+from classification.overfitting import _line, gap, overfitting
 
 
 def flags(n: int, only_last: int, only_best: int, both: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -83,6 +83,12 @@ def test_each_accuracy_that_both_have_is_told(made):
         assert "under pgd2 (" in pgd2
     right = {n: evaluated(made[n])[1]["clean"].double().mean() for n in made}
     assert f"{100 * (right['last'] - right['best']):+.2f} points" in clean
+
+
+def test_what_is_certified_is_no_attack():
+    line = _line(gap("certified", *flags(60, 3, 9)), "epoch 4 against 2")
+    assert line.startswith("certified accuracy: last - best = -10.00 points [")
+    assert line.endswith("] (epoch 4 against 2, 60 images)")
 
 
 def test_nothing_is_told_where_there_is_nothing_to_compare(made, capsys):

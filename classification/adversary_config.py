@@ -37,7 +37,7 @@ class AdversaryConfig:
             norm, before the gradient is taken that updates it; 0 does without. Published are 0.01
             for pgd and 0.005 for trades (Wu et al., 2020). See classification.weight_perturbation.
         awp_warmup: epochs at the beginning that do without it: 0, published for pgd; for trades
-            10 are.
+            9 are, which is --awp-warmup 10 where epochs are counted from 1.
     """
 
     kind: Literal["standard", "free", "fast", "pgd", "trades"] = choosing(

@@ -1,4 +1,7 @@
-"""The configuration of a classification run. The defaults are ConvNorm's recipe for CIFAR-10."""
+"""The configuration of a classification run.
+
+The defaults are ConvNorm's recipe for CIFAR-10, but for `model.init`.
+"""
 
 from dataclasses import dataclass, field
 from itertools import pairwise

@@ -39,5 +39,9 @@ def estimate(config: ClassifierConfig, world_size: int = 1) -> Estimate:
             init=model.init,
         )
         batch = bytes_for_backward(lambda: network(torch.zeros(num, channels, size, size)))
-    copies = 3 if config.optim.name == "sgd" else 4  # weights, gradients and one or two means
-    return Estimate(bytes_of_weights(network, copies + (config.train.ema_decay > 0)), batch)
+    if config.train.precision == "bfloat16":
+        batch //= 2  # the least: BatchNorm, for one, keeps float32
+    optim = config.optim
+    means = 2 if optim.name == "adamw" else int(optim.momentum > 0)
+    copies = 2 + means + (config.train.ema_decay > 0)  # of weights and gradients there is one each
+    return Estimate(bytes_of_weights(network, copies), batch)

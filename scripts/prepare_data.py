@@ -1,5 +1,6 @@
 """Make one file of bytes of many images of any size, for runs that read it from memory or disk.
 
+    mkdir prepared
     python scripts/prepare_data.py imagenet/train prepared/train.npy --size 64
     python scripts/train_gan.py --data.name prepared --data.root prepared --data.image_size 64
 

@@ -30,6 +30,10 @@ def test_weights_are_counted_with_what_goes_with_them():
     network = classification.models.build(config, 10, (0.5,), (0.5,))
     number = sum(p.numel() for p in network.parameters())
     assert classification.memory.estimate(config).weights == 4 * 4 * number
+    for momentum, copies in ((0.9, 3), (0.0, 2)):
+        changes = {"normalizer.kind": "none", "optim.momentum": momentum, "optim.nesterov": False}
+        weights = classification.memory.estimate(tiny_classifier(changes)).weights
+        assert weights == 4 * copies * number
 
 
 def test_a_batch_is_counted_as_autograd_keeps_it():
@@ -39,6 +43,17 @@ def test_a_batch_is_counted_as_autograd_keeps_it():
     images = torch.zeros(config.train.batch_size, 1, 8, 8)
     kept = memory.bytes_for_backward(lambda: network(images))
     assert classification.memory.estimate(config).batch == kept > images.nbytes
+
+
+def test_no_more_is_expected_under_bfloat16_than_autograd_keeps():
+    """The estimate is a reason to refuse: too much would refuse what fits."""
+    changes = {"normalizer.kind": "none", "model.arch": "resnet18", "model.options.width": 4}
+    config = tiny_classifier({**changes, "train.precision": "bfloat16"})
+    network = classification.models.build(config, 10, (0.5,), (0.5,))
+    images = torch.zeros(config.train.batch_size, 1, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        kept = memory.bytes_for_backward(lambda: network(images))
+    assert 0.6 * kept < classification.memory.estimate(config).batch <= kept
 
 
 @pytest.mark.parametrize("config", ESTIMATES)

@@ -67,6 +67,22 @@ def test_an_extension_that_was_killed_at_its_start_is_not_finished(pipeline, tmp
     assert pipeline.run(tmp_path, pipeline.longer)["steps"] > step
 
 
+def test_a_slip_in_making_a_run_longer_leaves_it_as_it_was(on_npz, tmp_path):
+    """Its data are not found: it is still finished, with its own config."""
+    (pipeline, changes), run_dir = on_npz, tmp_path / "run"
+    short = {**changes, **shorter(pipeline)}
+    summary = pipeline.run(run_dir, short)
+    files = [run_dir / name for name in ("config.yaml", "last.pt", "summary.json")]
+    before = [file.read_bytes() for file in files]
+    for slip in ({"data_root": str(tmp_path / "nowhere")}, {}):
+        longer = {**changes, **pipeline.longer}
+        longer |= {} if slip else {"data.root": str(tmp_path / "nowhere")}
+        with pytest.raises(InputError, match="nowhere"):
+            pipeline.run(run_dir, longer, **slip)
+        assert [file.read_bytes() for file in files] == before
+    assert pipeline.run(run_dir, short) == summary
+
+
 @each_pipeline
 def test_a_longer_run_of_another_schedule_is_refused(pipeline, tmp_path):
     """Its first steps would have had other learning rates."""

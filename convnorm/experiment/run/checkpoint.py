@@ -53,10 +53,10 @@ class Config(Protocol):
 def open_run(run_dir: Path, config: Config, overwrite: bool) -> Iterator[None]:
     """Hold `run_dir` as the folder of a run with this config, against any other process.
 
-    Makes the folder and writes config.yaml before anything else, unless the same one is there.
-    Where an error comes before the training has written anything, what was made is removed again.
-    overwrite: the run that is there goes when the training begins (`overwriting.let_go`); an error
-    before that brings it back.
+    Makes the folder and writes config.yaml before anything else, unless a run is there. Where an
+    error comes before the training has written anything, what was made is removed again. A run that
+    is there stays as it is until the training begins (`begin`), and where an error comes before.
+    overwrite: it goes then, and another one begins.
     Raises InputError, and changes nothing, for a folder that cannot be written, that holds other
     files or a run of another config (the error names the keys that differ), or that another
     process uses.
@@ -77,7 +77,7 @@ def open_run(run_dir: Path, config: Config, overwrite: bool) -> Iterator[None]:
                 saved.unlink(missing_ok=True)
             bring_back(run_dir, OWN_FILES)
             raise
-        let_go(run_dir)
+        begin(run_dir, config)
 
 
 def _holds_other_files(run_dir: Path) -> bool:
@@ -103,22 +103,40 @@ def _check_kinds(run_dir: Path) -> None:
 
 
 def _claim(run_dir: Path, config: Config) -> None:
-    """Write config.yaml; where training has begun, check that it is of the same run before."""
-    saved, there = run_dir / "config.yaml", config_of(run_dir)
-    if there is not None:
+    """Write config.yaml or, where training has begun, check that it is of the same run."""
+    there = config_of(run_dir)
+    if there is None:
+        _write_config(run_dir, config)
+    else:
         there = completed(there, config)
         if differing := other_keys(there, config, config.extends(there)):
             raise InputError(
                 f"run_dir: {run_dir} holds a run of another config ({'; '.join(differing)}); "
                 "expected another --run_dir, or --overwrite to delete it"
             )
-        if config.extends(there):
-            (run_dir / "summary.json").unlink(missing_ok=True)  # it is not finished any more
-    if there != plain(config):
-        write(saved, lambda file: file.write(to_yaml(config).encode()))
     for name in OWN_FILES:  # what a kill in the middle of `files.write` has left
         for temporary in run_dir.glob(f".{name}.*"):
             temporary.unlink()
+
+
+def begin(run_dir: Path, config: Config) -> None:
+    """Change what a start changes of a run that was there: from here on, it is this one.
+
+    The run that was set aside goes. Of a run that goes on, summary.json goes where it becomes
+    longer, and config.yaml says so, or where its data are now.
+    """
+    let_go(run_dir)
+    there = config_of(run_dir)
+    if there is None or there == plain(config):
+        return
+    if config.extends(completed(there, config)):
+        (run_dir / "summary.json").unlink(missing_ok=True)  # it is not finished any more
+    _write_config(run_dir, config)
+
+
+def _write_config(run_dir: Path, config: Config) -> None:
+    content = to_yaml(config).encode()
+    write(run_dir / "config.yaml", lambda file: file.write(content))
 
 
 def _has_begun(run_dir: Path) -> bool:

@@ -15,7 +15,6 @@ from convnorm.experiment.records import Segment
 from convnorm.experiment.run import checkpoint
 from convnorm.experiment.run.distributed import Process
 from convnorm.experiment.run.interrupts import Interrupts
-from convnorm.experiment.run.overwriting import let_go
 from convnorm.experiment.run.tracking import Tracker
 
 Loaded = TypeVar("Loaded")
@@ -177,7 +176,7 @@ def run(
     """
     state, run_dir = trainer.state, Path(options.run_dir)
     if trainer.process.is_main:
-        let_go(run_dir)
+        checkpoint.begin(run_dir, trainer.config)
     with Interrupts() as interrupts, closing(journal.tracker) if journal else nullcontext():
         while state.step < state.steps:
             take_step(trainer)

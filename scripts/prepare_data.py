@@ -13,12 +13,12 @@ A call that was stopped goes on where it was. A damaged image stops it, unless -
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from convnorm.experiment.benchmark.local import available_cores
 from convnorm.experiment.config.arguments import Parser, file_to_write, path, size, whole
 from convnorm.experiment.data import DataConfig
 from convnorm.experiment.data.preparing.find import SOURCES, source_at
@@ -39,7 +39,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--workers",
         type=whole(1, 1024),
-        default=len(os.sched_getaffinity(0)),
+        default=available_cores(),
         help="processes that decode (%(default)s)",
     )
     parser.add_argument(
@@ -50,8 +50,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         "--label_column",
-        default="label",
-        help="of parquet files, with whole numbers, if they have it (%(default)s)",
+        help="of parquet files, with whole numbers (label, if they have it)",
     )
     return parser.parse_args()
 

@@ -42,7 +42,7 @@ def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
 def done(source: Path, out: Path, size: int = 4, **options) -> np.ndarray:
     """Prepare a source and return the value of each image, which are of one colour."""
     given = {"workers": 1, "skip_damaged": False, **options}
-    columns = given.pop("image_column", "image"), given.pop("label_column", "label")
+    columns = given.pop("image_column", "image"), given.pop("label_column", None)
     file = prepare(source_at(source, *columns), out, size, **given)
     return np.load(file.path, mmap_mode="r")[:, 0, 0, 0]
 
@@ -189,7 +189,7 @@ def parquet(path: Path, columns: dict[str, list], names: list[str] | None = None
     def column(name: str, values: list) -> list:
         if name not in ("image", "raw"):
             return values
-        images = [encoded(picture(6, 6, value)) for value in values]
+        images = [value and encoded(picture(6, 6, value)) for value in values]
         return images if name == "raw" else [{"bytes": each, "path": None} for each in images]
 
     table = arrow.table({name: column(name, values) for name, values in columns.items()})
@@ -219,8 +219,10 @@ def test_columns_of_other_names_are_asked_for(tmp_path):
     assert done(file, tmp_path / "train.npy", **columns).tolist() == [1, 2, 3, 4]
     images = load_images(DataConfig("prepared", str(tmp_path / "train.npy"), 4))
     assert (images.classes, images.labels.tolist()) == (("5", "9"), [1, 1, 0, 1])
-    with pytest.raises(InputError, match=r"label_column: raw: 1 .*|has no bytes"):
-        done(file, tmp_path / "other.npy", image_column="fine", label_column="none")
+    with pytest.raises(InputError, match=r"--label_column: .* has no 'none'; expected one of raw"):
+        done(file, tmp_path / "other.npy", image_column="raw", label_column="none")
+    with pytest.raises(InputError, match="fine: has no bytes"):
+        done(file, tmp_path / "other.npy", image_column="fine")
     parquet(file, {"image": [1], "label": [3]}, ["a", "b"])
     with pytest.raises(InputError, match="label: 3 is not allowed; expected 0 to 1"):
         done(file, tmp_path / "other.npy")
@@ -235,7 +237,7 @@ def test_an_lmdb_is_read_in_the_order_of_its_keys(tmp_path):
     before = {path: path.stat().st_mtime_ns for path in source.iterdir()}
     assert done(source, tmp_path / "train.npy").tolist() == [2, 3, 4]
     assert {path: path.stat().st_mtime_ns for path in source.iterdir()} == before
-    assert load_images(DataConfig("prepared", str(tmp_path), 4)).classes == ("church",)
+    assert load_images(DataConfig("prepared", str(tmp_path), 4)).classes == ("all",)
 
 
 @pytest.mark.parametrize(
@@ -264,6 +266,26 @@ def test_a_source_of_no_kind_is_refused(tmp_path):
         source_at(tmp_path / "data", "", "")
 
 
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("train-0-of-1.parquet", "test-0-of-1.parquet"), "holds files of test and train; expec"),
+        (("set-train-0000.tar", "set-val-0000.tar"), "holds files of train and validation; expec"),
+        (("a.tar", "b.tar.gz"), r"b\.tar\.gz: stands beside \.tar files; expected these alone"),
+        (("a.tar", "b.parquet"), r"b\.parquet: stands beside \.tar files"),
+        (("a.parquet", "stray.png"), r"stray\.png: stands beside \.parquet files"),
+        (("a.tar", "more/b.tar"), "more: stands beside"),
+    ],
+)
+def test_shards_of_two_splits_or_of_two_kinds_are_not_mixed(names, message, tmp_path):
+    """Test images would be trained on, or a part of the images be left out without a word."""
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(InputError, match=f"SOURCE: .*{message}"):
+        source_at(tmp_path, "image", None)
+
+
 # ---------------------------------------------------------------------- damage, kills, second calls
 
 
@@ -282,6 +304,15 @@ def test_a_damaged_image_is_named_and_left_out_by_a_flag_alone(tmp_path, capsys)
     assert "1 damaged left out" in images.found
 
 
+def test_a_row_without_an_image_is_left_out_by_the_flag_too(tmp_path, capsys):
+    file, out = tmp_path / "a.parquet", tmp_path / "train.npy"
+    parquet(file, {"image": [1, None, 3]})
+    with pytest.raises(InputError, match=r"row 1 of group 0: image: has no bytes.*--skip_damaged"):
+        done(file, out)
+    assert done(file, out, skip_damaged=True).tolist() == [1, 3]
+    assert "left out: " in capsys.readouterr().err
+
+
 def test_a_bomb_is_not_decoded(tmp_path, monkeypatch):
     source = folder(tmp_path / "source", 2)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
@@ -289,7 +320,7 @@ def test_a_bomb_is_not_decoded(tmp_path, monkeypatch):
         done(source, tmp_path / "train.npy")
 
 
-@pytest.mark.parametrize("cut", [3, PER_PART + 5])
+@pytest.mark.parametrize("cut", [3, PER_PART - 5, PER_PART + 5])
 def test_what_was_cut_goes_on_and_ends_the_same(cut, tmp_path, monkeypatch):
     source = folder(tmp_path / "source", PER_PART + 20, classes=1)
     bad = source / "class0" / "0001.png"

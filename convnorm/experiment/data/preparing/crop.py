@@ -48,6 +48,8 @@ def prepared(part: Part, sides: tuple[int, int]) -> list[Cropped | str]:
     found: list[Cropped | str] = []
     for name, content in part.contents():
         try:
+            if isinstance(content, InputError):
+                raise content
             found.append(cropped(decoded(content, name), sides))
         except InputError as error:
             found.append(str(error))

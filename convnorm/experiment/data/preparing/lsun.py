@@ -25,13 +25,13 @@ class Values:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def contents(self) -> Iterator[tuple[str, bytes]]:
+    def contents(self) -> Iterator[tuple[str, bytes | InputError]]:
         with _opened(self.folder) as environment, environment.begin(buffers=False) as reading:
             for key in self.keys:
                 name = f"{self.folder}: {key.decode('ascii', 'backslashreplace')}"
                 content = reading.get(key)
                 if content is None:
-                    raise InputError(f"{name}: is not there any more")
+                    content = InputError(f"{name}: is not there any more")
                 yield name, content
 
 
@@ -47,7 +47,7 @@ def lsun_source(folder: Path) -> Source:
     starts = range(0, len(keys), PER_PART)
     parts = [Values(folder, tuple(keys[start : start + PER_PART])) for start in starts]
     labels = np.zeros(len(keys), np.int64)
-    return Source(parts, labels, (folder.name,), "an LMDB", status_of([folder / FILE], folder))
+    return Source(parts, labels, ("all",), "an LMDB", status_of([folder / FILE], folder))
 
 
 def _opened(folder: Path) -> Any:

@@ -27,36 +27,40 @@ class Rows:
     def __len__(self) -> int:
         return self.num
 
-    def contents(self) -> Iterator[tuple[str, bytes]]:
+    def contents(self) -> Iterator[tuple[str, bytes | InputError]]:
         values = _column(_opened(self.file), self.file, self.group, self.column)
         for row, value in enumerate(values):
             name = f"{self.file}: row {row} of group {self.group}"
             content = value.get("bytes") if isinstance(value, dict) else value
             if not isinstance(content, bytes):
-                raise InputError(f"{name}: {self.column}: has no bytes; expected an encoded image")
+                content = InputError(
+                    f"{name}: {self.column}: has no bytes; expected an encoded image"
+                )
             yield name, content
 
 
-def parquet_source(files: Sequence[Path], image_column: str, label_column: str) -> Source:
+def parquet_source(files: Sequence[Path], image_column: str, label_column: str | None) -> Source:
     """Find the images of parquet files, in the order of files and rows.
 
-    image_column: of bytes, or of structs that have `bytes`. label_column: of whole numbers; without
-    such a column there is one class. Names of classes are those that Hugging Face writes, else the
-    labels.
+    image_column: of bytes, or of structs that have `bytes`. label_column: of whole numbers; None is
+    `label`, and one class where there is no such column. Names of classes are those that Hugging
+    Face writes, else the labels.
 
     Raises:
         InputError: pyarrow is not installed, a file cannot be read, a column is missing or has
             other labels, or only some of the files have labels.
     """
     parts, labels, names = [], [], None
+    asked = {"--image_column": image_column, "--label_column": label_column}
+    label_column = label_column or "label"
     for file in files:
         table = _opened(file)
         columns = list(table.schema_arrow.names)
-        if image_column not in columns:
-            raise InputError(
-                f"--image_column: {file} has no {image_column!r}; expected one of "
-                f"{', '.join(columns)}"
-            )
+        for option, column in asked.items():
+            if column is not None and column not in columns:
+                raise InputError(
+                    f"{option}: {file} has no {column!r}; expected one of {', '.join(columns)}"
+                )
         for group in range(table.num_row_groups):
             num = table.metadata.row_group(group).num_rows
             parts.append(Rows(file, group, num, image_column))

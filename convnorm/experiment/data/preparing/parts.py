@@ -16,11 +16,8 @@ class Part(Protocol):
 
     def __len__(self) -> int: ...
 
-    def contents(self) -> Iterator[tuple[str, bytes]]:
-        """Give the name, for errors, and the bytes of each image.
-
-        Raises InputError where they cannot be read.
-        """
+    def contents(self) -> Iterator[tuple[str, bytes | InputError]]:
+        """Give the name, for errors, and the bytes of each image, or why it cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +53,14 @@ class Spans:
     def __len__(self) -> int:
         return len(self.spans)
 
-    def contents(self) -> Iterator[tuple[str, bytes]]:
+    def contents(self) -> Iterator[tuple[str, bytes | InputError]]:
         for span in self.spans:
             try:
                 with open(span.file, "rb") as file:
                     file.seek(span.start)
                     content = file.read(span.size)
             except OSError as error:
-                raise InputError(f"{span.name}: cannot be read ({error.strerror})") from None
+                content = InputError(f"{span.name}: cannot be read ({error.strerror})")
             yield span.name, content
 
 

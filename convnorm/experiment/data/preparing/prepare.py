@@ -6,11 +6,13 @@ import os
 import signal
 import sys
 import threading
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
+from itertools import accumulate
 from pathlib import Path
 
 from tqdm import tqdm
@@ -74,14 +76,10 @@ def _each(
     parts: Sequence[Part], start: int, sides: tuple[int, int], workers: int
 ) -> Iterator[Cropped | str]:
     """Give all images from number `start` on, or what is wrong with them."""
-    left = []
-    for part in parts:
-        if start >= len(part):
-            start -= len(part)
-        else:
-            left.append(part)
-    skip = start  # of the first part that is left
-    for found in _in_order(left, sides, workers):
+    ends = [0, *accumulate(map(len, parts))]
+    first = bisect_right(ends, start) - 1  # part that is not done
+    skip = start - ends[first]
+    for found in _in_order(parts[first:], sides, workers):
         yield from found[skip:]
         skip = 0
 

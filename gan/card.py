@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from convnorm.experiment.data.pixels import height_and_width
 from convnorm.experiment.records import Segment
 from convnorm.experiment.report.tables import markdown
-from gan.config import GanConfig
+from gan.config import GanConfig, OptimConfig
 from gan.published import CONFIG, SAMPLES, SCORES, Published
 from gan.records import ScoreRecord
 from gan.score_tables import shown
@@ -133,13 +133,23 @@ def _training(
         ("loss", config.loss.name),
         ("updates of D in a step", str(train.n_dis)),
         ("batch of D, of G", f"{train.batch_size}, {train.generator_batch_size}"),
-        ("Adam", f"learning rate {optim.lr:g}, betas {optim.beta1:g} and {optim.beta2:g}"),
+        ("Adam", _adam(optim)),
         ("seed", str(config.seed)),
         *(
             (f"from step {each.step} on", "; ".join(f"{k} {v}" for k, v in each.facts.items()))
             for each in segments
         ),
     ]
+
+
+def _adam(optim: OptimConfig) -> str:
+    of_d = "" if optim.lr_d is None else f" (of D {optim.lr_d:g})"
+    told = f"learning rate {optim.lr:g}{of_d}, betas {optim.beta1:g} and {optim.beta2:g}"
+    if optim.decay == "none":
+        return told
+    steps = "" if optim.decay_steps is None else f" in {optim.decay_steps} steps"
+    beta2 = "" if optim.final_beta2 is None else f", beta2 to {optim.final_beta2:g}"
+    return f"{told}; {optim.decay} decay to {optim.final_lr_factor:g} of the rate{beta2}{steps}"
 
 
 def _files(model: Published, sizes: Mapping[str, str]) -> list[tuple[str, str, str]]:

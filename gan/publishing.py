@@ -56,7 +56,8 @@ def publish(
     segments = _segments(whole, last, loaded.step)
     with files.new_folder(out, "OUT") as folder:
         for name, tensors in networks.items():
-            (folder / name).write_bytes(safetensors.torch.save(tensors))
+            rows = {key: tensor.contiguous() for key, tensor in tensors.items()}  # channels_last
+            (folder / name).write_bytes(safetensors.torch.save(rows))
         (folder / CONFIG).write_text(to_yaml(config))
         save_png(folder / PICTURE, _picture(loaded))
         if record is not None:

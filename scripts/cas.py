@@ -7,16 +7,19 @@ The classification accuracy score (Ravuri & Vinyals, NeurIPS 2019) is the accura
 images of a classifier that was trained on generated images alone, labelled by the classes that were
 asked for. Beside it stands that of the same classifier trained on the real images, with the same
 config and seed. A generator that leaves out parts of a class, or makes another one, is seen here.
-The number depends on the classifier: compare those of one --cfg alone.
+The number depends on the classifier and on how many images it learns from: compare those of one
+--cfg and --num alone.
 
 OUT gets the images, both classifiers and cas.json. The same command again goes on where it was
 stopped.
 """
 
 import argparse
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +33,7 @@ from classification.records import Accuracy
 from classification.train import train
 from convnorm.experiment import files
 from convnorm.experiment.codec import to_json
-from convnorm.experiment.config import RunOptions, parse
+from convnorm.experiment.config import RunOptions, differences, parse
 from convnorm.experiment.config.arguments import Parser, path, whole
 from convnorm.experiment.config.fields import LARGEST_SEED
 from convnorm.experiment.data import DataConfig, load_images
@@ -41,6 +44,8 @@ from convnorm.experiment.run.distributed import Process, pick_device
 from gan.models import LoadedGenerator, load_generator
 from gan.protocols import MOST_IMAGES
 from gan.runs import add_checkpoint, checkpoint_of
+
+FACTS = "cas.json"  # of OUT: what was asked for, then what was found
 
 
 def parse_args() -> argparse.Namespace:
@@ -85,6 +90,7 @@ def write_images(loaded: LoadedGenerator, data: DataConfig, args: argparse.Names
     num = args.num or len(real.images)
     folder = args.out / "images"
     files.make_folder(folder, "OUT")
+    claim(args.out / FACTS, {"sha256": loaded.sha256, "num": num, "seed": args.seed})
     images = loaded.sample(num, args.seed)
     made = {"train": (images, loaded.labels(num, args.seed)), "test": (test.images[:], test.labels)}
     for split, (pixels, labels) in made.items():
@@ -94,11 +100,41 @@ def write_images(loaded: LoadedGenerator, data: DataConfig, args: argparse.Names
     return DataConfig("npz", str(folder), data.image_size)
 
 
-def accuracy(config: ClassifierConfig, run_dir: Path, device: torch.device) -> Accuracy:
-    """Train, or go on with, the classifier in `run_dir`; return its accuracy on the test images."""
-    train(config, RunOptions(run_dir=str(run_dir)), Process(device))
+def claim(file: Path, asked: dict[str, Any]) -> None:
+    """Note in OUT what its images are; InputError where it has those of something else."""
+    if file.exists():
+        there = {key: value for key, value in noted(file).items() if key in asked}
+        if differing := differences(there, asked):
+            raise InputError(
+                f"OUT: {file.parent} holds the CAS of other images ({'; '.join(differing)}); "
+                "expected another folder"
+            )
+    else:
+        files.write_json(file, asked)
+
+
+def noted(file: Path) -> dict[str, Any]:
+    """Read cas.json."""
+    try:
+        found = json.loads(files.read(file))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise InputError(f"OUT: {file} is damaged; expected what cas.py writes, or another folder")
+    return found
+
+
+def accuracy(config: ClassifierConfig, run_dir: Path, device: torch.device) -> tuple[int, Accuracy]:
+    """Train, or go on with, the classifier in `run_dir`.
+
+    Returns the number of its training images and its accuracy on the test images.
+    """
+    summary = train(config, RunOptions(run_dir=str(run_dir)), Process(device))
     loaded = load(run_dir / CHECKPOINT, device)
-    return evaluate(loaded, Options(attacks=()), device).record.clean.top1
+    # Where the data are now: the run's own folder may have moved.
+    root = None if config.data.name == "digits" else config.data.root
+    found = evaluate(loaded, Options(attacks=(), data_root=root), device)
+    return summary["train_images"], found.record.clean.top1
 
 
 def main() -> None:
@@ -116,15 +152,16 @@ def main() -> None:
         name: accuracy(replace(config, data=source), args.out / name, device)
         for name, source in sources.items()
     }
-    facts = {"sha256": loaded.sha256, "step": loaded.step, "seed": args.seed, "cfg": args.cfg}
-    scores = {name: to_json(each) for name, each in found.items()}
-    files.write_json(args.out / "cas.json", {**facts, "accuracy": scores})
+    file, scores = args.out / FACTS, {name: to_json(each) for name, (_, each) in found.items()}
+    facts = {"step": loaded.step, "cfg": args.cfg, "accuracy": scores}
+    files.write_json(file, {**noted(file), **facts})
     rows = [
-        (name, f"{it.value:.4f}", f"{it.interval[0]:.4f} to {it.interval[1]:.4f}", str(it.n))
-        for name, it in found.items()
+        (name, f"{n:,}", f"{it.value:.4f}", f"{it.interval[0]:.4f} to {it.interval[1]:.4f}")
+        for name, (n, it) in found.items()
     ]
-    print(aligned(("trained on", "accuracy", "95 % interval", "test images"), rows))
-    print(f"CAS {found['generated'].value:.4f}; everything is in {args.out}")
+    print(aligned(("trained on", "images", "accuracy", "95 % interval"), rows))
+    _, generated = found["generated"]
+    print(f"CAS {generated.value:.4f} on {generated.n:,} test images; everything is in {args.out}")
 
 
 if __name__ == "__main__":

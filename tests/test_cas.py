@@ -95,6 +95,42 @@ def test_it_sees_the_images_that_a_score_does_and_goes_on(folder, tmp_path, monk
     assert weights == [(tmp_path / "out" / "real" / "last.pt").stat().st_mtime_ns]
 
 
+def test_a_folder_of_other_images_is_refused_before_they_change(folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert cas(folder, out, "--num", 70) == 0
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    refused = {("--num", 80): "num: 70 there, 80 here"}
+    refused |= {("--num", 70, "--seed", 1): "seed: 0 there, 1 here"}
+    for argv, expected in refused.items():
+        capsys.readouterr()
+        assert cas(folder, out, *argv) == 2
+        assert f"OUT: {out} holds the CAS of other images ({expected})" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    (out / "cas.json").write_text("{")
+    assert cas(folder, out, "--num", 70) == 2
+    assert "cas.json is damaged; expected what cas.py writes" in capsys.readouterr().err
+
+
+def test_everything_may_have_moved_since_it_was_trained(tmp_path, monkeypatch):
+    """The classifiers remember where their images were."""
+    random = np.random.default_rng(0)
+    (tmp_path / "data").mkdir()
+    for split, num in (("train", 120), ("test", 40)):
+        images, labels = random.integers(0, 256, (num, 16, 16), np.uint8), np.arange(num) % 4
+        np.savez(tmp_path / "data" / f"{split}.npz", images=images, labels=labels)
+    data = {"data.name": "npz", "data.root": str(tmp_path / "data"), "data.image_size": 16}
+    run(tmp_path / "conditional", {**CONDITIONAL, **data, "train.batch_size": 16})
+    (tmp_path / "classifier.yaml").write_text(yaml.safe_dump(CLASSIFIER))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert cas(tmp_path, Path("out")) == 0
+    found = (tmp_path / "here" / "out" / "cas.json").read_bytes()
+    (tmp_path / "data").rename(tmp_path / "moved")
+    (tmp_path / "here" / "out").rename(tmp_path / "cas")
+    assert cas(tmp_path, tmp_path / "cas", "--data_root", tmp_path / "moved") == 0
+    assert (tmp_path / "cas" / "cas.json").read_bytes() == found
+
+
 @pytest.mark.parametrize(
     ("name", "argv", "expected"),
     [

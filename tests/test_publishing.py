@@ -19,6 +19,8 @@ import gan
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.pictures import picture_of
 from gan import card
+from gan.card import _adam
+from gan.config import OptimConfig
 from gan.models import load_discriminator, load_generator
 from gan.published import CARD, CONFIG, DISCRIMINATOR, GENERATOR, MODEL, SAMPLES, SCORES
 from gan.publishing import publish
@@ -89,6 +91,22 @@ def test_a_discriminator_is_published_on_request(folder):
     with pytest.raises(InputError, match=r"out/best/model.json: holds a generator alone; expected"):
         load_discriminator(folder / "out" / "best")
     assert not (folder / "out" / "best" / DISCRIMINATOR).exists()
+
+
+def test_a_discriminator_in_channels_last_is_published(tmp_path):
+    run(tmp_path / "run", {"steps": 1, "train.channels_last": True})
+    publish(tmp_path / "run", tmp_path / "out", discriminator=True)
+    expected, found = (load_discriminator(tmp_path / name).network for name in ("run", "out"))
+    assert differing(found.state_dict(), expected.state_dict()) == []
+
+
+def test_the_card_tells_both_rates_and_where_they_go():
+    assert _adam(OptimConfig(decay="none")) == "learning rate 0.0002, betas 0 and 0.9"
+    two = OptimConfig(lr_d=4e-3, decay="cosine", final_beta2=0.99, decay_steps=50)
+    assert _adam(two) == (
+        "learning rate 0.0002 (of D 0.004), betas 0 and 0.9; cosine decay to 0 of the rate, "
+        "beta2 to 0.99 in 50 steps"
+    )
 
 
 def test_other_programs_read_the_tensors(folder):

@@ -203,5 +203,8 @@ def spectral_convnorm(conv: nn.Conv2d, options: "Normalizer") -> UnitOperatorNor
 
 
 def affine(conv: nn.Conv2d, options: "Normalizer") -> nn.Sequential:
-    like = ConvNorm2d.from_conv(conv, affine_init=options.affine_init, batch_norm=False)
+    # The affine of either grid is the same; the full one would refuse some circular layers.
+    like = ConvNorm2d.from_conv(
+        conv, grid="native", affine_init=options.affine_init, batch_norm=False
+    )
     return nn.Sequential(conv, like.affine)

@@ -111,8 +111,10 @@ def _max_pool(module: nn.MaxPool2d, x: torch.Tensor) -> float:
 def _average_pool(module: nn.AvgPool2d, x: torch.Tensor) -> float:
     # At a border a window may hold fewer pixels than it divides by, or divide by as few as one.
     whole = not module.ceil_mode and (module.count_include_pad or not any(_pair(module.padding)))
-    least = math.prod(_pair(module.kernel_size)) if whole else 1
-    return math.sqrt(_overlap(module) / least)
+    pixels = math.prod(_pair(module.kernel_size))
+    if module.divisor_override is not None:  # a mean times pixels / divisor_override
+        return math.sqrt(_overlap(module) * pixels) / abs(module.divisor_override)
+    return math.sqrt(_overlap(module) / (pixels if whole else 1))
 
 
 def _adaptive_pool(module: nn.AdaptiveAvgPool2d, x: torch.Tensor) -> float:

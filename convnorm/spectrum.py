@@ -160,15 +160,17 @@ def normalized_convolutions(network: nn.Module) -> dict[str, nn.Module]:
 
 
 def layer_norms(network: nn.Module, image_size: torch.Size) -> dict[str, LayerNorms]:
-    """Return layer -> singular values, of each convolution with what normalizes it.
+    """Return layer -> singular values, of each convolution that runs, with what normalizes it.
 
     image_size: (C, H, W) of the network's input, which fixes the size of every map. Modes, buffers
     and the global random state stay as they are.
     """
-    layers = normalized_convolutions(network)
-    example = torch.zeros(1, *image_size, device=next(network.parameters()).device)
+    layers, weight = normalized_convolutions(network), next(network.parameters())
+    example = torch.zeros(1, *image_size, device=weight.device, dtype=weight.dtype)
     with in_evaluation(network):
         sizes = input_sizes(network, layers.values(), example)
+        # Some run in training alone, as those of an auxiliary classifier.
+        layers = {name: module for name, module in layers.items() if module in sizes}
         convs = {
             name: next(m for m in module.modules() if isinstance(m, nn.Conv2d))
             for name, module in layers.items()

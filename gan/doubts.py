@@ -17,17 +17,32 @@ COPIES = 0.01  # CIFAR, too, has a few images twice
 FAR = 10  # a classifier score is this many times below its bound where the bound does not matter
 
 
-def of_images(images: Pixels, features: FeatureSet, scores: Scores, called: str) -> tuple[str, ...]:
+def digests_of(images: Pixels) -> list[bytes]:
+    """Return what tells an image (C, H, W) uint8 from others, of each of (N, C, H, W)."""
+    rows = (row for part in parts_of(images, PART) for row in part.cpu().contiguous().numpy())
+    return [hashlib.blake2b(row, digest_size=16).digest() for row in rows]
+
+
+def of_images(
+    digests: list[bytes], features: FeatureSet, scores: Scores, called: str
+) -> tuple[str, ...]:
     """Doubt one side of a score.
 
-    images: (N, C, H, W) uint8. features: theirs. called: "fake images", "real images".
+    digests: of its images. features: theirs. called: "fake images", "real images".
     """
-    found = of_distance(features, scores, called)
-    rows = (row for part in parts_of(images, PART) for row in part.cpu().contiguous().numpy())
-    copies = len(images) - len({hashlib.blake2b(row, digest_size=16).digest() for row in rows})
-    if copies > COPIES * len(images):
-        found = (*found, f"{copies} of {len(images)} {called} are copies of others")
+    found, num = of_distance(features, scores, called), len(digests)
+    copies = num - len(set(digests))
+    if copies > COPIES * num:
+        found = (*found, f"{copies} of {num} {called} are copies of others")
     return found
+
+
+def of_both_sides(fake: list[bytes], real: frozenset[bytes]) -> tuple[str, ...]:
+    """Doubt fake images that are the real ones, which score better than any others can."""
+    both = sum(digest in real for digest in fake)
+    if both <= COPIES * len(fake):
+        return ()
+    return (f"{both} of {len(fake)} fake images are among the real ones",)
 
 
 def of_distance(features: FeatureSet, scores: Scores, called: str) -> tuple[str, ...]:

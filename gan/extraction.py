@@ -75,6 +75,7 @@ def extract_features(
                     bar.update(len(features.features))
                 if images is not None:
                     kept.append(images)
+    next(own, None)  # it ends, and a generator is in the mode that it was in before
     if not process.is_main:
         return None
     return Features.joined(found).map(lambda part: part.to(extractor.device))

@@ -44,6 +44,7 @@ class Reference:
         origin: Where the images come from.
         doubts: What they make doubtful, see `ScoreRecord`.
         classes: The same images by their class; None where no classes are asked for.
+        digests: Of the images, see `doubts.digests_of`; none of statistics.
     """
 
     features: FeatureSet | Statistics
@@ -53,6 +54,7 @@ class Reference:
     origin: Origin
     doubts: tuple[str, ...]
     classes: ClassReference | None = None
+    digests: frozenset[bytes] = frozenset()
 
 
 def subset(images: Pixels, num: int, *key: int | str) -> Pixels:
@@ -211,13 +213,15 @@ def reference_of(
     if labels is not None:
         chosen = subset(labels, protocol.num_real, "reference", sha256)
         by_class = class_reference(points.features, chosen, classes)
+    digests = doubts.digests_of(images)
     return Reference(
         points,
         protocol,
         *floor(features, protocol, extractor.scores),
         replace(origin, sha256=origin.sha256 or sha256_of(images)),
-        doubts.of_images(images, points, extractor.scores, "real images"),
+        doubts.of_images(digests, points, extractor.scores, "real images"),
         by_class,
+        frozenset(digests),
     )
 
 

@@ -150,7 +150,11 @@ def _measured(
         doubt = f"{num} of {len(images)} fake images have features that are not finite"
         return dict.fromkeys(get_args(Number), math.nan), (doubt,)
     computed = numbers(points, features.logits, reference)
-    return computed, doubts.of_images(images, points, names, "fake images")
+    digests = doubts.digests_of(images)
+    return computed, (
+        *doubts.of_images(digests, points, names, "fake images"),
+        *doubts.of_both_sides(digests, reference.digests),
+    )
 
 
 def expected_scores(names: Scores, protocol: Protocol) -> dict[str, float]:

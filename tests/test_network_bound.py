@@ -56,6 +56,8 @@ class Ways(nn.Module):
             nn.init.dirac_(conv.weight)
             conv.weight.data *= factor
         self.pool = nn.MaxPool2d(3, 2, padding=1)
+        divided = {"divisor_override": 1}, {"divisor_override": 8, "stride": 1}
+        self.pools = nn.ModuleList(nn.AvgPool2d(2, **options) for options in ({}, *divided))
         self.register_buffer("std", torch.tensor([0.5, 0.25])[:, None, None])
         self.way = forward
 
@@ -70,6 +72,9 @@ class Ways(nn.Module):
         (lambda n, x: n.four(n.three(x).relu()) + n.three(x), 15),
         (lambda n, x: torch.cat([n.three(x), n.four(x)], 1), 5),
         (lambda n, x: n.pool(n.three(x)), 3 * 2),
+        (lambda n, x: n.pools[0](n.three(x)), 3 / 2),
+        (lambda n, x: n.pools[1](n.three(x)), 3 * 2),
+        (lambda n, x: n.pools[2](n.three(x)), 3 / 8 * 4),
         (lambda n, x: (n.three(x) - 7.0) / n.std, 12),
         (lambda n, x: torch.maximum(n.three(x), n.std), 3),
         (lambda n, x: torch.maximum(n.three(x), n.four(x)), 5),

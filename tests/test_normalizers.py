@@ -590,3 +590,10 @@ def test_an_empty_batch_passes_as_through_a_plain_convolution(kind, training, op
 def test_catalogue_options_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Normalizer("none").kind = "batch"
+
+
+def test_the_affine_kind_takes_what_only_a_filter_would_refuse():
+    """Two turns of the ring are nothing to a depthwise convolution."""
+    conv = nn.Conv2d(2, 2, 3, padding=2, padding_mode="circular")
+    layer = Normalizer("affine")(conv)
+    assert layer(torch.randn(1, 2, 6, 6)).shape == conv(torch.randn(1, 2, 6, 6)).shape

@@ -643,7 +643,7 @@ def scored(fake: Tensor, real: Tensor, extractor: Extractor, tmp_path: Path) -> 
 
 def test_enough_images_are_not_doubted(digits, digits_extractor, tmp_path):
     """A warning that always is there is not read."""
-    record = scored(digits[:1000], digits, digits_extractor, tmp_path)
+    record = scored(digits[:1000] ^ 1, digits, digits_extractor, tmp_path)
     assert record.all_doubts == ()
     assert record.spreads["KID s.e. (digits)"] > 1e-5
     assert record.spreads["CS std (digits)"] > 1e-3
@@ -692,7 +692,7 @@ ALIKE = "FD (digits): {} fake images for 64 features have a singular covariance 
             [ALIKE.format(100, 0), "99 of 100 fake images are copies of others"],
         ),
         (
-            lambda digits: torch.zeros_like(digits[:100]),
+            lambda digits: torch.ones_like(digits[:100]),  # black, but for a level
             lambda digits: digits,
             [ALIKE.format(100, 0), "99 of 100 fake images are copies of others"],
         ),
@@ -713,11 +713,20 @@ def test_few_or_equal_images_are_said_in_the_record(
     digits, digits_extractor, tmp_path, fake, real, told
 ):
     """An FD of 12 images, a CS of one image a split: numbers that say nothing, without a word."""
-    record = scored(fake(digits), real(digits), digits_extractor, tmp_path)
+    others = fake(digits) ^ 1  # than the real ones, by a grey level
+    record = scored(others, real(digits), digits_extractor, tmp_path)
     assert len(record.all_doubts) == len(told)
     for doubt, expected in zip(record.all_doubts, told, strict=True):
         assert doubt.startswith(expected)
     assert from_json(ScoreRecord, json.loads(json.dumps(to_json(record))), "") == record
+
+
+def test_fakes_that_are_the_real_images_are_said(digits, digits_extractor, tmp_path):
+    """A folder of training images, or a generator against itself, scores better than the floor."""
+    record = scored(digits[:1000], digits, digits_extractor, tmp_path)
+    assert record.doubts == ("1000 of 1000 fake images are among the real ones",)
+    few = torch.cat([digits[:10], digits[10:1000] ^ 1])
+    assert scored(few, digits, digits_extractor, tmp_path).doubts == ()
 
 
 @pytest.mark.parametrize("half", [0, 1])

@@ -225,3 +225,14 @@ def test_norms_are_taken_at_the_size_of_each_map():
         expected = A.square().sum() / torch.linalg.matrix_norm(A, ord=2).square()
         assert stable == pytest.approx(expected.item(), rel=0.03)
         assert sigma == pytest.approx(torch.linalg.svdvals(conv.weight.flatten(1))[0].item())
+
+
+def test_norms_are_of_what_runs_in_evaluation_in_the_dtype_of_the_network():
+    """An auxiliary classifier runs in training alone."""
+
+    class Auxiliary(nn.Sequential):
+        def forward(self, x):
+            return self[0](x) + (self[1](x) if self.training else 0)
+
+    network = Auxiliary(nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(1, 2, 3, padding=1)).double()
+    assert layer_norms(network, torch.Size((1, 8, 8))).keys() == {"0"}

@@ -131,7 +131,8 @@ def _orthogonal(layer: nn.Module, parametrization: nn.Module, options: "Normaliz
     rows = _num_rows(layer)
     _with_weight(layer, OutsideAutocast(_by_outputs(layer, parametrization)))
     if options.multiplier:
-        _with_weight(layer, _by_outputs(layer, Scale(1.0, learned_rows=rows)))
+        stored = next(layer.parameters())
+        _with_weight(layer, _by_outputs(layer, Scale(1.0, learned_rows=rows, like=stored)))
     return layer
 
 

@@ -124,11 +124,13 @@ def swapped(weight: torch.Tensor, conv_groups: int) -> torch.Tensor:
 class Scale(nn.Module):
     """Every row of the weight times `scale`; with `learned_rows` a parameter for each of them."""
 
-    def __init__(self, scale: float, learned_rows: int = 0):
+    def __init__(self, scale: float, learned_rows: int = 0, like: torch.Tensor | None = None):
+        """like: what a learned scale has the device and the dtype of."""
         super().__init__()
         self.scale = scale
         if learned_rows:
-            self.scale = nn.Parameter(torch.full((learned_rows,), float(scale)))
+            factory = {} if like is None else {"device": like.device, "dtype": like.dtype}
+            self.scale = nn.Parameter(torch.full((learned_rows,), float(scale), **factory))
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         if isinstance(self.scale, nn.Parameter):

@@ -33,7 +33,7 @@ def normalized_layer(found: Candidate, normalizer: Normalizer, calibrated: bool)
         normalizer = replace(normalizer, affine=False)
     make = CONVERTERS.get(type(conv), lambda twin, options: options.convolution(twin))
     try:
-        layer = make(_twin(conv), normalizer)
+        layer = make(without_hooks(conv), normalizer)
     except ValueError as error:
         raise ValueError(f"{found.names[0] or 'the model'}: {error}") from None
     if normalizer.definition.fit is not None:
@@ -69,13 +69,13 @@ def plain_layer(layer: nn.Module) -> nn.Conv2d:
     return plain.train(layer.training)
 
 
-def _twin(conv: nn.Conv2d) -> nn.Conv2d:
-    """A convolution with the very parameters of `conv`, to which a kind may do what it does.
+def without_hooks(layer: nn.Module) -> nn.Module:
+    """A layer with the very parameters, buffers and modules of `layer`, but none of its hooks.
 
-    Without its hooks, which `_hand_over` gives to what the kind makes of it.
+    A kind may do to it what it does; `_hand_over` gives the hooks to what that makes.
     """
-    twin = copy.copy(conv)
-    for name, value in list(vars(conv).items()):
+    twin = copy.copy(layer)
+    for name, value in list(vars(layer).items()):
         if name in ("_parameters", "_buffers", "_modules"):
             setattr(twin, name, copy.copy(value))
         elif "_hook" in name and isinstance(value, dict):

@@ -228,6 +228,23 @@ def test_the_handle_of_a_hook_still_removes_it(kind):
     assert seen == [layer]
 
 
+def test_hooks_are_neither_in_the_way_of_images_nor_called_twice():
+    """One that shifts the input is a part of the model that the affine is fitted to."""
+    model = nn.Sequential(seeded(lambda: conv3(8, 8)))
+    model[0].register_forward_pre_hook(lambda module, args: (args[0] - 3,))
+    model[0].register_forward_hook(lambda module, args, output: None)
+    images = maps(8, n=8)
+    expected = model(images)
+    converted, report = convert(model, calibrate=images)
+    error = (converted(images) - expected).norm() / expected.norm()
+    assert report.rows[0].error == pytest.approx(error.item(), rel=0.05)
+    assert report.images == 8
+
+
+def test_one_image_without_a_batch_is_one():
+    assert convert(nn.Sequential(conv3(8, 8)), calibrate=[maps(8)[0]])[1].images == 1
+
+
 # Networks of torchvision and timm, which no weights are made of.
 
 

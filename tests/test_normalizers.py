@@ -597,3 +597,11 @@ def test_the_affine_kind_takes_what_only_a_filter_would_refuse():
     conv = nn.Conv2d(2, 2, 3, padding=2, padding_mode="circular")
     layer = Normalizer("affine")(conv)
     assert layer(torch.randn(1, 2, 6, 6)).shape == conv(torch.randn(1, 2, 6, 6)).shape
+
+
+@pytest.mark.parametrize("kind", ["oni", "own", "weight"])
+def test_a_multiplier_is_where_its_layer_is(kind):
+    conv = nn.Conv2d(4, 8, 3, device="meta", dtype=torch.float64)
+    layer = Normalizer(kind, multiplier=True)(conv)
+    found = {(parameter.device.type, parameter.dtype) for parameter in layer.parameters()}
+    assert found == {("meta", torch.float64)}

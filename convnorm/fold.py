@@ -18,7 +18,9 @@ from convnorm.maps import in_evaluation, random_signs
 from convnorm.operator_norm import UnitOperatorNorm
 from convnorm.replacement import replaced
 from convnorm.tables import Pair
+from convnorm.transposed import ConvNormTranspose2d
 
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 IMAGES = 4  # of random signs, on which a form is measured
 
 
@@ -89,7 +91,8 @@ def fold(
 
     Affines are never merged; BatchNorms of the layers are, and so is the division of
     `spectral_convnorm`. Weights of other kinds (spectral norm, ONI, ...) are kept as they are
-    computed. A layer that the example does not run, or runs at several sizes, is left as it is.
+    computed. A layer that the example does not run, or runs at several sizes, is left as it is, and
+    so is one with hooks, or a transposed one.
 
     Raises ValueError for a tolerance below 0 and for a model without such a layer or weight.
     """
@@ -101,13 +104,18 @@ def fold(
     rows, new = [], {}
     for name, module in _outermost(folded):
         layer = module.layer if isinstance(module, UnitOperatorNorm) else module
-        reason = _reason_to_leave(layer, uses[layer])
+        reason = _reason_to_leave(module, layer, uses[layer])
         if reason:
             rows.append(Fold(name, reason=reason))
             continue
         (size,) = uses[layer].inputs
         new[module], row = _folded(name, module, layer, size, tolerance)
         rows.append(row)
+    modules = folded.named_modules()
+    transposed = [name for name, each in modules if isinstance(each, ConvNormTranspose2d)]
+    rows += [
+        Fold(name, reason="transposed, of which there is no plain form") for name in transposed
+    ]
     weights = _keep_weights(folded, new)
     if not rows and not weights:
         raise ValueError("the model has no ConvNorm2d and no parametrized weight to fold")
@@ -132,7 +140,7 @@ def _outermost(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
-def _reason_to_leave(layer: ConvNorm2d, use: Use | None) -> str:
+def _reason_to_leave(module: nn.Module, layer: ConvNorm2d, use: Use | None) -> str:
     if use is None:
         return "not run by the example"
     if sizes := use.several_sizes:
@@ -140,6 +148,8 @@ def _reason_to_leave(layer: ConvNorm2d, use: Use | None) -> str:
     norm = layer.batch_norm
     if norm is not None and norm.running_mean is None:
         return "its BatchNorm takes the statistics of the batch"
+    if any(vars(each)[name] for each in module.modules() for name in HOOKS):
+        return "has hooks, which may change what it computes"
     return ""
 
 

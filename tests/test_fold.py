@@ -12,6 +12,7 @@ from convnorm.fold import fold
 from convnorm.folding import Folding
 from convnorm.layer import ConvNorm2d
 from convnorm.normalizers import Normalizer
+from convnorm.transposed import ConvNormTranspose2d
 
 
 def trained(layer: nn.Module) -> nn.Module:
@@ -159,6 +160,24 @@ def test_what_cannot_be_folded_is_left_and_said():
         "batch": "its BatchNorm takes the statistics of the batch",
     }
     assert report.output_error < 0.05
+
+
+def test_layers_with_hooks_and_transposed_ones_are_left_and_said():
+    """A hook can change the input, which the plain module would not."""
+    model = nn.Sequential(
+        ConvNorm2d(3, 4, 3, padding=1),
+        ConvNorm2d(4, 4, 3, padding=1),
+        ConvNormTranspose2d(4, 4, 4, 2, 1),
+    ).eval()
+    model[0].register_forward_pre_hook(lambda module, args: (2 * args[0],))
+    x = torch.randn(2, 3, 8, 8)
+    folded, report = fold(model, x, tolerance=0)
+    assert report.folded == ("1",)
+    assert report.left == {
+        "0": "has hooks, which may change what it computes",
+        "2": "transposed, of which there is no plain form",
+    }
+    torch.testing.assert_close(folded(x), model(x))
 
 
 @pytest.mark.parametrize(

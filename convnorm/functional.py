@@ -101,9 +101,10 @@ def conv_norm2d(
     """Convolve, then divide every output channel by its spectrum.
 
     x: (N, I, H, W) or (I, H, W); weight: (O, I / groups, k_h, k_w). stride, dilation: pairs;
-    padding: of the left, right, top and bottom; the rest as torch.nn.functional.conv2d. affine: (O, 1, a, b) of odd sizes, a kernel that is convolved with
-    each channel on its ring. Returns what conv2d would, (N, O, H', W') or (O, H', W'), in the same
-    dtype, and in channels_last where x is. The options and the padding modes: see ConvNorm2d.
+    padding: of the left, right, top and bottom; the rest as torch.nn.functional.conv2d. affine:
+    (O, 1, a, b) of odd sizes, a kernel that is convolved with each channel on its ring. Returns
+    what conv2d would, (N, O, H', W') or (O, H', W'), in the same dtype, and in channels_last where
+    x is. The options and the padding modes: see ConvNorm2d.
     Raises ValueError for a grid or filter that does not exist, an input of other dimensions or
     smaller than the kernel, and circular padding that `check_ring` refuses; TypeError for complex
     numbers.

@@ -120,6 +120,26 @@ GROUP, OLD_GROUP = "/sys/fs/cgroup", "/sys/fs/cgroup/memory"
             },
             4000,
         ),
+        (  # a job of Slurm, without a container
+            {
+                "/proc/self/cgroup": "0::/system.slice/slurmstepd.scope/job_1/step_0\n",
+                f"{GROUP}/system.slice/slurmstepd.scope/job_1/memory.max": "5000\n",
+                f"{GROUP}/system.slice/slurmstepd.scope/job_1/memory.current": "2000\n",
+                f"{GROUP}/system.slice/slurmstepd.scope/job_1/step_0/memory.max": "max\n",
+            },
+            3000,
+        ),
+        (
+            {
+                "/proc/self/cgroup": "5:devices:/\n4:cpuacct,memory:/slurm/job_1\n",
+                f"{OLD_GROUP}/slurm/job_1/memory.limit_in_bytes": "5000\n",
+                f"{OLD_GROUP}/slurm/job_1/memory.usage_in_bytes": "3000\n",
+                f"{OLD_GROUP}/memory.limit_in_bytes": "9000\n",
+                f"{OLD_GROUP}/memory.usage_in_bytes": "5000\n",
+            },
+            2000,
+        ),
+        ({"/proc/self/cgroup": "0::/../other\n", f"{GROUP}/../other/memory.max": "1"}, 1024000),
     ],
 )
 def test_a_container_can_have_less_than_the_machine(group, expected, monkeypatch):

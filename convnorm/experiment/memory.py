@@ -5,6 +5,18 @@ from pathlib import Path
 
 from convnorm.experiment.errors import InputError
 
+# Controller, where its groups are, and the files with the limit, the use, and what can be dropped.
+CONTROL_GROUPS = (
+    ("", "/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file "),
+    (
+        "memory",
+        "/sys/fs/cgroup/memory",
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        "total_inactive_file ",
+    ),
+)
+
 
 def require_memory(num_bytes: int, what: str) -> None:
     """Raise an InputError where `num_bytes` are more than this process can still get.
@@ -37,22 +49,33 @@ def _machine() -> int | None:
 
 
 def _control_group() -> int | None:
-    """Of control groups 2 and 1; pages of files that the kernel can drop count as free."""
-    for folder, limit, used, cache in (
-        ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file "),
-        (
-            "/sys/fs/cgroup/memory",
-            "memory.limit_in_bytes",
-            "memory.usage_in_bytes",
-            "total_inactive_file ",
-        ),
-    ):
-        most, now = _read(f"{folder}/{limit}").strip(), _read(f"{folder}/{used}").strip()
-        if most.isdigit() and now.isdigit():
-            lines = _read(f"{folder}/memory.stat").splitlines()
-            dropped = sum(int(line.split()[1]) for line in lines if line.startswith(cache))
-            return max(0, int(most) - int(now) + dropped)
-    return None
+    """What is left in the process's control group or in one above it, of version 2 or 1."""
+    left = [
+        _left(group, limit, used, cache)
+        for controller, root, limit, used, cache in CONTROL_GROUPS
+        for group in _groups(controller, root)
+    ]
+    return min((each for each in left if each is not None), default=None)
+
+
+def _groups(controller: str, root: str) -> list[str]:
+    """The folders of the process's group, as a job of Slurm has one, and of all above it."""
+    entries = (line.split(":", 2) for line in _read("/proc/self/cgroup").splitlines())
+    own = [entry[2] for entry in entries if controller in entry[1].split(",")]
+    parts = [part for path in own[:1] for part in path.split("/") if part]
+    if ".." in parts:  # of a group outside of the namespace
+        parts = []
+    return ["/".join([root, *parts[:depth]]) for depth in range(len(parts) + 1)]
+
+
+def _left(group: str, limit: str, used: str, cache: str) -> int | None:
+    """Of one group; pages of files that the kernel can drop count as free."""
+    most, now = _read(f"{group}/{limit}").strip(), _read(f"{group}/{used}").strip()
+    if not most.isdigit() or not now.isdigit():
+        return None
+    lines = _read(f"{group}/memory.stat").splitlines()
+    dropped = sum(int(line.split()[1]) for line in lines if line.startswith(cache))
+    return max(0, int(most) - int(now) + dropped)
 
 
 def _address_space() -> int | None:

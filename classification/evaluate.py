@@ -103,9 +103,8 @@ def evaluate(loaded: LoadedClassifier, options: Options, device: torch.device) -
     for name in filter(stages_of, names):
         check_classes(name, len(loaded.classes))
     subject = subject_of(loaded, options, device)
-    for name in names:
-        if "square" in stages_of(name) and name.endswith("_l2"):
-            check_tiles(name, *subject.images.images.shape[-2:])
+    if "autoattack_l2" in names:
+        check_tiles("autoattack_l2", *subject.images.images.shape[-2:])
     sources = _sources(options, subject.images)
     _make_folder(subject.folder)
     with full_float32(device), frozen(loaded.network):

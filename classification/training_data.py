@@ -8,7 +8,14 @@ import torch
 from classification import label_noise
 from classification.config import ClassifierConfig
 from classification.splits import split
-from convnorm.experiment.data import DataConfig, Images, Pixels, has_split, parts_of
+from convnorm.experiment.data import (
+    DataConfig,
+    Images,
+    Pixels,
+    evenly_spaced,
+    has_split,
+    parts_of,
+)
 from convnorm.experiment.data.stored import per_read
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.run.batches import sha256_of
@@ -46,11 +53,11 @@ class TrainingData:
     def mislabelled(self, limit: int) -> tuple[Images, torch.Tensor]:
         """At most `limit` training images with their wrong labels, and their clean labels.
 
-        They are evenly spaced among all that have one, as many data sets are sorted by class.
+        They are evenly spaced among all that have one.
         """
         clean = self.clean[self.train_positions]
         wrong = (self.train.labels != clean).nonzero().flatten()
-        wrong = wrong[torch.linspace(0, len(wrong) - 1, min(limit, len(wrong))).long()]
+        wrong = wrong[evenly_spaced(len(wrong), limit)]
         return self.train.take(wrong), clean[wrong]
 
 

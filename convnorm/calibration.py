@@ -16,6 +16,7 @@ from torch.func import functional_call
 from convnorm.convolution import pad
 from convnorm.functional import spectral_gain
 from convnorm.layer import ConvNorm2d
+from convnorm.replacement import without_hooks
 
 RING = 64  # the least size of the ring on which 1 / G is inverted
 RIDGE = 1e-6  # of the mean of the diagonal of the normal equations
@@ -69,7 +70,7 @@ class LeastSquares:
                 "affine_mode='same' or grid='native', or calibrate on the weights"
             )
         calibrate_on_weights(layer)
-        self.layer = layer
+        self.layer = without_hooks(layer)  # the convolution, which has them too, has called them
         channels, taps = layer.out_channels, layer.affine.weight[0].numel()
         zeros = torch.zeros(
             channels, taps + 1, taps + 2, dtype=torch.float64, device=layer.weight.device

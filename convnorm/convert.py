@@ -25,7 +25,7 @@ from convnorm.execution import (
 from convnorm.kind import Kind
 from convnorm.layer import ConvNorm2d
 from convnorm.normalizers import Normalizer
-from convnorm.replacement import normalized_layer, plain_layer, replaced, without_hooks
+from convnorm.replacement import normalized_layer, plain_layer, replaced
 from convnorm.selection import (
     SKIPS,
     Candidate,
@@ -234,8 +234,7 @@ def _calibrate(
         raise ValueError("calibrate: none of the layers is a ConvNorm2d with an affine to start")
     if inputs == "weights":
         return {conv: calibrate_on_weights(layer) for conv, layer in fitted.items()}, None
-    # The layers have the hooks of the convolutions already, which are not to be called twice.
-    fits = {conv: LeastSquares(without_hooks(layer)) for conv, layer in fitted.items()}
+    fits = {conv: LeastSquares(layer) for conv, layer in fitted.items()}
 
     def add(conv: nn.Module, args: tuple, kwargs: dict, output: torch.Tensor) -> None:
         fits[conv].add(next(tensors_in((args, kwargs))), output)
@@ -244,8 +243,7 @@ def _calibrate(
     with undisturbed(model), hooked(fits, add):
         for one in inputs:
             call(model, one)
-            first = next(tensors_in(one))
-            images += 1 if first.dim() == 3 else len(first)
+            images += 1 if (first := next(tensors_in(one))).dim() == 3 else len(first)
     names = {module: name for name, module in model.named_modules()}
     errors = {}
     for conv, fit in fits.items():

@@ -12,7 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from convnorm.experiment.data import DataConfig, Images, has_split, load_images
+from convnorm.experiment.data import (
+    DataConfig,
+    Images,
+    evenly_spaced,
+    has_split,
+    load_images,
+)
 from convnorm.experiment.data.pixels import from_uint8
 from convnorm.experiment.run.board import GAIN
 from convnorm.precision import convolutions_are_rounded
@@ -123,8 +129,7 @@ def probe_of(
     found = load_images(data, "test") if has_split(data, "test") else training
     fits = found.images.shape[1:] == training.images.shape[1:]
     found = found if fits else training  # all gray, or the only ones in colour
-    # Evenly spaced, as many data sets are sorted by class.
-    chosen = torch.linspace(0, len(found.images) - 1, min(NUM, len(found.images))).long()
+    chosen = evenly_spaced(len(found.images), NUM)
     latents = Prior(config.model.z_dim, len(training.classes)).draw(NUM, config.seed, "gain")
     return Probe(
         real=Batch(from_uint8(found.images[chosen]).to(device), found.labels[chosen].to(device)),

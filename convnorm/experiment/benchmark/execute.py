@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from tqdm import tqdm
@@ -14,6 +14,7 @@ from convnorm.experiment.benchmark.deadline import may_begin
 from convnorm.experiment.benchmark.grid import Benchmark
 from convnorm.experiment.benchmark.plan import (
     GRID,
+    Progress,
     about,
     expected_seconds,
     seconds_left,
@@ -68,18 +69,17 @@ def execute(benchmark: Benchmark, executor: Executor, processes: int, device: st
         progress = survey(benchmark)
         left = [item.run for item in progress if item.state != "done"]
         if left:
-            if all(item.state == "not begun" for item in progress):
-                _register(benchmark)
+            _register(benchmark, progress)
             _execute(benchmark, executor, [Attempt(benchmark, r, processes, device) for r in left])
 
 
-def _register(benchmark: Benchmark) -> None:
+def _register(benchmark: Benchmark, progress: Sequence[Progress]) -> None:
     """Keep the grid of the first start: a report tells whether it was changed since then.
 
     Where runs were taken over first, their scores were known already.
     """
     file = benchmark.folder / GRID
-    if not file.exists():
+    if not file.exists() and all(item.state == "not begun" for item in progress):
         content = to_yaml(benchmark.grid).encode()
         files.write(file, lambda opened: opened.write(content))
 

@@ -14,12 +14,11 @@ import yaml
 from convnorm.experiment.benchmark.attempt import Command
 from convnorm.experiment.benchmark.attempt_records import ATTEMPTS, ELSEWHERE, attempts
 from convnorm.experiment.benchmark.comparisons import mcnemar_tests, paired_tests
-from convnorm.experiment.benchmark.grid import Benchmark, Cell, Grid, Run, cells, named
+from convnorm.experiment.benchmark.grid import Benchmark, Cell, Grid, cells, named
 from convnorm.experiment.benchmark.pipeline import Pipeline, Result
 from convnorm.experiment.benchmark.plan import GRID, Progress, survey
 from convnorm.experiment.benchmark.soundness import agree, finite, with_sound_picture
 from convnorm.experiment.config import differences, to_yaml, yaml_text
-from convnorm.experiment.config.fields import places_of
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.records import (
     CellCost,
@@ -163,20 +162,11 @@ def _runs(
                 attempts=started[run.name] if told is None else told.attempts,
                 reason=item.reason,
                 result=result and _result(result, curve, benchmark),
-                config=_config(run),
+                config=checkpoint.without_places(run.config),
                 data_sha256=result and result.data_sha256,
                 taken_from=told and told.taken_from,
             )
         )
-    return found
-
-
-def _config(run: Run) -> dict[str, Any]:
-    """The config of a run without the places of its data, which are those of a machine."""
-    found = checkpoint.plain(run.config)
-    for key in places_of(type(run.config)):
-        group, _, name = key.rpartition(".")
-        del found[group][name]
     return found
 
 

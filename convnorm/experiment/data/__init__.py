@@ -1,6 +1,6 @@
 """Real images: which, where from, and how they are read into one uint8 tensor."""
 
-from convnorm.experiment.data.images import Images, Pixels, parts_of, taken
+from convnorm.experiment.data.images import Images, Pixels, evenly_spaced, parts_of, taken
 from convnorm.experiment.data.loading import (
     DataConfig,
     data_path,
@@ -14,6 +14,7 @@ __all__ = [
     "Images",
     "Pixels",
     "data_path",
+    "evenly_spaced",
     "has_split",
     "load_images",
     "parts_of",

@@ -94,6 +94,11 @@ def taken(images: Pixels, positions: Tensor) -> Pixels:
     return images.take(positions) if isinstance(images, StoredImages) else images[positions]
 
 
+def evenly_spaced(size: int, num: int) -> Tensor:
+    """Return `num` positions below `size`, int64, or all: many data sets are sorted by class."""
+    return torch.linspace(0, size - 1, min(num, size)).long()
+
+
 @dataclass(frozen=True)
 class Skipped:
     """What is not read. why: the rule, in a word or two. what: a file of a folder, a key of npz."""

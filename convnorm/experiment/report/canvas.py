@@ -1,7 +1,7 @@
 """The panels, axes and lines of which figures are made, whatever they show."""
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import ceil, log10
 from typing import Any
 
@@ -15,6 +15,7 @@ from convnorm.experiment.report.formats import number
 from convnorm.experiment.report.palette import REFERENCE
 
 WIDTH = 6.5  # inches
+Runs = Sequence[Sequence[Sequence[float]]]  # of each run its points, (step, ...)
 FAR = 2.5  # times: an axis grows at most so much wider for values far from the rest
 
 
@@ -49,12 +50,17 @@ def with_panels(n: int, height: float, columns: int = 3) -> tuple[Figure, list[A
     return figure, panels[:n]
 
 
-def stacked(series: Iterable[Sequence[Sequence[float]]]) -> np.ndarray | None:
+def stacks(series: Mapping[int, Runs]) -> dict[int, np.ndarray]:
+    """The place of a cell -> its runs, `stacked`; cells whose runs share no step are left out."""
+    found = {index: stacked(of_cell) for index, of_cell in series.items()}
+    return {index: stack for index, stack in found.items() if stack is not None}
+
+
+def stacked(series: Runs) -> np.ndarray | None:
     """Points (step, ...) of several runs at the steps that all have: (runs, points, columns).
 
     None where there is no such step.
     """
-    series = list(series)
     common = set.intersection(*({point[0] for point in points} for points in series))
     if not common:
         return None

@@ -13,12 +13,13 @@ from matplotlib.image import imread
 
 from convnorm.experiment.records import Report, RunRecord
 from convnorm.experiment.report.canvas import (
+    Runs,
     as_png,
     draw_band,
     draw_legend,
     draw_reference,
     set_frame,
-    stacked,
+    stacks,
     theme,
     with_panels,
     write_beyond,
@@ -109,13 +110,12 @@ def _curves(report: Report, ink: str, against_time: bool) -> Captioned | None:
         index: [[(p.step, p.seconds, p.value) for p in run.result.curve] for run in runs]
         for index, runs in done.items()
     }
-    stacks = {index: stacked(of_cell) for index, of_cell in series.items()}
-    stacks = {index: stack for index, stack in stacks.items() if stack is not None}
-    if not stacks:
+    found = stacks(series)
+    if not found:
         return None
-    longest = max(stack[:, -1, 1].mean() for stack in stacks.values())
+    longest = max(stack[:, -1, 1].mean() for stack in found.values())
     unit, seconds = next((u, s) for u, s in TIMES.items() if longest >= 3 * s or s == 1)
-    groups = {key: [i for i in group if i in stacks] for key, group in grouped(report).items()}
+    groups = {key: [i for i in group if i in found] for key, group in grouped(report).items()}
     groups = {key: group for key, group in groups.items() if group}
     figure, panels = with_panels(len(groups), 4 if len(groups) == 1 else 2.6)
     runs, scale = [run for runs in done.values() for run in runs], metric.scale
@@ -125,7 +125,7 @@ def _curves(report: Report, ink: str, against_time: bool) -> Captioned | None:
     floor = scale * report.floor.get(name, math.nan)
     for axes, (key, group) in zip(panels, groups.items(), strict=True):
         for index in group:
-            stack = stacks[index]
+            stack = found[index]
             x = stack[:, :, 1].mean(0) / seconds if against_time else stack[0, :, 0]
             axis = report.compared_axis
             label = label_of(report, axis, report.cells[index].labels[axis])
@@ -202,8 +202,8 @@ def _spectra(report: Report, ink: str, spectrum: Spectrum) -> Captioned | None:
     # A layer's name and its position in the network that has it.
     positions = {layer: n for of_run in found[::-1] for n, layer in enumerate(of_run, 1)}
     names = dict.fromkeys(layer for of_run in found for layer in of_run)
-    stacks = {layer: _stacks(done, norm, layer) for layer in names}
-    layers = [layer for layer, of_cells in stacks.items() if of_cells]
+    known = {layer: stacks(_series(done, norm, layer)) for layer in names}
+    layers = [layer for layer, of_cells in known.items() if of_cells]
     if not layers:
         return None
     shown = layers
@@ -212,7 +212,7 @@ def _spectra(report: Report, ink: str, spectrum: Spectrum) -> Captioned | None:
     figure, panels = with_panels(len(shown), 2.2)
     for panel, layer in zip(panels, shown, strict=True):
         values = []
-        for index, stack in stacks[layer].items():
+        for index, stack in known[layer].items():
             x, y = stack[0, :, 0], stack[:, :, 1]
             draw_band(panel, x, y, look_of(report, index, ink), full_label(report, index))
             values += y.flatten().tolist()
@@ -229,17 +229,16 @@ def _spectra(report: Report, ink: str, spectrum: Spectrum) -> Captioned | None:
     return figure, f"The {spectrum.told} of {what} over training. {note}{BANDS}"
 
 
-def _stacks(done: dict[int, list[RunRecord]], norm: str, layer: str) -> dict[int, np.ndarray]:
-    """The place of a cell -> `stacked` steps and values of its runs, where they share a step."""
-    series = {
+def _series(done: dict[int, list[RunRecord]], norm: str, layer: str) -> dict[int, Runs]:
+    """The place of a cell -> steps and values of a layer, of each of its runs."""
+    measured = {
         index: [run.result.norms.get(norm, {}).get(layer, ()) for run in runs]
         for index, runs in done.items()
     }
-    stacks = {
-        index: stacked([(point.step, point.value) for point in points] for points in of_cell)
-        for index, of_cell in series.items()
+    return {
+        index: [[(point.step, point.value) for point in points] for points in of_cell]
+        for index, of_cell in measured.items()
     }
-    return {index: stack for index, stack in stacks.items() if stack is not None}
 
 
 def _samples(report: Report, folder: Path) -> Captioned | None:

@@ -14,7 +14,7 @@ from convnorm.experiment.report.canvas import (
     draw_legend,
     draw_reference,
     set_frame,
-    stacked,
+    stacks,
     with_panels,
 )
 from convnorm.experiment.report.cells import (
@@ -42,14 +42,13 @@ def gains_over_steps(report: Report, ink: str) -> tuple[Figure, str] | None:
         for index, runs in finished_runs(report).items()
     }
     known = {index: [points for points in of_cell if points] for index, of_cell in series.items()}
-    stacks = {index: stacked(of_cell) for index, of_cell in known.items() if of_cell}
-    stacks = {index: stack for index, stack in stacks.items() if stack is not None}
-    if not stacks:
+    found = stacks({index: of_cell for index, of_cell in known.items() if of_cell})
+    if not found:
         return None
-    panels_of = {key: [i for i in group if i in stacks] for key, group in grouped(report).items()}
+    panels_of = {key: [i for i in group if i in found] for key, group in grouped(report).items()}
     panels_of = {key: group for key, group in panels_of.items() if group}
     figure, panels = with_panels(len(panels_of), 4 if len(panels_of) == 1 else 2.6)
-    values = [value for stack in stacks.values() for value in stack[:, :, 1].flatten().tolist()]
+    values = [value for stack in found.values() for value in stack[:, :, 1].flatten().tolist()]
     lengths = {run.result.cost.steps for run in report.done}
     for axes, (key, group) in zip(panels, panels_of.items(), strict=True):
         if len(lengths) == 1:
@@ -59,7 +58,7 @@ def gains_over_steps(report: Report, ink: str) -> tuple[Figure, str] | None:
             axis, cell = report.compared_axis, report.cells[index]
             label = label_of(report, axis, cell.labels[axis])
             label = label if len(panels_of) > 1 else full_label(report, index)
-            steps, gains = stacks[index][0, :, 0], stacks[index][:, :, 1]
+            steps, gains = found[index][0, :, 0], found[index][:, :, 1]
             draw_band(
                 axes, steps, gains, style(place_of(report, index), ink), label, geometric=True
             )

@@ -193,6 +193,15 @@ def plain(config: object) -> dict[str, Any]:
     return yaml.safe_load(to_yaml(config))
 
 
+def without_places(config: object) -> dict[str, Any]:
+    """Return a plain config without the places of its data, which are those of a machine."""
+    found = plain(config)
+    for key in places_of(type(config)):
+        group, _, name = key.rpartition(".")
+        del found[group][name]
+    return found
+
+
 Kind = TypeVar("Kind")
 
 

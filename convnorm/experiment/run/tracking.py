@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from convnorm.experiment import files
+from convnorm.experiment.data import evenly_spaced
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.pictures import picture_of, save_png
 from convnorm.experiment.run.board import Board
@@ -215,10 +216,10 @@ class Tracker:
     def real_images(self, images: torch.Tensor, num: int) -> None:
         """Write `num` of the real images (N, C, H, W) uint8 beside the samples, once a run.
 
-        They are evenly spaced, as many data sets are sorted by class.
+        They are evenly spaced.
         """
         if not (self.run_dir / "samples" / "real.png").exists():
-            chosen = torch.linspace(0, len(images) - 1, min(num, len(images))).long()
+            chosen = evenly_spaced(len(images), num)
             self._picture("real", "samples/real", picture_of(images[chosen]), 0)
 
     def _picture(self, name: str, tag: str, image: torch.Tensor, step: int) -> None:

@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 
 from convnorm.batch_norm import BATCH_NORMS, batch_norm_factor
 from convnorm.chain import Chain
+from convnorm.convolution import pads_of
 from convnorm.functional import spectral_gain
 from convnorm.layer import ConvNorm2d
 from convnorm.operator_norm import UnitOperatorNorm
@@ -144,7 +145,7 @@ def _of_operator_norm(layer: UnitOperatorNorm, dtype: torch.dtype) -> Part:
 def _affine(conv: nn.Conv2d, place: str, dtype: torch.dtype, wraps: bool = False) -> Part:
     """A convolution of each channel by itself. wraps: on a ring, whatever its padding is."""
     kernel = conv.kernel_size
-    left, right, top, bottom = conv._reversed_padding_repeated_twice
+    left, right, top, bottom = pads_of(conv)
     keeps_size = (top + bottom, left + right) == (kernel[0] - 1, kernel[1] - 1)
     alone = conv.groups == conv.in_channels == conv.out_channels
     if not (alone and keeps_size and conv.stride == conv.dilation == (1, 1)):

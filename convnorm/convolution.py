@@ -6,10 +6,29 @@ nn.Conv2d's; strides and dilations are pairs.
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from convnorm.tables import Pair
 
 Pads = tuple[int, int, int, int]  # left, right, top, bottom
+
+
+def pads_of(conv: nn.Conv2d) -> Pads:
+    """How the layer pads now, whatever it was made with: as nn.Conv2d reads its attributes.
+
+    "same" puts an odd pixel right and below. Of a mode other than zeros, nn.Conv2d keeps the
+    padding that it was made with.
+    """
+    if conv.padding_mode != "zeros":
+        return tuple(conv._reversed_padding_repeated_twice)
+    if conv.padding == "same":
+        vertical, horizontal = (
+            d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)
+        )
+        left, top = horizontal // 2, vertical // 2
+        return left, horizontal - left, top, vertical - top
+    vertical, horizontal = (0, 0) if conv.padding == "valid" else conv.padding
+    return horizontal, horizontal, vertical, vertical
 
 
 def as_batch(x: torch.Tensor) -> torch.Tensor:

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from convnorm.batch_norm import batch_norm_factor
-from convnorm.convolution import Pads, output_size
+from convnorm.convolution import Pads, output_size, pads_of
 from convnorm.energy import spectral_energy
 from convnorm.filtering import filter_matrix
 from convnorm.functional import spectral_gain
@@ -74,7 +74,7 @@ class Folding:
         self.layer, self.size = layer, size
         self.weight = layer.weight.detach().cpu().double()
         self.kernel, self.stride, self.dilation = layer.kernel_size, layer.stride, layer.dilation
-        pads, mode = tuple(layer._reversed_padding_repeated_twice), layer.padding_mode
+        pads, mode = pads_of(layer), layer.padding_mode
         self.outer = None
         if layer.grid == "full" and mode in ("reflect", "replicate"):  # the padded map is the input
             self.outer, mode = PADDINGS[mode](pads), "zeros"
@@ -117,12 +117,11 @@ class Folding:
             self.factor, self.offset = layer.scale * scale, constant * scale + shift
             return
         self.factor, self.offset = zeros + layer.scale, bias
-        pads = tuple(layer.affine._reversed_padding_repeated_twice)
         kernel = weight * scale[:, None, None, None]
         self.affine = plain_convolution(
             kernel,
             own * scale + shift,
-            pads=pads,
+            pads=pads_of(layer.affine),
             groups=len(scale),
             mode=layer.affine.padding_mode,
         )

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from convnorm.affine import AFFINE_INITS, behind_filter, depthwise_affine, odd_size
-from convnorm.convolution import convolve, convolve_adjoint
+from convnorm.convolution import convolve, convolve_adjoint, pads_of
 from convnorm.functional import (
     FILTERS,
     GRIDS,
@@ -145,7 +145,7 @@ class ConvNorm2d(nn.Conv2d):
         self.filter = filter
         self.scale = scale
         if grid == "full" and padding_mode == "circular":
-            check_ring(self._pads(), self.kernel_size, self.dilation)
+            check_ring(pads_of(self), self.kernel_size, self.dilation)
         self.affine_mode = affine_mode
         self.affine = self._depthwise_affine(affine_size, affine_init, factory) if affine else None
         self.batch_norm = nn.BatchNorm2d(out_channels, **factory) if batch_norm else None
@@ -173,12 +173,8 @@ class ConvNorm2d(nn.Conv2d):
         circular = self.padding_mode == "circular"
         return depthwise_affine(self.out_channels, size, init, circular, **factory)
 
-    def _pads(self) -> tuple[int, int, int, int]:
-        """(left, right, top, bottom); "same" puts an odd pixel right and below, as nn.Conv2d."""
-        return tuple(self._reversed_padding_repeated_twice)
-
     def _geometry(self) -> tuple:
-        return self.stride, self._pads(), self.dilation, self.groups, self.padding_mode
+        return self.stride, pads_of(self), self.dilation, self.groups, self.padding_mode
 
     def _filtered(self, x: torch.Tensor) -> torch.Tensor:
         """The convolution behind its filter and an affine on its ring, times `scale`."""
@@ -227,8 +223,8 @@ class ConvNorm2d(nn.Conv2d):
 
     def _affine_map(self) -> tuple:
         """How the affine convolves: stride, padding, dilation, groups and mode of padding."""
-        pads = tuple(self.affine._reversed_padding_repeated_twice)
-        return (1, 1), pads, (1, 1), self.affine.groups, self.affine.padding_mode
+        affine = self.affine
+        return (1, 1), pads_of(affine), (1, 1), affine.groups, affine.padding_mode
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self._filtered(x)

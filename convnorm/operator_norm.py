@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from convnorm.convolution import convolve, convolve_adjoint
+from convnorm.convolution import convolve, convolve_adjoint, pads_of
 from convnorm.fixed import computed_once, shared_weights
 from convnorm.layer import ConvNorm2d
 from convnorm.parametrizations import WARM_UP
@@ -32,8 +32,7 @@ class OperatorNorm(nn.Module):
     def __init__(self, conv: nn.Conv2d):
         super().__init__()
         self.in_channels = conv.in_channels
-        pads = tuple(conv._reversed_padding_repeated_twice)
-        self.geometry = (conv.stride, pads, conv.dilation, conv.groups, conv.padding_mode)
+        self.geometry = (conv.stride, pads_of(conv), conv.dilation, conv.groups, conv.padding_mode)
         reach = [d * (k - 1) + 1 for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
         self.fit(conv.weight, torch.Size(max(UNFITTED, r) for r in reach))
 

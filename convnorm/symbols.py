@@ -18,7 +18,7 @@ from math import gcd, prod
 import torch
 
 from convnorm.composite import Composite, NoSymbol, Part, waves
-from convnorm.convolution import output_size
+from convnorm.convolution import output_size, pads_of
 from convnorm.ring import everywhere
 from convnorm.tables import Pair, both_halves
 
@@ -84,7 +84,7 @@ def enclosing_symbol(composite: Composite, size: Pair) -> Symbol:
     if composite.missing is not None:
         raise NoSymbol(composite.missing)
     conv = composite.conv
-    left, right, top, bottom = pads = tuple(conv._reversed_padding_repeated_twice)
+    left, right, top, bottom = pads = pads_of(conv)
     reach = tuple(d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True))
     total = (top + bottom, left + right)
     filtered = any(part.place == "ring" for part in composite.parts)

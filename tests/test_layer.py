@@ -103,6 +103,20 @@ def test_options_that_mean_nothing_are_refused(options, message):
         ConvNorm2d(4, 4, 3, **options)
 
 
+@every_grid
+@pytest.mark.parametrize("made, later", [((1, 1), (2, 2)), ("same", "same"), ((2, 1), "valid")])
+def test_follows_a_dilation_and_a_padding_set_later(grid, made, later):
+    """As ResNets are made to keep their resolution for segmentation."""
+    torch.manual_seed(0)
+    layer = ConvNorm2d(3, 4, (3, 2), padding=made, grid=grid).eval()
+    layer.dilation, layer.padding = (2, 2), later
+    fresh = ConvNorm2d(3, 4, (3, 2), padding=later, dilation=2, grid=grid).eval()
+    fresh.load_state_dict(layer.state_dict())
+    x = torch.randn(2, 3, 9, 8)
+    assert layer(x).equal(fresh(x))
+    assert layer.linear_adjoint(layer.linear(x), (9, 8)).shape == x.shape
+
+
 def test_bias_comes_after_the_filter():
     layer = bare(2, 3, 3, bias=True)
     x = torch.randn(1, 2, 6, 6)

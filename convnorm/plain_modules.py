@@ -1,9 +1,12 @@
-"""The plain modules that a folded layer is made of, beside those of torch."""
+"""The plain modules that a folded layer is made of, beside those of torch.
+
+As those, they take one image without its batch too.
+"""
 
 import torch
 from torch import nn
 
-from convnorm.convolution import Pads
+from convnorm.convolution import Pads, as_batch, as_given
 from convnorm.filtering import filter_by_products
 from convnorm.tables import Pair
 
@@ -53,7 +56,7 @@ class Crop(nn.Module):
         self.rows, self.columns = rows, columns
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x[:, :, slice(*self.rows), slice(*self.columns)]
+        return x[..., slice(*self.rows), slice(*self.columns)]
 
     def extra_repr(self) -> str:
         return f"rows={self.rows}, columns={self.columns}"
@@ -69,8 +72,9 @@ class MatrixFilter(nn.Module):
         self.size = size
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = torch.matmul(x.flatten(2).transpose(0, 1), self.matrix.transpose(1, 2))
-        return y.transpose(0, 1).unflatten(2, self.size) + self.offset[:, None, None]
+        pixels = as_batch(x).flatten(2).transpose(0, 1)
+        y = torch.matmul(pixels, self.matrix.transpose(1, 2)).transpose(0, 1)
+        return as_given(y.unflatten(2, self.size) + self.offset[:, None, None], x)
 
 
 class ProductFilter(nn.Module):
@@ -88,4 +92,5 @@ class ProductFilter(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         kept = {"rows": self.rows, "columns": self.columns}
-        return filter_by_products(x, self.real, self.imaginary, **kept) + self.offset[:, None, None]
+        y = filter_by_products(as_batch(x), self.real, self.imaginary, **kept)
+        return as_given(y + self.offset[:, None, None], x)

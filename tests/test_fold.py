@@ -72,6 +72,17 @@ def test_exact_forms_are_the_layer(geometry, function, grid):
 
 
 @pytest.mark.parametrize("grid", ["full", "native"])
+@pytest.mark.parametrize("geometry", ["plain", "circular", "reflected"])
+def test_every_form_takes_one_image_without_its_batch(geometry, grid):
+    layer = trained(ConvNorm2d(2, 4, **LAYERS[geometry], grid=grid))
+    x = torch.randn(3, 2, 8, 10, dtype=torch.float64)
+    with torch.no_grad():
+        for form in Folding(layer, (8, 10)).forms():
+            built = form.build()
+            assert relative(built(x[0]), built(x)[0]) < 1e-12, form.name
+
+
+@pytest.mark.parametrize("grid", ["full", "native"])
 @pytest.mark.parametrize("function", ["bare", "circular affine"])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_the_error_of_a_form_is_what_was_expected_of_it(stride, function, grid):

@@ -370,6 +370,16 @@ def test_auto_is_disk_for_what_takes_more_than_half_of_the_free_memory(digits, m
     assert isinstance(loaded(digits, "npz", "memory").images, torch.Tensor)
 
 
+def test_auto_leaves_half_of_what_is_free_on_a_gpu(monkeypatch):
+    """Other processes, as the runs of a benchmark side by side, may hold most of the card."""
+    free, whole = 2**20, 2**30
+    monkeypatch.setattr(stream, "available_bytes", lambda: whole)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, whole))
+    cuda = torch.device("cuda")
+    assert [stream.is_large("auto", cuda, n) for n in (free // 2, free // 2 + 1)] == [False, True]
+    assert not stream.is_large("auto", torch.device("cpu"), free)
+
+
 def test_a_small_data_set_is_not_read_from_disk():
     with pytest.raises(InputError, match=r"data\.stream: 'disk' is not allowed with digits"):
         DataConfig("digits", stream="disk")

@@ -36,7 +36,7 @@ def is_large(stream: Stream, device: torch.device, num_bytes: int) -> bool:
         return stream == "disk"
     free = available_bytes()
     if device.type == "cuda":
-        free = min(free, torch.cuda.get_device_properties(device).total_memory)
+        free = min(free, torch.cuda.mem_get_info(device)[0])
     return num_bytes > SHARE * free
 
 

@@ -5,6 +5,7 @@ from argparse import ArgumentParser
 from pathlib import Path
 from typing import Literal, get_args
 
+from convnorm.experiment.benchmark.targets import is_result
 from convnorm.experiment.config import read as read_config
 from convnorm.experiment.errors import InputError
 from convnorm.experiment.run.checkpoint import BEST, CHECKPOINT, KEPT
@@ -81,9 +82,10 @@ def checkpoints_of(run: Path) -> list[Path]:
 def newest_run() -> Path:
     """Return the folder of a GAN's run below `RUNS` whose last.pt was written last.
 
-    Raises InputError where there is none.
+    Neither a pilot run nor one that --overwrite replaces. Raises InputError where there is none.
     """
-    found = [file for folder in RUNS for file in folder.rglob(CHECKPOINT) if file.is_file()]
+    below = [file for folder in RUNS for file in folder.rglob(CHECKPOINT) if file.is_file()]
+    found = [file for file in below if is_result(file)]
     for file in sorted(found, key=os.path.getmtime, reverse=True):
         if _is_gan(file.parent):
             return file.parent

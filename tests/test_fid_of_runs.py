@@ -253,3 +253,10 @@ def test_a_run_of_a_gan_is_known_by_its_config(place, content, found):
     (folder / "config.yaml").write_text(content)
     shutil.copy(place / RUN / "last.pt", folder / "last.pt")
     assert newest_run() == Path(found)
+
+
+@pytest.mark.parametrize("passed_over", ["runs/benchmark/grid/pilots/none", "runs/gan/.deleted"])
+def test_a_pilot_and_a_run_that_is_replaced_are_not_the_newest(place, passed_over):
+    shutil.copytree(place / RUN, place / passed_over)
+    (place / passed_over / "last.pt").touch()
+    assert newest_run() == Path(RUN)

@@ -104,7 +104,7 @@ def test_options_that_mean_nothing_are_refused(options, message):
 
 
 @every_grid
-@pytest.mark.parametrize("made, later", [((1, 1), (2, 2)), ("same", "same"), ((2, 1), "valid")])
+@pytest.mark.parametrize(("made", "later"), [((1, 1), (2, 2)), ("same", "same"), ((2, 1), "valid")])
 def test_follows_a_dilation_and_a_padding_set_later(grid, made, later):
     """As ResNets are made to keep their resolution for segmentation."""
     torch.manual_seed(0)

@@ -59,9 +59,9 @@ def below(folders: Sequence[Path], name: str, but: Path) -> list[Path]:
         if not folder.is_dir():
             raise InputError(f"--merge: {folder}: no such folder; expected one with runs")
         for file in sorted(folder.rglob(name)):
-            parts, place = file.relative_to(folder).parts, file.parent.resolve()
-            passed_over = any(part.startswith(".") or part == targets.PILOTS for part in parts)
-            if not passed_over and but.resolve() not in (place, *place.parents):
+            place = file.parent.resolve()
+            passed_over = but.resolve() in (place, *place.parents)
+            if targets.is_result(file.relative_to(folder)) and not passed_over:
                 found.setdefault(place, file.parent)
     return list(found.values())
 

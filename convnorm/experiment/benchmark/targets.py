@@ -36,6 +36,11 @@ class Target:
         return f"{self.how} {json.dumps(int(self.gain) if whole else self.gain)}"
 
 
+def is_result(path: Path) -> bool:
+    """Whether a path below a folder of runs is of one that counts: no pilot run, nothing hidden."""
+    return not any(part.startswith(".") or part == PILOTS for part in path.parts)
+
+
 def target_of(value: Any) -> Target | None:
     """Return the target that a value of a grid stands for; None for any other value."""
     if not isinstance(value, dict) or len(value) != 1:

@@ -15,10 +15,9 @@ from torch import nn
 
 from convnorm.fixed import computed_once, computed_once_a_step
 from convnorm.precision import in_float64, outside_autocast, products_are_rounded
+from convnorm.square_root import SquareRoot
 
 WARM_UP = 15  # power iterations before the first use, as in torch's spectral_norm
-# Eigenvalues below this are rounding errors, in float32, of a matrix of norm 1.
-SMALLEST = 1e-6
 
 
 class UnitRows(nn.Module):
@@ -276,39 +275,3 @@ def centred(Z: torch.Tensor, dim: int) -> torch.Tensor:
 def frobenius_norm(S: torch.Tensor) -> torch.Tensor:
     """Of each matrix, (..., 1, 1), 1e-12 or more, with finite gradients of all orders."""
     return S.square().sum((-2, -1), keepdim=True).clamp(min=1e-24).sqrt()
-
-
-class SquareRoot(torch.autograd.Function):
-    """R = S^(1/2) of symmetric matrices, whose eigenvalues are taken as SMALLEST or more.
-
-    From R dR + dR R = dS, with eigenvalues r_i of R: dR_ij = dS_ij / (r_i + r_j) in their basis.
-    """
-
-    @staticmethod
-    def forward(ctx, S: torch.Tensor) -> torch.Tensor:
-        eigenvalues, Q = torch.linalg.eigh(S)
-        R = Q * eigenvalues.clamp(min=SMALLEST).sqrt()[..., None, :] @ Q.mT
-        ctx.save_for_backward(R)
-        return R
-
-    @staticmethod
-    def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
-        (R,) = ctx.saved_tensors
-        return Lyapunov.apply(R, grad)
-
-
-class Lyapunov(torch.autograd.Function):
-    """X with R X + X R = C, for symmetric positive definite R; a self-adjoint map of C."""
-
-    @staticmethod
-    def forward(ctx, R: torch.Tensor, C: torch.Tensor) -> torch.Tensor:
-        r, Q = torch.linalg.eigh(R)
-        X = Q @ (Q.mT @ C @ Q / (r[..., :, None] + r[..., None, :])) @ Q.mT
-        ctx.save_for_backward(R, X)
-        return X
-
-    @staticmethod
-    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        R, X = ctx.saved_tensors
-        grad_C = Lyapunov.apply(R, grad)
-        return -(grad_C @ X.mT + X.mT @ grad_C), grad_C

@@ -132,6 +132,22 @@ def test_first_and_second_derivatives(module, shape):
 
 
 @pytest.mark.parametrize("module", [OWN(), ONI(3)], ids=str)
+def test_transforms_of_torch_func(module):
+    Z, target = drawn((4, 3), torch.float64), drawn((4, 3), torch.float64).cos()
+
+    def loss(Z: torch.Tensor) -> torch.Tensor:
+        return (module(Z) - target).square().sum()
+
+    leaf = Z.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(loss(leaf), leaf)
+    torch.testing.assert_close(torch.func.grad(loss)(Z), expected)
+    both = torch.func.vmap(torch.func.grad(loss))(torch.stack([Z, target]))
+    torch.testing.assert_close(both[0], expected)
+    second = torch.autograd.functional.hessian(loss, Z)
+    torch.testing.assert_close(torch.func.jacrev(torch.func.grad(loss))(Z), second)
+
+
+@pytest.mark.parametrize("module", [OWN(), ONI(3)], ids=str)
 def test_derivatives_where_all_singular_values_are_equal(module):
     """Those of an SVD are infinite there, and there these methods live."""
     Z = centred(drawn((3, 6), torch.float64), 1)

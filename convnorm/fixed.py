@@ -41,6 +41,9 @@ def shared_weights() -> Iterator[None]:
     frequencies, orthogonal weights) is then computed once for all, with its gradient. What moves
     in every pass, as power iterations do, still moves. A context inside another one uses its
     results.
+
+    Where gradients flow through what is shared, torch.utils.checkpoint has no place in here: its
+    second pass finds other results kept than the first, and it raises CheckpointError.
     """
     if torch.compiler.is_compiling():  # computes what is constant once by itself
         yield
